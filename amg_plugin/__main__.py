@@ -1,0 +1,8 @@
+"""``python -m amg_plugin``: see :mod:`amg_plugin.launcher`."""
+
+import sys
+
+from amg_plugin.launcher import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""One file per model: weights, structure, configuration and history.
+
+The layout is a dictionary of the plugin's own, without a ``state_dict`` entry: torchreid's ``load_pretrained_weights``
+matches nothing in it, instead of silently keeping the half that fits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amg_plugin.errors import AMGError, CheckpointError, RunError
+from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
+from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "amg_plugin.checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Contents of a checkpoint file.
+
+    Attributes:
+        spec: The dense network.
+        plan: What is pruned.
+        weights: State dict of the pruned network.
+        config: The run's configuration as plain data.
+        history: One entry per evaluation or cut, plain data.
+        preprocessing: How images become inputs: height, width, mean, std, interpolation.
+    """
+
+    spec: ModelSpec
+    plan: PruningPlan
+    weights: Mapping[str, Tensor]
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> ReIDModel:
+        """Rebuild the structure, then load the weights strictly.
+
+        Returns:
+            The network in eval mode, on the CPU.
+
+        Raises:
+            CheckpointError: If structure and weights do not belong together.
+        """
+        try:
+            model = apply_plan(ReIDModel(self.spec), self.plan)
+        except AMGError as error:
+            raise CheckpointError(f"The checkpoint's structure cannot be rebuilt: {error}") from error
+        load_strictly(model, self.weights)
+        return model.eval()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, or the network itself."""
+    return model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model
+
+
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load a state dict; every tensor must be there and fit.
+
+    Raises:
+        CheckpointError: Naming how many tensors are missing, unknown or of another shape, and one of each.
+    """
+    expected = model.state_dict()
+    missing = sorted(set(expected) - set(weights))
+    unknown = sorted(set(weights) - set(expected))
+    shapes = [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(set(expected) & set(weights))
+        if weights[name].shape != expected[name].shape
+    ]
+    faults = [f"{len(names)} {kind} ({names[0]})" for kind, names in (
+        ("missing", missing), ("unknown", unknown), ("of another shape", shapes)) if names]  # fmt: skip
+    if faults:
+        raise CheckpointError(f"The weights do not fit the model: tensors {', '.join(faults)}.")
+    model.load_state_dict(weights)
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    config: Mapping[str, Any] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+    preprocessing: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a :class:`ReIDModel`, pruned or not; the file is replaced only once the new one is complete.
+
+    Args:
+        path: Where to; folders are made.
+        model: The network; DataParallel is unwrapped.
+        config: The run's configuration, plain data.
+        history: Evaluations and cuts so far, plain data.
+        preprocessing: Height, width, mean, std, interpolation.
+
+    Raises:
+        RunError: If the file cannot be written.
+    """
+    model = unwrap(model)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "spec": model.spec.to_dict(),
+        "plan": current_plan(model).to_dict(),
+        "weights": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "config": dict(config or {}),
+        "history": [dict(entry) for entry in history],
+        "preprocessing": dict(preprocessing or {}),
+    }
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"The checkpoint '{path}' cannot be written: {error}.") from error
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint, as data only.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, unsafe, foreign or of another version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"The checkpoint '{path}' does not exist; give a file written by amg-reid.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for truncated and foreign files
+        raise CheckpointError(
+            f"'{path}' cannot be read ({type(error).__name__}): it is truncated, or no checkpoint of amg-reid."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"'{path}' is no checkpoint of amg-reid; plain weight files go into amg.weights.")
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"'{path}' has format version {content.get('version')!r}; this release reads version {VERSION}."
+        )
+    try:
+        return Checkpoint(
+            spec=ModelSpec.from_dict(content["spec"]),
+            plan=PruningPlan.from_dict(content["plan"]),
+            weights=content["weights"],
+            config=content["config"],
+            history=content["history"],
+            preprocessing=content["preprocessing"],
+        )
+    except KeyError as error:
+        raise CheckpointError(f"'{path}' lacks its entry {error}.") from error
+    except AMGError as error:
+        raise CheckpointError(f"'{path}' cannot be used: {error}") from error
+
+
+def load_model(path: str | Path) -> ReIDModel:
+    """Rebuild the network of a checkpoint, pruned structure included.
+
+    Args:
+        path: A checkpoint written by the plugin.
+
+    Returns:
+        The network in eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: If the file or its structure is wrong.
+    """
+    return read_checkpoint(path).build()

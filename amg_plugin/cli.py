@@ -1,0 +1,84 @@
+"""The ``amg-reid`` command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from amg_plugin.errors import AMGError
+from amg_plugin.version import __version__
+
+#: Subcommand -> module with HELP, DESCRIPTION, add_arguments and run.
+COMMANDS = {
+    "train": "amg_plugin.commands.train",
+    "prune": "amg_plugin.commands.prune",
+    "test": "amg_plugin.commands.test",
+    "inspect": "amg_plugin.commands.inspect",
+    "demo": "amg_plugin.commands.demo",
+    "doctor": "amg_plugin.commands.doctor",
+}
+
+DESCRIPTION = """AMG pruning of ViT re-ID models in torchreid: train, prune, fine-tune, evaluate.
+
+  amg-reid demo                     everything on drawn data, in a few minutes
+  amg-reid train  --config-file market1501/vit_small --root DATA
+  amg-reid prune  --config-file market1501/vit_small_head25_token25 --weights CKPT --root DATA
+  amg-reid test   --weights CKPT -t market1501 --root DATA
+  amg-reid inspect CKPT
+
+'amg-reid COMMAND --help' explains each; 'python -m amg_plugin SCRIPT' runs any torchreid script with the plugin."""
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The argument parser.
+
+    Args:
+        only: A subcommand whose arguments are all that is needed; the others are listed but not imported.
+    """
+    parser = argparse.ArgumentParser(
+        prog="amg-reid", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"amg-reid {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, path in COMMANDS.items():
+        if only in COMMANDS and name != only:
+            commands.add_parser(name)
+            continue
+        module = importlib.import_module(path)
+        sub = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=getattr(module, "DESCRIPTION", module.HELP),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Words after the program's name; None takes those of the process.
+
+    Returns:
+        0 on success, 1 for a failed run, 2 for bad input.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = build_parser(words[0] if words else None).parse_args(words)
+        return args.run(args)
+    except AMGError as error:
+        print(f"amg-reid: error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("amg-reid: interrupted", file=sys.stderr)
+        return 130
+
+
+def console_main() -> None:
+    """Entry point of the installed program."""
+    sys.exit(main())

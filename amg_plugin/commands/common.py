@@ -1,0 +1,125 @@
+"""Arguments, logging and result files that the commands share."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from amg_plugin import compat, report
+from amg_plugin.config import load_config, to_plain_dict
+from amg_plugin.errors import InputError
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """torchreid's flags: ``--config-file``, ``-s``, ``-t``, ``--root``, ``--transforms`` and trailing ``key value``."""
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="yaml file, or the name of a shipped configuration (demo/synthetic)"
+    )
+    parser.add_argument("-s", "--sources", nargs="+", metavar="NAME", help="data sets to train on")
+    parser.add_argument("-t", "--targets", nargs="+", metavar="NAME", help="data sets to evaluate on")
+    parser.add_argument("--root", metavar="FOLDER", help="folder that holds the data sets")
+    parser.add_argument("--transforms", nargs="+", metavar="NAME", help="training transforms")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="key value", help="any configuration keys, for example train.lr 0.001"
+    )
+
+
+def add_weights_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """``--weights CKPT``."""
+    parser.add_argument("--weights", metavar="CKPT", help=text)
+
+
+def required_weights(args: argparse.Namespace) -> str:
+    """The checkpoint's path.
+
+    Raises:
+        InputError: If it was not given.
+    """
+    if not args.weights:
+        raise InputError("--weights is missing; give a checkpoint written by amg-reid, for example log/best.pth.")
+    return args.weights
+
+
+def config_from_arguments(
+    args: argparse.Namespace, *, use_schedule: bool = True, base: dict[str, Any] | None = None
+) -> Any:
+    """Load the configuration that the arguments describe.
+
+    Args:
+        args: Parsed arguments of :func:`add_config_arguments`.
+        use_schedule: False for dense training.
+        base: A checkpoint's configuration, used when no ``--config-file`` is given.
+    """
+    overrides: list[object] = ["data.root", args.root] if args.root else []
+    trailing = list(args.opts)
+    for name in ("sources", "targets", "transforms"):
+        words = getattr(args, name) or []
+        # '-t market1501 train.lr 0.001': argparse takes all of it for names, but only keys hold a dot.
+        names = list(itertools.takewhile(lambda word: "." not in word, words))
+        trailing = words[len(names) :] + trailing
+        if names:
+            overrides += [f"data.{name}", names]
+    return load_config(
+        args.config_file,
+        [*overrides, *trailing],
+        use_schedule=use_schedule,
+        base=None if args.config_file else base,
+    )
+
+
+@contextlib.contextmanager
+def logged(save_dir: str, command: str) -> Iterator[None]:
+    """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``."""
+    stamp = time.strftime("%Y-%m-%d-%H-%M-%S")
+    tee = compat.torchreid().utils.Logger(str(Path(save_dir) / f"{command}.log-{stamp}"))
+    root = logging.getLogger("amg_plugin")
+    handler = logging.StreamHandler(tee)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level, propagate = root.level, root.propagate
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    try:
+        with contextlib.redirect_stdout(tee):
+            yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        root.propagate = propagate
+        tee.flush()
+        if tee.file is not None:
+            tee.file.close()
+
+
+def finish(cfg: Any, command: str, sections: dict[str, Any], started: float, **extra: Any) -> dict[str, Any]:
+    """Write ``result.json`` and print the table.
+
+    Args:
+        cfg: The configuration.
+        command: Name of the command.
+        sections: ``dense``, ``pruned``, ``finetuned``, whichever are known.
+        started: ``time.time()`` at the start.
+        **extra: Further entries.
+
+    Returns:
+        The result.
+    """
+    result = {
+        "command": command,
+        **sections,
+        **extra,
+        "config": to_plain_dict(cfg),
+        "seed": cfg.train.seed,
+        **report.environment(),
+        "seconds": round(time.time() - started, 1),
+    }
+    path = report.write_result(cfg.data.save_dir, result)
+    print(f"\n{report.comparison_table(result)}\n\n{path}", file=sys.stdout)
+    return result

@@ -1,0 +1,75 @@
+"""``amg-reid prune``: run the pruning schedule on a dense model."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from amg_plugin import report
+from amg_plugin.checkpoint import Checkpoint, read_checkpoint
+from amg_plugin.commands.common import (
+    add_config_arguments,
+    add_weights_argument,
+    config_from_arguments,
+    finish,
+    logged,
+    required_weights,
+)
+from amg_plugin.config import schedule_epochs
+from amg_plugin.session import assemble, prepare, restore_model, run_arguments
+
+HELP = "prune a checkpoint by the schedule, fine-tune with distillation"
+DESCRIPTION = """Score, prune and fine-tune by amg.schedule, then fine-tune for amg.final_epochs.
+
+The number of epochs follows from the schedule. Without --config-file the checkpoint's own configuration counts, so that
+only the schedule is needed. The model goes to SAVE_DIR/last.pth and best.pth (best mAP of the first target among the
+evaluations after the last cut), the figures of the dense, the pruned and the fine-tuned model to SAVE_DIR/result.json.
+
+example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \\
+           --root reid-data data.save_dir log/vit_small_pruned"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_weights_argument(parser, "the dense (or already pruned) checkpoint to start from")
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prune; 0 on success."""
+    checkpoint = read_checkpoint(required_weights(args))
+    cfg = config_from_arguments(args, base=checkpoint.config)
+    prepare(cfg)
+    with logged(cfg.data.save_dir, "prune"):
+        prune(cfg, checkpoint)
+    return 0
+
+
+def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Carry out the schedule of ``cfg`` on the model of ``checkpoint``; returns the result."""
+    from amg_plugin.data.manager import build_datamanager
+    from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, ProgressHook
+
+    started = time.time()
+    pruning = AMGPruningHook.from_config(cfg)
+    pruning.check(checkpoint.build())  # what is not feasible should fail before the data is looked at
+    datamanager = build_datamanager(cfg)
+    model = restore_model(checkpoint, cfg, datamanager.num_train_pids)
+    height, width = cfg.data.height, cfg.data.width
+    shapes = {"dense": report.structure(model, height, width)}
+    best = BestModelHook(cfg.data.save_dir, eligible=lambda: pruning.schedule.finished)
+    hooks = [ProgressHook(), pruning, best]
+    if cfg.amg.distill.enabled:
+        hooks.insert(0, DistillationHook.from_config(cfg))
+    epochs = schedule_epochs(cfg)
+    engine = assemble(cfg, datamanager, model, hooks, epochs)
+    engine.run(**run_arguments(cfg, epochs))
+    if not epochs:  # torchreid saves nothing then
+        engine.save_model(0, engine.first_result["rank1"], cfg.data.save_dir)
+    shapes["pruned"] = shapes["finetuned"] = report.structure(engine.model, height, width)
+    scores = dict(pruning.snapshots)
+    if epochs:
+        scores["finetuned"] = engine.results
+    sections = {name: report.section(scores[name], shapes[name]) for name in report.SECTIONS if name in scores}
+    return finish(cfg, "prune", sections, started, best=best.best, history=engine.history)

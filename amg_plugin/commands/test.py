@@ -1,0 +1,75 @@
+"""``amg-reid test``: evaluate a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from amg_plugin import report
+from amg_plugin.checkpoint import Checkpoint, read_checkpoint
+from amg_plugin.commands.common import (
+    add_config_arguments,
+    add_weights_argument,
+    config_from_arguments,
+    finish,
+    logged,
+    required_weights,
+)
+from amg_plugin.session import assemble, prepare, restore_model
+
+HELP = "evaluate a checkpoint on the targets"
+DESCRIPTION = """Evaluate a checkpoint, pruned or not, with torchreid's evaluator on every target.
+
+Without --config-file the checkpoint's own configuration counts; -t, --root and key value pairs change it.
+
+example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --root reid-data"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_weights_argument(parser, "the checkpoint to evaluate")
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; 0 on success."""
+    checkpoint = read_checkpoint(required_weights(args))
+    cfg = config_from_arguments(args, use_schedule=False, base=checkpoint.config)
+    prepare(cfg)
+    with logged(cfg.data.save_dir, "test"):
+        test(cfg, checkpoint)
+    return 0
+
+
+def test(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Evaluate ``checkpoint`` on the targets of ``cfg``; returns the result."""
+    from amg_plugin.data.manager import build_datamanager
+
+    started = time.time()
+    datamanager = build_datamanager(cfg)
+    model = restore_model(checkpoint, cfg)
+    shape = report.structure(model, cfg.data.height, cfg.data.width)
+    engine = assemble(cfg, datamanager, model, [], 1)
+    engine.test(
+        dist_metric=cfg.test.dist_metric,
+        normalize_feature=cfg.test.normalize_feature,
+        visrank=cfg.test.visrank,
+        visrank_topk=cfg.test.visrank_topk,
+        save_dir=cfg.data.save_dir,
+        use_metric_cuhk03=cfg.cuhk03.use_metric_cuhk03,
+        ranks=list(cfg.test.ranks),
+        rerank=cfg.test.rerank,
+    )
+    return finish(cfg, "test", {section_name(checkpoint): report.section(engine.results, shape)}, started)
+
+
+def section_name(checkpoint: Checkpoint) -> str:
+    """Which section of a result a checkpoint's figures belong to."""
+    if checkpoint.plan.is_dense:
+        return "dense"
+    cuts = [entry["epoch"] for entry in checkpoint.history if entry.get("event") == "cut"]
+    last = max((entry.get("epoch", 0) for entry in checkpoint.history), default=0)
+    # A cut before epoch e is followed by training in epoch e, whose evaluation carries the same number.
+    tests_after = [e for e in checkpoint.history if e.get("event") == "test" and cuts and e["epoch"] >= cuts[-1]]
+    return "finetuned" if last > max(cuts, default=-1) or len(tests_after) > 1 else "pruned"

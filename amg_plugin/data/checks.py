@@ -1,0 +1,163 @@
+"""Checks of the input images before a run starts.
+
+torchreid downloads where a folder is missing (and leaves an empty one behind), loops for ever over an unreadable
+image and trains nothing where a batch is larger than the training set. Here each of these is an error up front.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from amg_plugin import compat
+from amg_plugin.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+_LISTED = 10  # unreadable images named in the message
+_MOST_THREADS = 16
+
+
+def check_dataset_folder(name: str, root: str | Path) -> Path | None:
+    """Makes sure that a data set's folder is there, so that torchreid does not try to download it.
+
+    Args:
+        name: Name of an image data set registered with torchreid.
+        root: Data root (``data.root``).
+
+    Returns:
+        The folder, or None for a data set class that does not say which folder it reads.
+
+    Raises:
+        ConfigError: No such data set is registered.
+        DataError: The root or the folder is missing, or holds no file.
+    """
+    known = compat.image_dataset_factory()
+    if name not in known:
+        raise ConfigError(
+            f"Unknown data set {name!r} (data.sources, data.targets); known are {', '.join(sorted(known))}."
+        )
+    root = Path(root).expanduser().resolve()
+    if not root.is_dir():
+        raise DataError(f"The data root {root} (data.root, --root) does not exist or is not a folder.")
+    below = getattr(known[name], "dataset_dir", None)
+    if not isinstance(below, str) or not below:
+        return None
+    folder = root / below
+    hint = " (`amg-reid demo` draws it; amg_plugin.data.synthetic in Python)" if name == "synthetic_reid" else ""
+    if not folder.is_dir():
+        raise DataError(f"The data set {name} is expected in {folder}, which does not exist{hint}.")
+    if not any(files for _, _, files in os.walk(folder)):
+        raise DataError(f"The data set {name} is expected in {folder}, which holds no files{hint}.")
+    return folder
+
+
+def check_images(paths: Iterable[str | Path], workers: int = 0) -> int:
+    """Decodes every image once.
+
+    Args:
+        paths: Image files; repeated ones are read once.
+        workers: Number of threads; 0 takes one per processor.
+
+    Returns:
+        Number of images read.
+
+    Raises:
+        DataError: Some cannot be decoded; names the first ten and their total.
+    """
+    unique = list(dict.fromkeys(str(path) for path in paths))
+    threads = min(_MOST_THREADS, workers if workers > 0 else (os.cpu_count() or 1))
+    bad: list[str] = []
+    with ThreadPoolExecutor(threads) as pool:
+        results = pool.map(_why_unreadable, unique)
+        for path, reason in tqdm(
+            zip(unique, results, strict=True), total=len(unique), desc="checking images", unit="image", disable=None
+        ):
+            if reason:
+                bad.append(f"{path} ({reason})")
+    if bad:
+        more = f"; and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+        raise DataError(
+            f"{len(bad)} of {len(unique)} images cannot be read: {'; '.join(bad[:_LISTED])}{more}. "
+            "Replace or remove them."
+        )
+    return len(unique)
+
+
+def _why_unreadable(path: str) -> str:
+    """Empty string for an image that decodes, else the reason."""
+    try:
+        if Path(path).stat().st_size == 0:
+            return "empty file"
+        with Image.open(path) as image:
+            image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise more than OSError on damaged files
+        return str(error).replace(repr(path), "").strip() or type(error).__name__
+    return ""
+
+
+def check_identity_sampler(train: Sequence[tuple[Any, ...]], num_instances: int) -> int:
+    """Warns about identities with fewer images than the identity sampler draws; it repeats their images.
+
+    Args:
+        train: Training items (path, pid, camid, ...).
+        num_instances: Images per identity in a batch (``sampler.num_instances``).
+
+    Returns:
+        Number of such identities.
+    """
+    counts = Counter(item[1] for item in train)
+    short = sum(count < num_instances for count in counts.values())
+    if short:
+        logger.warning(
+            "%d of %d training identities have fewer than %d images (sampler.num_instances); "
+            "the identity sampler repeats theirs",
+            short,
+            len(counts),
+            num_instances,
+        )
+    return short
+
+
+def check_training_set(
+    train: Sequence[tuple[Any, ...]], train_sampler: str, batch_size: int, num_instances: int
+) -> None:
+    """Makes sure that the training set fills at least one batch: torchreid drops the last, incomplete one.
+
+    Args:
+        train: Training items (path, pid, camid, ...).
+        train_sampler: Name of torchreid's sampler (``sampler.train_sampler``).
+        batch_size: ``train.batch_size``.
+        num_instances: ``sampler.num_instances``; counts for the identity sampler only.
+
+    Raises:
+        ConfigError: The batch is smaller than ``num_instances``.
+        DataError: Too few images or identities for one batch.
+    """
+    if train_sampler == "RandomIdentitySampler":
+        if batch_size < num_instances:
+            raise ConfigError(
+                f"train.batch_size is {batch_size}, but RandomIdentitySampler needs at least "
+                f"sampler.num_instances = {num_instances}."
+            )
+        needed = batch_size // num_instances
+        found = len({item[1] for item in train})
+        if found < needed:
+            raise DataError(
+                f"The training set has {found} identities, but a batch of {batch_size} with {num_instances} images "
+                f"each takes {needed}; lower train.batch_size or raise sampler.num_instances."
+            )
+        check_identity_sampler(train, num_instances)
+    elif len(train) < batch_size:
+        raise DataError(
+            f"The training set has {len(train)} images, fewer than train.batch_size = {batch_size}: no batch would "
+            "be complete and nothing would be trained; lower train.batch_size."
+        )

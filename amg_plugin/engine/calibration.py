@@ -1,0 +1,87 @@
+"""Calibration passes over the training set, for scoring."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from amg_plugin.checkpoint import unwrap
+from amg_plugin.pruning.scorers import Calibration
+
+if TYPE_CHECKING:
+    from amg_plugin.engine.base import HookedEngine
+
+
+def plain_train_loader(engine: HookedEngine) -> DataLoader:
+    """The training loader with the transforms of evaluation: same sampler, no augmentation."""
+    loader = engine.train_loader
+    dataset = copy.copy(loader.dataset)
+    dataset.transform, dataset.k_tfm = engine.datamanager.transform_te, 1
+    return DataLoader(
+        dataset,
+        batch_size=loader.batch_size,
+        sampler=loader.sampler,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+    )
+
+
+def build_calibration(engine: HookedEngine, label: str) -> Calibration:
+    """What scorers may run, as ``amg.calibration`` says.
+
+    Args:
+        engine: The engine, whose training data and task loss are used.
+        label: What the progress bar says.
+    """
+    options, model = engine.cfg.amg.calibration, unwrap(engine.model)
+    loader = engine.train_loader if options.augment else plain_train_loader(engine)
+    length = min(options.batches, len(loader)) if options.batches else len(loader)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for data in tqdm(islice(loader, length), total=length, desc=label, leave=False, disable=None):
+            images, pids = engine.parse_data_for_train(data)
+            yield images.to(engine.device), pids.to(engine.device)
+
+    def forward(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return model.embed(batch[0])
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, pids = batch
+        # Parameters are frozen while scoring; the graph starts at the images.
+        return engine.task_loss(model.training_outputs(images.requires_grad_()), pids)
+
+    return Calibration(
+        batches=batches,
+        forward=forward,
+        loss=loss,
+        seed=engine.cfg.train.seed,
+        normalize_entropy=engine.cfg.amg.normalize_entropy,
+    )
+
+
+@contextmanager
+def scoring_mode(model: nn.Module, mode: str) -> Iterator[None]:
+    """Put the network into ``"train"`` or ``"eval"`` mode; modes and running statistics are restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    statistics = {name: value.clone() for name, value in model.named_buffers() if "running" in name or "tracked" in name}
+    model.train(mode == "train")
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                if name in statistics:
+                    value.copy_(statistics[name])
+
+

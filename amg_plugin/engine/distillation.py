@@ -1,0 +1,68 @@
+"""Distillation from a frozen dense teacher that stays outside the engine's models."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amg_plugin.checkpoint import load_model, unwrap
+from amg_plugin.engine.base import HookedEngine
+from amg_plugin.engine.hooks import Hook
+from amg_plugin.engine.losses import distillation_loss
+from amg_plugin.errors import ConfigError
+from amg_plugin.pruning import current_plan
+
+
+class DistillationHook(Hook):
+    """Adds ``alpha`` times the divergence from the teacher's logits to the loss.
+
+    The teacher is the dense model, frozen and in eval mode; torchreid puts registered models into training mode, so it
+    is not registered.
+
+    Args:
+        alpha: Weight of the term.
+        tau: Temperature.
+        teacher: The dense network; None takes a copy of the engine's model when the run starts.
+    """
+
+    def __init__(self, alpha: float, tau: float, teacher: nn.Module | None = None) -> None:
+        self.alpha = alpha
+        self.tau = tau
+        self.teacher = teacher
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> DistillationHook:
+        """Build from ``amg.distill``."""
+        options = cfg.amg.distill
+        return cls(options.alpha, options.tau, load_model(options.teacher) if options.teacher else None)
+
+    def before_run(self, engine: HookedEngine) -> None:
+        """Freeze the teacher.
+
+        Raises:
+            ConfigError: If the run starts from a pruned model and no dense teacher is given, or the teacher's
+                identities are not the run's.
+        """
+        student = unwrap(engine.model)
+        if self.teacher is None:
+            if not current_plan(student).is_dense:
+                raise ConfigError(
+                    "The model is pruned already, so it cannot be its own dense teacher: give a dense checkpoint in "
+                    "amg.distill.teacher, or set amg.distill.enabled to False."
+                )
+            self.teacher = copy.deepcopy(student)
+        if self.teacher.classifier.out_features != student.classifier.out_features:
+            raise ConfigError(
+                f"The teacher knows {self.teacher.classifier.out_features} identities, the training data has "
+                f"{student.classifier.out_features}; amg.distill.teacher must come from the same data."
+            )
+        self.teacher = self.teacher.to(engine.device).eval().requires_grad_(False)
+
+    def loss(self, engine: HookedEngine, images: Tensor, logits: Any) -> dict[str, Tensor]:
+        """The distillation term, ``loss_d``."""
+        with torch.no_grad(), engine.autocast():
+            target = self.teacher.logits(images)
+        return {"loss_d": self.alpha * distillation_loss(logits, target, self.tau)}

@@ -1,0 +1,113 @@
+"""Evaluation of one target with torchreid's distances and metrics, safe for small galleries."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from amg_plugin import compat
+
+logger = logging.getLogger(__name__)
+
+#: torchreid's default length of the CMC curve.
+MAX_RANK = 50
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Features of one split.
+
+    Attributes:
+        features: ``[n, D]`` on the CPU.
+        pids: Identities ``[n]``.
+        camids: Cameras ``[n]``.
+    """
+
+    features: Tensor
+    pids: np.ndarray
+    camids: np.ndarray
+
+
+@torch.no_grad()
+def embed(loader: Iterable[Any], parse: Callable, extract: Callable[[Tensor], Tensor], label: str) -> Embedded:
+    """Extract the features of a loader.
+
+    Args:
+        loader: torchreid's query or gallery loader.
+        parse: Gives images, pids and camids of a batch.
+        extract: Gives features ``[B, D]`` of images.
+        label: What the progress bar says.
+    """
+    features, pids, camids = [], [], []
+    for batch in tqdm(loader, desc=label, leave=False, disable=None):
+        images, batch_pids, batch_camids = parse(batch)
+        features.append(extract(images).float().cpu())
+        pids.extend(batch_pids.tolist())
+        camids.extend(batch_camids.tolist())
+    return Embedded(torch.cat(features), np.asarray(pids), np.asarray(camids))
+
+
+def distances(query: Embedded, gallery: Embedded, metric: str, normalize: bool, rerank: bool) -> np.ndarray:
+    """torchreid's distance matrix ``[queries, gallery]``, re-ranked if asked for."""
+    torchreid = compat.torchreid()
+    q, g = query.features, gallery.features
+    if normalize:
+        q, g = F.normalize(q, dim=1), F.normalize(g, dim=1)
+    measure = torchreid.metrics.compute_distance_matrix
+    matrix = measure(q, g, metric).numpy()
+    if rerank:
+        matrix = torchreid.utils.re_ranking(matrix, measure(q, q, metric).numpy(), measure(g, g, metric).numpy())
+    return matrix
+
+
+def longest_cmc(query: Embedded, gallery: Embedded) -> int:
+    """Length of the CMC curve that every query of the target can fill.
+
+    torchreid drops gallery images of the query's own identity and camera; with a small gallery fewer than its 50 ranks
+    are left and it fails. Queries without a match do not count.
+    """
+    shots = Counter(zip(gallery.pids.tolist(), gallery.camids.tolist(), strict=True))
+    per_identity = Counter(gallery.pids.tolist())
+    left = [
+        len(gallery.pids) - shots[pid, camid]
+        for pid, camid in zip(query.pids.tolist(), query.camids.tolist(), strict=True)
+        if per_identity[pid] > shots[pid, camid]
+    ]
+    return min([MAX_RANK, *left])
+
+
+def score(
+    matrix: np.ndarray, query: Embedded, gallery: Embedded, ranks: Sequence[int], use_metric_cuhk03: bool = False
+) -> dict[str, Any]:
+    """CMC and mAP by torchreid's ``evaluate_rank``; ranks are clamped to the gallery.
+
+    Returns:
+        ``{"mAP": float, "rank1": float, "cmc": {rank: float}}``, fractions.
+    """
+    length = longest_cmc(query, gallery)
+    cmc, mean_precision = compat.torchreid().metrics.evaluate_rank(
+        matrix,
+        query.pids,
+        gallery.pids,
+        query.camids,
+        gallery.camids,
+        max_rank=length,
+        use_metric_cuhk03=use_metric_cuhk03,
+    )
+    kept = sorted({min(rank, length) for rank in ranks})
+    if kept != sorted(set(ranks)):
+        logger.warning("ranks %s are clamped to %s: the gallery is small", list(ranks), kept)
+    return {
+        "mAP": float(mean_precision),
+        "rank1": float(cmc[0]),
+        "cmc": {str(rank): float(cmc[rank - 1]) for rank in kept},
+    }

@@ -1,0 +1,61 @@
+"""Phases of a run that the plugin's engines announce, and the base class of what listens to them.
+
+Order inside one ``engine.run(...)``::
+
+    before_run
+      before_epoch                    once per epoch
+        before_step, loss, after_step   once per training batch
+      after_epoch
+      before_test, after_test         at each evaluation torchreid asks for
+    after_run
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from amg_plugin.engine.base import HookedEngine
+
+
+class Hook:
+    """Does nothing in every phase; override those that matter.
+
+    A hook finds everything it needs on the engine: ``model``, ``optimizer``, ``epoch``, ``max_epoch``, ``results``.
+    """
+
+    def before_run(self, engine: HookedEngine) -> None:
+        """Called once, before the first epoch; not for a run that only tests."""
+
+    def after_run(self, engine: HookedEngine) -> None:
+        """Called once, after the final test."""
+
+    def before_epoch(self, engine: HookedEngine) -> None:
+        """Called before each training epoch; ``engine.epoch`` counts from 0."""
+
+    def after_epoch(self, engine: HookedEngine) -> None:
+        """Called after each training epoch, its learning-rate step included."""
+
+    def before_step(self, engine: HookedEngine, images: Tensor) -> None:
+        """Called before the forward pass of a training batch ``[B, 3, height, width]``."""
+
+    def loss(self, engine: HookedEngine, images: Tensor, logits: Any) -> dict[str, Tensor]:
+        """Further terms of the training loss, by name; they are added with weight 1.
+
+        Args:
+            engine: The engine.
+            images: The training batch.
+            logits: Logits of the model, a tensor or a list of them.
+        """
+        return {}
+
+    def after_step(self, engine: HookedEngine, summary: dict[str, float]) -> None:
+        """Called after the optimiser's step with the values torchreid prints."""
+
+    def before_test(self, engine: HookedEngine) -> None:
+        """Called before each evaluation."""
+
+    def after_test(self, engine: HookedEngine) -> None:
+        """Called after each evaluation; ``engine.results`` holds what every target scored."""

@@ -1,0 +1,112 @@
+"""The pruning schedule inside one ``engine.run(...)``."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from amg_plugin.checkpoint import unwrap
+from amg_plugin.engine.base import HookedEngine
+from amg_plugin.engine.calibration import build_calibration, scoring_mode
+from amg_plugin.engine.hooks import Hook
+from amg_plugin.errors import ConfigError
+from amg_plugin.pruning import apply_plan, current_plan
+from amg_plugin.pruning.schedule import PruningSchedule
+from amg_plugin.pruning.step import PruningRules, carry_out, prunable_blocks
+
+logger = logging.getLogger(__name__)
+
+
+class AMGPruningHook(Hook):
+    """Scores, prunes, rebuilds optimiser and schedule, lets torchreid fine-tune, and repeats.
+
+    Args:
+        schedule: Stages and final epochs.
+        rules: Scorers, weights per block and floors.
+        token_variant: ``"kv"`` or ``"block"``.
+
+    Attributes:
+        snapshots: Scores per target of ``dense`` (before the first cut) and ``pruned`` (after the last cut, before the
+            final fine-tuning).
+    """
+
+    def __init__(self, schedule: PruningSchedule, rules: PruningRules, token_variant: str) -> None:
+        self.schedule = schedule
+        self.rules = rules
+        self.token_variant = token_variant
+        self.snapshots: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> AMGPruningHook:
+        """Build from the ``amg`` node."""
+        schedule = PruningSchedule.from_config(cfg.amg.schedule, cfg.amg.final_epochs)
+        return cls(schedule, PruningRules.from_config(cfg.amg), cfg.amg.token_variant)
+
+    def check(self, model: nn.Module) -> None:
+        """Check the schedule against a model before any work starts.
+
+        Raises:
+            ConfigError: If nothing is scheduled, or the floors forbid the rates.
+        """
+        if not self.schedule.cuts:
+            raise ConfigError("amg.schedule is empty, so there is nothing to prune; list at least one stage.")
+        plan = current_plan(model)
+        if plan.prunes_tokens:
+            plan.with_variant(self.token_variant)
+        self.schedule.check_feasible(plan, prunable_blocks(model), self.rules.min_heads, self.rules.min_tokens)
+
+    def before_run(self, engine: HookedEngine) -> None:
+        """Check everything, then evaluate the dense model.
+
+        Raises:
+            ConfigError: If the schedule does not fit the model or the run's number of epochs.
+        """
+        model = unwrap(engine.model)
+        self.check(model)
+        if engine.max_epoch != self.schedule.total_epochs:
+            raise ConfigError(
+                f"The schedule needs {self.schedule.total_epochs} epochs, but the run has {engine.max_epoch}: "
+                "leave train.max_epoch out when amg.schedule is given."
+            )
+        plan = current_plan(model)
+        apply_plan(model, plan if plan.prunes_tokens else plan.with_variant(self.token_variant))
+        self.snapshots["dense"] = engine.evaluate()
+        if not engine.max_epoch:
+            self._cut(engine, 0)
+
+    def before_epoch(self, engine: HookedEngine) -> None:
+        """Carry out the cuts that belong before this epoch."""
+        self._cut(engine, engine.epoch)
+
+    def after_epoch(self, engine: HookedEngine) -> None:
+        """Carry out cuts that no epoch follows."""
+        if engine.epoch + 1 == engine.max_epoch:
+            self._cut(engine, engine.max_epoch)
+
+    def _cut(self, engine: HookedEngine, epoch: int) -> None:
+        model, cuts = unwrap(engine.model), 0
+        while (cut := self.schedule.due(epoch)) is not None:
+            label = f"score {cut.target}, stage {cut.stage + 1}, cut {cut.iteration + 1}/{cut.iterations}"
+            with scoring_mode(model, engine.cfg.amg.calibration.mode):
+                plan = carry_out(model, cut, self.rules, build_calibration(engine, label))
+            self.schedule.advance()
+            cuts += 1
+            engine.history.append(
+                {
+                    "event": "cut",
+                    "epoch": epoch,
+                    "target": cut.target,
+                    "stage": cut.stage,
+                    "iteration": cut.iteration,
+                    "heads_per_block": plan.heads_per_block,
+                    "tokens_per_block": plan.tokens_per_block,
+                }
+            )
+            logger.info("%s: heads %s, tokens %s", label, plan.heads_per_block, plan.tokens_per_block)
+        if not cuts:
+            return
+        engine.rebuild_optimizer(self.schedule.phase(epoch)[1])
+        if self.schedule.finished:
+            self.snapshots["pruned"] = engine.evaluate()

@@ -1,0 +1,1 @@
+"""Networks: timm ViTs made prunable, re-ID head, weight files."""

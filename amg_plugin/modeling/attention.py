@@ -1,0 +1,170 @@
+"""Prunable counterparts of timm's ``Attention`` and ``Block``.
+
+The classes add no parameter and no entry to the state dict: keys stay timm's. What is pruned is held in plain integers
+(number of heads) and in integer index buffers (kept token positions), which belong to the
+:class:`~amg_plugin.pruning.PruningPlan` and not to the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Receives the softmax attention ``[B, H, Q, K]`` of one forward pass.
+AttentionObserver = Callable[[Tensor], None]
+
+
+class PrunableAttention(Attention):
+    """timm's ``Attention`` whose keys and values may come from a fixed subset of the tokens.
+
+    Made out of an existing module by :meth:`convert`, never constructed. Queries are taken from every token; where
+    ``kept_tokens`` is set, keys and values are projected *after* the gather, so that the work saved is real
+    (variant ``kv``; arXiv 2304.01452, section on token pruning).
+    """
+
+    observer: AttentionObserver | None
+    kept_tokens: Tensor | None
+
+    @classmethod
+    def convert(cls, module: Attention) -> PrunableAttention:
+        """Turn ``module`` into a prunable one in place; its tensors are untouched."""
+        if not isinstance(module, cls):
+            module.__class__ = cls
+            module.observer = None
+            module.register_buffer("kept_tokens", None, persistent=False)
+        return module
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Attend.
+
+        Args:
+            x: Tokens ``[B, N, D]``.
+            attn_mask: Additive or boolean mask as in timm; only without pruned tokens and without an observer.
+            is_causal: As in timm, same restriction.
+
+        Returns:
+            Tokens ``[B, N, D]``.
+
+        Raises:
+            NotImplementedError: If a mask meets pruned tokens or an observer.
+        """
+        if self.kept_tokens is None and self.observer is None:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        if attn_mask is not None or is_causal:
+            raise NotImplementedError("attention masks are not supported together with pruned tokens or an observer")
+        batch, length, _ = x.shape
+        gate = self.gate(x).sigmoid() if self.gate is not None else None
+        query, key, value = self._project(x)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if self.observer is None and self.fused_attn:
+            dropout = self.attn_drop.p if self.training else 0.0
+            out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        else:
+            attention = ((query * self.scale) @ key.transpose(-2, -1)).softmax(dim=-1)
+            if self.observer is not None:
+                self.observer(attention)
+            out = self.attn_drop(attention) @ value
+        out = self.norm(out.transpose(1, 2).reshape(batch, length, self.attn_dim))
+        if gate is not None:
+            out = out * gate
+        return self.proj_drop(self.proj(out))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, H, Q, d]``, keys and values ``[B, H, K, d]``."""
+        batch, length, _ = x.shape
+        heads = (self.num_heads, self.head_dim)
+        if self.kept_tokens is None:
+            qkv = self.qkv(x).reshape(batch, length, 3, *heads).permute(2, 0, 3, 1, 4)
+            return qkv[0], qkv[1], qkv[2]
+        weight, bias, width = self.qkv.weight, self.qkv.bias, self.attn_dim
+        query = F.linear(x, weight[:width], None if bias is None else bias[:width])
+        context = x.index_select(1, self.kept_tokens)
+        key_value = F.linear(context, weight[width:], None if bias is None else bias[width:])
+        query = query.reshape(batch, length, *heads).transpose(1, 2)
+        key_value = key_value.reshape(batch, -1, 2, *heads).permute(2, 0, 3, 1, 4)
+        return query, key_value[0], key_value[1]
+
+
+class PrunableBlock(Block):
+    """timm's ``Block`` that may work on a fixed subset of the tokens (variant ``block``).
+
+    A token that is not kept is carried around the block unchanged: no query, key, value or MLP is computed for it.
+    """
+
+    kept_tokens: Tensor | None
+    restore_order: Tensor | None
+
+    @classmethod
+    def convert(cls, module: Block) -> PrunableBlock:
+        """Turn ``module`` and its attention into prunable ones in place."""
+        if not isinstance(module, cls):
+            module.__class__ = cls
+            module.register_buffer("kept_tokens", None, persistent=False)
+            module.register_buffer("dropped_tokens", None, persistent=False)
+            module.register_buffer("restore_order", None, persistent=False)
+        PrunableAttention.convert(module.attn)
+        return module
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Run the block on the kept tokens of ``x`` ``[B, N, D]`` and put them back in place."""
+        if self.kept_tokens is None:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        if attn_mask is not None or is_causal:
+            raise NotImplementedError("attention masks are not supported together with pruned tokens")
+        kept = super().forward(x.index_select(1, self.kept_tokens))
+        carried = x.index_select(1, self.dropped_tokens)
+        # Gathers only: they export everywhere, scatters do not.
+        return torch.cat((kept, carried), dim=1).index_select(1, self.restore_order)
+
+    def keep_tokens(self, kept: list[int] | None, num_tokens: int, variant: str) -> None:
+        """Set the tokens that take part, prefix tokens included, as ascending positions below ``num_tokens``.
+
+        Args:
+            kept: Positions, or None for all of them.
+            num_tokens: Length of the sequence that the block receives.
+            variant: ``"kv"`` or ``"block"``.
+        """
+        device = self.norm1.weight.device if self.norm1.weight is not None else self.attn.qkv.weight.device
+        index = None if kept is None else torch.tensor(kept, dtype=torch.int64, device=device)
+        self.attn.kept_tokens = index if variant == "kv" else None
+        self.kept_tokens = self.dropped_tokens = self.restore_order = None
+        if index is not None and variant == "block":
+            held = set(kept)
+            dropped = [position for position in range(num_tokens) if position not in held]
+            order = [0] * num_tokens
+            for place, position in enumerate([*kept, *dropped]):
+                order[position] = place
+            self.kept_tokens = index
+            self.dropped_tokens = torch.tensor(dropped, dtype=torch.int64, device=device)
+            self.restore_order = torch.tensor(order, dtype=torch.int64, device=device)
+
+
+class HeadSubsetNorm(nn.Module):
+    """LayerNorm over the outputs of all heads when some heads are gone.
+
+    timm's ``scale_norm`` normalises over the whole attention width. A removed head is a block of zeros in that width,
+    so that mean and variance are still taken over the original width.
+
+    Args:
+        norm: The dense ``nn.LayerNorm``; its weight and bias are sliced later together with the heads.
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.full_width = norm.normalized_shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``[..., width left]`` with the statistics of the full width."""
+        mean = x.sum(-1, keepdim=True) / self.full_width
+        missing = self.full_width - x.shape[-1]
+        variance = ((x - mean).square().sum(-1, keepdim=True) + missing * mean.square()) / self.full_width
+        x = (x - mean) * torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            x = x * self.weight
+        return x if self.bias is None else x + self.bias

@@ -1,0 +1,81 @@
+"""``vit_amg``, ``vit_amg_small`` and ``vit_amg_tiny``: the constructors that torchreid's ``build_model`` calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amg_plugin.active import active_amg_config
+from amg_plugin.errors import InputError
+from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
+from amg_plugin.modeling.weights import load_backbone_weights
+
+ARCHITECTURES = {
+    "vit_amg": "vit_base_patch16_224",
+    "vit_amg_small": "vit_small_patch16_224",
+    "vit_amg_tiny": "vit_tiny_patch16_224",
+}
+DEFAULT_IMAGE_SIZE = (256, 128)
+
+
+def spec_from_config(amg: Any, *, num_classes: int, loss: str, default_arch: str = "") -> ModelSpec:
+    """Describe the network that an ``amg`` configuration node stands for.
+
+    Args:
+        amg: The node, see :mod:`amg_plugin.config`.
+        num_classes: Number of training identities.
+        loss: ``"softmax"`` or ``"triplet"``.
+        default_arch: timm's name that counts where ``amg.arch`` is empty.
+
+    Returns:
+        The description; nothing is built.
+    """
+    overrides = {key: value for key, value in dict(amg.override).items() if value}
+    return ModelSpec(
+        arch=amg.arch or default_arch,
+        image_size=tuple(amg.image_size) or DEFAULT_IMAGE_SIZE,
+        num_classes=num_classes,
+        stride=amg.stride,
+        loss=loss,
+        neck_feat=amg.neck_feat,
+        drop_path=amg.drop_path,
+        overrides=overrides,
+    )
+
+
+def _build(name: str, num_classes: int, loss: str, pretrained: bool) -> ReIDModel:
+    amg = active_amg_config()
+    spec = spec_from_config(amg, num_classes=num_classes, loss=loss, default_arch=ARCHITECTURES[name])
+    if spec.overrides and pretrained and not amg.weights:
+        raise InputError(
+            "timm has no pretrained weights for a changed architecture (amg.override); "
+            "set model.pretrained to False or give amg.weights."
+        )
+    model = ReIDModel(spec, pretrained=pretrained and not amg.weights)
+    if amg.weights:
+        load_backbone_weights(model.backbone, amg.weights)
+    return model
+
+
+def vit_amg(num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True) -> ReIDModel:
+    """ViT-B/16, or whatever ``amg.arch`` names.
+
+    Args:
+        num_classes: Number of training identities.
+        loss: ``"softmax"`` or ``"triplet"``.
+        pretrained: Start from timm's weights, unless ``amg.weights`` names a local file, which always counts.
+        use_gpu: Part of torchreid's call; the model is built on the CPU and moved by the caller.
+
+    Raises:
+        InputError: If the configuration is impossible or the weights cannot be had.
+    """
+    return _build("vit_amg", num_classes, loss, pretrained)
+
+
+def vit_amg_small(num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True) -> ReIDModel:
+    """ViT-S/16; arguments as :func:`vit_amg`."""
+    return _build("vit_amg_small", num_classes, loss, pretrained)
+
+
+def vit_amg_tiny(num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True) -> ReIDModel:
+    """ViT-Ti/16; arguments as :func:`vit_amg`."""
+    return _build("vit_amg_tiny", num_classes, loss, pretrained)

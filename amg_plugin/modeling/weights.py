@@ -1,0 +1,76 @@
+"""Local weight files for the backbone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+
+from amg_plugin.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_WRAPPERS = ("state_dict", "model", "teacher")
+_PREFIXES = ("module.", "backbone.", "base.")
+_CLASSIFIERS = ("head.", "head_dist.", "fc.", "mask_token", "pre_logits.")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a ``.pth`` or ``.safetensors`` file of tensors, as data only.
+
+    Raises:
+        InputError: If the file is missing, cannot be read safely or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"The weight file '{path}' (amg.weights) does not exist; give a local .pth or .safetensors file.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise many types for foreign files
+        raise InputError(
+            f"The weight file '{path}' cannot be read as tensors ({type(error).__name__}); "
+            "give a .pth or .safetensors file that holds a state dict."
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+        raise InputError(f"The weight file '{path}' holds no state dict; a dictionary of named tensors is needed.")
+    return state
+
+
+def load_backbone_weights(model: VisionTransformer, path: str | Path) -> None:
+    """Load a timm-style state dict into a dense backbone; patch and position embedding are fitted by timm.
+
+    Classifier tensors of the file are left out; every other tensor must have its place.
+
+    Raises:
+        InputError: If the file cannot be read or does not fit the model.
+    """
+    state = {name: value.float() for name, value in read_state_dict(path).items()}
+    for prefix in _PREFIXES:
+        if any(name.startswith(prefix) for name in state):
+            state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    state = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
+    if not isinstance(model, VisionTransformerDistilled):
+        state.pop("dist_token", None)
+    state = {name: value for name, value in state.items() if not name.startswith(_CLASSIFIERS)}
+    expected = model.state_dict()
+    missing = sorted(set(expected) - set(state))
+    extra = sorted(set(state) - set(expected))
+    wrong = sorted(name for name in set(state) & set(expected) if state[name].shape != expected[name].shape)
+    if missing or extra or wrong:
+        example = (wrong or missing or extra)[0]
+        raise InputError(
+            f"The weight file '{path}' does not fit the model: {len(missing)} tensors missing, {len(extra)} unknown, "
+            f"{len(wrong)} of another shape (for example '{example}'); check amg.arch and amg.override."
+        )
+    model.load_state_dict(state)
+    logger.info("loaded %d tensors from %s", len(state), path)

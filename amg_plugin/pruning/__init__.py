@@ -1,0 +1,20 @@
+"""AMG pruning: scores, selection, plans and surgery. Knows timm's modules, no framework."""
+
+from amg_plugin.pruning.plan import PruningPlan
+from amg_plugin.pruning.recorder import AttentionMapRecorder, AttentionRecorder, TokenGradientRecorder
+from amg_plugin.pruning.scores import head_entropy, token_importance
+from amg_plugin.pruning.selection import select_heads, select_tokens
+from amg_plugin.pruning.surgery import apply_plan, current_plan
+
+__all__ = [
+    "AttentionMapRecorder",
+    "AttentionRecorder",
+    "PruningPlan",
+    "TokenGradientRecorder",
+    "apply_plan",
+    "current_plan",
+    "head_entropy",
+    "select_heads",
+    "select_tokens",
+    "token_importance",
+]

@@ -1,0 +1,152 @@
+"""Streaming records of a ViT's attention: attached for a calibration pass, ejected without trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from amg_plugin.modeling.backbone import backbone_of, make_prunable
+from amg_plugin.pruning.scores import signed_token_sums, token_importance_from_sums
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+class AttentionRecorder:
+    """Base of the recorders: puts an observer on chosen blocks and takes it off again.
+
+    Nothing is stored over batches but the sums. Use as a context manager, or call :meth:`attach` and :meth:`eject`.
+
+    Args:
+        model: A plain ViT, or a network with one as ``backbone``. It is run outside DataParallel.
+        blocks: Numbers of the blocks to record; None means all.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[int] | None = None) -> None:
+        self.backbone = make_prunable(backbone_of(model))
+        self.blocks = list(range(len(self.backbone.blocks))) if blocks is None else list(blocks)
+
+    def attach(self) -> None:
+        """Start recording.
+
+        Raises:
+            RuntimeError: If another recorder is attached.
+        """
+        attentions = [self.backbone.blocks[block].attn for block in self.blocks]
+        if any(attention.observer is not None for attention in attentions):
+            raise RuntimeError("another recorder is attached to this model; eject it first")
+        for place, attention in enumerate(attentions):
+            attention.observer = lambda maps, place=place: self.observe(place, maps)
+
+    def eject(self) -> None:
+        """Stop recording; the model computes as before, fused attention included."""
+        for block in self.blocks:
+            self.backbone.blocks[block].attn.observer = None
+
+    def observe(self, place: int, attention: Tensor) -> None:
+        """Take in the attention ``[B, H, Q, K]`` of the recorded block number ``place``."""
+        raise NotImplementedError
+
+    def __enter__(self) -> AttentionRecorder:
+        self.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.eject()
+
+
+class AttentionMapRecorder(AttentionRecorder):
+    """Sums of attention maps, for head entropies.
+
+    Sums of several recorders (processes, shards) can be added up: add ``sums`` element by element and ``images``.
+
+    Attributes:
+        sums: Per recorded block, the sum over images ``[H, Q, K]``, float64; empty before the first batch.
+        images: Number of images behind the sums.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[int] | None = None) -> None:
+        super().__init__(model, blocks)
+        self.sums: list[Tensor] = []
+        self.images = 0
+
+    def observe(self, place: int, attention: Tensor) -> None:
+        """Add one batch."""
+        total = attention.detach().sum(0).double()
+        if place == len(self.sums):
+            self.sums.append(total)
+        else:
+            self.sums[place] += total
+        if place == 0:
+            self.images += attention.shape[0]
+
+    def mean(self) -> list[Tensor]:
+        """Mean attention per block, ``[H, Q, K]``.
+
+        Raises:
+            RuntimeError: If nothing was recorded.
+        """
+        if not self.images:
+            raise RuntimeError("no image was recorded")
+        return [total / self.images for total in self.sums]
+
+
+class TokenGradientRecorder(AttentionRecorder):
+    """Sums of attention times gradient, for the importance of key/value tokens.
+
+    After each batch's backward pass call :meth:`end_batch`.
+
+    Attributes:
+        importance: Per recorded block, the importance ``[N]`` summed over batches, float64.
+        batches: Number of global batches behind it.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[int] | None = None) -> None:
+        super().__init__(model, blocks)
+        self.importance: list[Tensor] = []
+        self.batches = 0
+        self._signed: list[Tensor | None] = [None] * len(self.blocks)
+        self._counts = [0] * len(self.blocks)
+
+    def observe(self, place: int, attention: Tensor) -> None:
+        """Wait for the gradient of ``attention`` and take in its signed sums."""
+        if not attention.requires_grad:
+            raise RuntimeError("token scores need gradients: run forward and backward passes outside no_grad")
+        maps = attention.detach()
+
+        def take(gradient: Tensor) -> None:
+            sums = signed_token_sums(maps, gradient).double()
+            held = self._signed[place]
+            self._signed[place] = sums if held is None else held + sums
+            self._counts[place] += maps.shape[0] * maps.shape[1] * maps.shape[2]
+
+        attention.register_hook(take)
+
+    def end_batch(self, reduce: Reduce | None = None) -> None:
+        """Finish a global batch: absolute value of the signed sums, added to ``importance``.
+
+        Args:
+            reduce: Adds a tensor up over the processes that share the batch; None for a single process.
+
+        Raises:
+            RuntimeError: If no backward pass reached the recorded blocks.
+        """
+        prefix = self.backbone.num_prefix_tokens
+        for place, (signed, count) in enumerate(zip(self._signed, self._counts, strict=True)):
+            if signed is None:
+                raise RuntimeError("no gradient reached the attention; call backward before end_batch")
+            if reduce is not None:
+                signed = reduce(signed)
+                count = int(reduce(torch.tensor(count, device=signed.device)))
+            values = token_importance_from_sums(signed, count, prefix)
+            if place == len(self.importance):
+                self.importance.append(values)
+            else:
+                self.importance[place] += values
+        self._signed = [None] * len(self.blocks)
+        self._counts = [0] * len(self.blocks)
+        self.batches += 1

@@ -1,0 +1,181 @@
+"""The pruning schedule: a state machine with plain-data state.
+
+Stages follow each other; each removes heads or tokens in ``iterations`` cuts with ``epochs`` of fine-tuning after
+every cut; then comes the final fine-tuning. Rates are relative to the dense model and add up per target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amg_plugin.errors import ConfigError
+from amg_plugin.pruning.plan import PruningPlan
+from amg_plugin.pruning.selection import removal_count
+
+TARGETS = ("heads", "tokens")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of equal cuts.
+
+    Attributes:
+        target: ``"heads"`` or ``"tokens"``.
+        rate: Share of the dense model's heads or (block, position) pairs that the stage removes.
+        iterations: Number of cuts.
+        epochs: Epochs of fine-tuning after each cut.
+    """
+
+    target: str
+    rate: float
+    iterations: int = 1
+    epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ConfigError(f"amg.schedule target '{self.target}' is unknown; allowed: {', '.join(TARGETS)}.")
+        if not 0 <= self.rate < 1:
+            raise ConfigError(f"amg.schedule rate {self.rate} is outside [0, 1).")
+        if self.iterations < 1 or self.epochs < 0:
+            raise ConfigError("amg.schedule needs iterations of at least 1 and epochs of at least 0.")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One removal.
+
+    Attributes:
+        epoch: Epoch before which it happens, from 0.
+        stage: Number of its stage.
+        iteration: Number within the stage, from 0.
+        target: ``"heads"`` or ``"tokens"``.
+        share_before: Sum of the rates of earlier stages for the same target.
+        share_after: The same with this stage's rate.
+        iterations: Cuts of the stage.
+    """
+
+    epoch: int
+    stage: int
+    iteration: int
+    target: str
+    share_before: float
+    share_after: float
+    iterations: int
+
+    def removed_after(self, total: int) -> int:
+        """How many of ``total`` are gone, counted from the dense model, once this cut is done.
+
+        The remainder is spread over the iterations, so that the last one meets the stage's total exactly.
+        """
+        start, end = removal_count(self.share_before, total), removal_count(self.share_after, total)
+        return start + (end - start) * (self.iteration + 1) // self.iterations
+
+
+class PruningSchedule:
+    """Cuts in order, and how far they have been carried out.
+
+    Args:
+        stages: The stages in order.
+        final_epochs: Epochs of the final fine-tuning.
+
+    Attributes:
+        cuts: Every cut.
+        done: Number of cuts carried out; the whole state.
+    """
+
+    def __init__(self, stages: Sequence[Stage], final_epochs: int) -> None:
+        if final_epochs < 0:
+            raise ConfigError(f"amg.final_epochs {final_epochs} is negative; 0 or more is allowed.")
+        self.stages = tuple(stages)
+        self.final_epochs = final_epochs
+        self.cuts: list[Cut] = []
+        self.done = 0
+        epoch, shares = 0, dict.fromkeys(TARGETS, 0.0)
+        for number, stage in enumerate(self.stages):
+            before = shares[stage.target]
+            shares[stage.target] = before + stage.rate
+            if shares[stage.target] >= 1:
+                raise ConfigError(f"amg.schedule removes {shares[stage.target]:.0%} of the {stage.target}; below 100 % is needed.")
+            for iteration in range(stage.iterations):
+                self.cuts.append(
+                    Cut(epoch, number, iteration, stage.target, before, shares[stage.target], stage.iterations)
+                )
+                epoch += stage.epochs
+        self.final_start = epoch
+        self.total_epochs = epoch + final_epochs
+        self.shares = shares
+
+    @classmethod
+    def from_config(cls, stages: Sequence[Mapping[str, Any]], final_epochs: int) -> PruningSchedule:
+        """Build from ``amg.schedule`` (a list of mappings) and ``amg.final_epochs``."""
+        return cls([Stage(**stage) for stage in stages], final_epochs)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every cut is done and the structure is final."""
+        return self.done == len(self.cuts)
+
+    def due(self, epoch: int) -> Cut | None:
+        """The next cut if it belongs before ``epoch`` (or should have happened earlier), else None."""
+        if self.finished or self.cuts[self.done].epoch > epoch:
+            return None
+        return self.cuts[self.done]
+
+    def advance(self) -> None:
+        """Note that the next cut has been carried out."""
+        if self.finished:
+            raise RuntimeError("the schedule is finished")
+        self.done += 1
+
+    def phase(self, epoch: int) -> tuple[int, int]:
+        """First epoch and length of the stretch of fine-tuning between two cuts that ``epoch`` lies in."""
+        starts = sorted({0, self.final_start, *(cut.epoch for cut in self.cuts)})
+        start = max(value for value in starts if value <= epoch)
+        end = min((value for value in starts if value > epoch), default=self.total_epochs)
+        return start, max(end - start, 0)
+
+    def check_feasible(
+        self, plan: PruningPlan, blocks: Sequence[int], min_heads: int, min_tokens: int
+    ) -> None:
+        """Check before any work starts that the floors leave enough to remove.
+
+        Args:
+            plan: The plan of the model at the start.
+            blocks: Numbers of the prunable blocks.
+            min_heads: Heads that every block keeps.
+            min_tokens: Patch tokens that every block keeps.
+
+        Raises:
+            ConfigError: If a rate cannot be met; the message says what is feasible.
+        """
+        for target, floor in (("heads", min_heads), ("tokens", min_tokens)):
+            dense = [plan.num_heads[block] if target == "heads" else plan.num_patches for block in blocks]
+            per_block = plan.heads_per_block if target == "heads" else plan.tokens_per_block
+            left = [per_block[block] for block in blocks]
+            wanted = removal_count(self.shares[target], sum(dense))
+            # A block may stand below the floor already, if earlier cuts had a lower one.
+            feasible = sum(dense) - sum(min(count, floor) for count in left)
+            if wanted > feasible:
+                rate = math.floor(1000 * feasible / sum(dense)) / 1000
+                raise ConfigError(
+                    f"amg.schedule asks for {wanted} of {sum(dense)} {target} to go, but amg.min_{target}_per_block "
+                    f"{floor} allows {feasible}, a rate of {rate:.3f} at most."
+                )
+
+    def state_dict(self) -> dict[str, int]:
+        """The state as plain data."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take up the state of :meth:`state_dict`.
+
+        Raises:
+            ConfigError: If the state belongs to a longer schedule.
+        """
+        done = int(state["done"])
+        if not 0 <= done <= len(self.cuts):
+            raise ConfigError(f"The saved schedule has {done} cuts done, but amg.schedule has only {len(self.cuts)}.")
+        self.done = done

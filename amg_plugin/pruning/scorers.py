@@ -1,0 +1,136 @@
+"""How heads and tokens are scored: AMG, and simple rules to compare it with.
+
+Every head scorer gives larger values to heads that should go first, every token scorer smaller ones. Ablation scorers
+take part without AMG's weights per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amg_plugin.modeling.backbone import backbone_of
+from amg_plugin.pruning.recorder import AttentionMapRecorder, TokenGradientRecorder
+from amg_plugin.pruning.scores import head_entropy
+from amg_plugin.pruning.surgery import current_plan
+
+Batch = Any
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a scorer may run.
+
+    Attributes:
+        batches: Starts a fresh pass over the calibration batches.
+        forward: Runs the model on a batch, without gradients.
+        loss: Task loss of a batch, a scalar with a graph down to the images.
+        reduce: Adds a tensor up over processes; None for one process.
+        seed: Seed of the random scorers.
+        normalize_entropy: Divide head entropies by log2 of the number of keys.
+    """
+
+    batches: Callable[[], Iterable[Batch]]
+    forward: Callable[[Batch], object]
+    loss: Callable[[Batch], Tensor]
+    reduce: Callable[[Tensor], Tensor] | None = None
+    seed: int = 0
+    normalize_entropy: bool = False
+
+
+Scorer = Callable[[nn.Module, Calibration, Sequence[int]], list[Tensor]]
+
+
+def mean_attention(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Mean attention ``[H, Q, K]`` of each block in ``blocks`` over one calibration pass."""
+    with AttentionMapRecorder(model, blocks) as recorder, torch.no_grad():
+        for batch in calibration.batches():
+            calibration.forward(batch)
+    if calibration.reduce is not None:
+        recorder.sums = [calibration.reduce(total) for total in recorder.sums]
+        recorder.images = int(calibration.reduce(torch.tensor(recorder.images)))
+    return recorder.mean()
+
+
+def entropy_of_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """AMG: entropy of the mean attention map (arXiv 2304.01452)."""
+    return [
+        head_entropy(maps, calibration.normalize_entropy) for maps in mean_attention(model, calibration, blocks)
+    ]
+
+
+def magnitude_of_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Ablation: minus the L2 norm of the weights a head owns, relative to the mean of its block."""
+    scores = []
+    for block in blocks:
+        attention = backbone_of(model).blocks[block].attn
+        qkv = attention.qkv.weight.detach().reshape(3, attention.num_heads, -1)
+        proj = attention.proj.weight.detach().T.reshape(attention.num_heads, -1)
+        norm = (qkv.square().sum((0, 2)) + proj.square().sum(1)).sqrt().double()
+        scores.append(-norm / norm.mean())
+    return scores
+
+
+def random_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Ablation: uniform random scores, fixed by the seed."""
+    attentions = [backbone_of(model).blocks[block].attn for block in blocks]
+    return _random([attention.num_heads for attention in attentions], calibration.seed)
+
+
+@contextmanager
+def _parameters_frozen(model: nn.Module) -> Iterator[None]:
+    """Leave out the gradients of parameters, which no score needs."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def importance_of_tokens(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """AMG: similarity times first-order gradient (arXiv 2304.01452)."""
+    with _parameters_frozen(model), TokenGradientRecorder(model, blocks) as recorder:
+        for batch in calibration.batches():
+            calibration.loss(batch).backward()
+            recorder.end_batch(calibration.reduce)
+    return recorder.importance
+
+
+def class_attention_of_tokens(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Ablation: mean attention that the class token pays (all queries where there is no class token)."""
+    backbone = backbone_of(model)
+    prefix = backbone.num_prefix_tokens
+    maps = mean_attention(model, calibration, blocks)
+    queries = slice(0, 1) if backbone.has_class_token else slice(None)
+    return [values[:, queries, prefix:].mean((0, 1)) for values in maps]
+
+
+def random_tokens(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Ablation: uniform random scores, fixed by the seed."""
+    counts = current_plan(model).tokens_per_block
+    return _random([counts[block] for block in blocks], calibration.seed)
+
+
+def _random(sizes: Sequence[int], seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(size, generator=generator, dtype=torch.float64) for size in sizes]
+
+
+HEAD_SCORERS: dict[str, Scorer] = {
+    "amg": entropy_of_heads,
+    "random": random_heads,
+    "magnitude": magnitude_of_heads,
+}
+TOKEN_SCORERS: dict[str, Scorer] = {
+    "amg": importance_of_tokens,
+    "random": random_tokens,
+    "cls_attention": class_attention_of_tokens,
+}

@@ -1,0 +1,139 @@
+"""Physical pruning of a timm ViT: slices of qkv and proj, constant index buffers for tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from amg_plugin.errors import PlanError
+from amg_plugin.modeling.attention import HeadSubsetNorm, PrunableAttention
+from amg_plugin.modeling.backbone import backbone_of, make_prunable
+from amg_plugin.pruning.plan import PruningPlan
+
+_ATTRIBUTE = "pruning_plan"
+
+
+def current_plan(model: nn.Module) -> PruningPlan:
+    """The plan that ``model`` (a ViT, or a network with a ``backbone``) stands at; dense if it was never pruned."""
+    backbone = backbone_of(model)
+    plan = getattr(backbone, _ATTRIBUTE, None)
+    if plan is None:
+        plan = PruningPlan.dense([block.attn.num_heads for block in backbone.blocks], backbone.patch_embed.num_patches)
+    return plan
+
+
+def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Prune ``model`` in place to ``plan``.
+
+    Parameters that shrink are replaced by new ones: optimisers must be built again.
+
+    Args:
+        model: A plain timm ViT, or a network that holds one as ``backbone``; dense, or pruned to a plan that contains
+            this one.
+        plan: What to keep, relative to the dense model.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        PlanError: If the plan belongs to another dense model or brings back what was removed.
+        UnsupportedModelError: If the ViT is not plain.
+    """
+    backbone = backbone_of(model)
+    current = current_plan(backbone)
+    _check_fit(current, plan)
+    for block, kept, present in zip(backbone.blocks, plan.heads, current.heads, strict=True):
+        if kept != present:
+            _check_norm(block.attn)
+    make_prunable(backbone)
+    for index, block in enumerate(backbone.blocks):
+        if plan.heads[index] != current.heads[index]:
+            place = {head: position for position, head in enumerate(current.heads[index])}
+            keep_heads(block.attn, [place[head] for head in plan.heads[index]])
+        if plan.tokens[index] != current.tokens[index] or plan.variant != current.variant:
+            _keep_tokens(backbone, index, plan)
+    setattr(backbone, _ATTRIBUTE, plan)
+    return model
+
+
+def _check_fit(current: PruningPlan, plan: PruningPlan) -> None:
+    if plan.num_heads != current.num_heads or plan.num_patches != current.num_patches:
+        raise PlanError(
+            f"The plan is for heads {list(plan.num_heads)} and {plan.num_patches} patches, the model has "
+            f"heads {list(current.num_heads)} and {current.num_patches} patches."
+        )
+    if not current.contains(plan):
+        raise PlanError("The plan keeps heads or tokens that the model has lost already; pruning can only remove.")
+    if current.prunes_tokens and plan.variant != current.variant:
+        raise PlanError(
+            f"The model's tokens were removed in variant '{current.variant}'; the plan says '{plan.variant}'."
+        )
+
+
+def _keep_tokens(backbone: VisionTransformer, index: int, plan: PruningPlan) -> None:
+    prefix = backbone.num_prefix_tokens
+    kept = plan.tokens[index]
+    positions = None
+    if len(kept) < plan.num_patches:
+        positions = [*range(prefix), *(prefix + position for position in kept)]
+    backbone.blocks[index].keep_tokens(positions, prefix + plan.num_patches, plan.variant)
+
+
+def keep_heads(attention: PrunableAttention, kept: Sequence[int]) -> None:
+    """Slice everything that a head owns.
+
+    Args:
+        attention: The module, changed in place.
+        kept: Positions of the heads to keep among those it has, ascending.
+
+    Raises:
+        PlanError: If the module normalises over all heads with something else than LayerNorm.
+    """
+    _check_norm(attention)
+    rows = _rows(kept, attention.head_dim, attention.qkv.weight.device)
+    width = attention.attn_dim
+    _slice_linear(attention.qkv, torch.cat([rows + part * width for part in range(3)]), dim=0)
+    _slice_linear(attention.proj, rows, dim=1)
+    if attention.gate is not None:
+        _slice_linear(attention.gate, rows, dim=0)
+    if not isinstance(attention.norm, nn.Identity):
+        if isinstance(attention.norm, nn.LayerNorm):
+            attention.norm = HeadSubsetNorm(attention.norm)
+        for name in ("weight", "bias"):
+            _slice_parameter(attention.norm, name, rows, dim=0)
+    attention.num_heads = len(kept)
+    attention.attn_dim = len(kept) * attention.head_dim
+
+
+def _check_norm(attention: nn.Module) -> None:
+    """Refuse a norm that cannot lose heads, before anything is sliced."""
+    if not isinstance(attention.norm, nn.Identity | nn.LayerNorm | HeadSubsetNorm):
+        raise PlanError(
+            f"Heads cannot be removed from an attention that normalises over all heads with "
+            f"{type(attention.norm).__name__}; LayerNorm is allowed."
+        )
+
+
+def _rows(kept: Sequence[int], head_dim: int, device: torch.device) -> Tensor:
+    first = torch.tensor(list(kept), dtype=torch.int64, device=device) * head_dim
+    return (first[:, None] + torch.arange(head_dim, device=device)).flatten()
+
+
+def _slice_linear(linear: nn.Linear, index: Tensor, dim: int) -> None:
+    _slice_parameter(linear, "weight", index, dim)
+    if dim == 0:
+        _slice_parameter(linear, "bias", index, 0)
+        linear.out_features = len(index)
+    else:
+        linear.in_features = len(index)
+
+
+def _slice_parameter(module: nn.Module, name: str, index: Tensor, dim: int) -> None:
+    parameter = getattr(module, name)
+    if parameter is None:
+        return
+    sliced = parameter.detach().index_select(dim, index).contiguous()
+    setattr(module, name, nn.Parameter(sliced, requires_grad=parameter.requires_grad))

@@ -1,0 +1,133 @@
+"""From a configuration to a running engine: the steps that every command shares."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amg_plugin import compat
+from amg_plugin.active import using_amg_config
+from amg_plugin.checkpoint import Checkpoint
+from amg_plugin.errors import CheckpointError, InputError
+from amg_plugin.registry import build_engine, register
+
+logger = logging.getLogger(__name__)
+
+
+def check_writable(folder: str | Path) -> Path:
+    """Make ``folder`` and check that files can be written into it.
+
+    Raises:
+        InputError: If they cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"data.save_dir '{folder}' is not writable ({error.strerror}); choose another folder.") from error
+    return folder
+
+
+def prepare(cfg: Any) -> None:
+    """Register, check the output folder and seed everything."""
+    register()
+    check_writable(cfg.data.save_dir)
+    compat.torchreid().utils.set_random_seed(cfg.train.seed)
+
+
+def use_gpu(cfg: Any) -> bool:
+    """Whether the run uses CUDA: asked for and present."""
+    return bool(cfg.use_gpu and torch.cuda.is_available())
+
+
+def build_model(cfg: Any, num_classes: int) -> nn.Module:
+    """The network of ``model.name``, by torchreid's ``build_model``."""
+    with using_amg_config(cfg.amg):
+        return compat.torchreid().models.build_model(
+            name=cfg.model.name,
+            num_classes=num_classes,
+            loss=cfg.loss.name,
+            pretrained=cfg.model.pretrained,
+            use_gpu=use_gpu(cfg),
+        )
+
+
+def restore_model(checkpoint: Checkpoint, cfg: Any, num_classes: int | None = None) -> nn.Module:
+    """The network of a checkpoint, for this run's loss and image size.
+
+    Args:
+        checkpoint: What was read.
+        cfg: The run's configuration.
+        num_classes: Identities of the training data; None if no training follows.
+
+    Raises:
+        CheckpointError: If image size or number of identities differ.
+    """
+    size = (cfg.data.height, cfg.data.width)
+    if checkpoint.spec.image_size != size:
+        raise CheckpointError(
+            f"The checkpoint is for images of {checkpoint.spec.image_size[0]}x{checkpoint.spec.image_size[1]} "
+            f"(height x width), the configuration asks for {size[0]}x{size[1]}; set data.height and data.width."
+        )
+    if num_classes is not None and checkpoint.spec.num_classes != num_classes:
+        raise CheckpointError(
+            f"The checkpoint knows {checkpoint.spec.num_classes} identities, the training data has {num_classes}; "
+            "use the training data (--sources, --root) that the checkpoint was trained on."
+        )
+    return replace(checkpoint, spec=replace(checkpoint.spec, loss=cfg.loss.name)).build()
+
+
+def assemble(cfg: Any, datamanager: Any, model: nn.Module, hooks: Iterable[Any], epochs: int) -> Any:
+    """Optimiser, schedule and engine around a model.
+
+    Args:
+        cfg: The configuration.
+        datamanager: The image data manager.
+        model: The network; moved to the GPU and wrapped in DataParallel as torchreid's script does.
+        hooks: Hooks of the engine.
+        epochs: Epochs of the first phase, for the learning-rate schedule.
+    """
+    from amg_plugin.engine.optim import build_optimizer, build_scheduler
+
+    if use_gpu(cfg):
+        model = nn.DataParallel(model).cuda() if torch.cuda.device_count() > 1 else model.cuda()
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_scheduler(cfg, optimizer, epochs, cfg.amg.warmup_epochs)
+    return build_engine(cfg, datamanager, model, optimizer, scheduler, hooks=hooks)
+
+
+def run_arguments(cfg: Any, max_epoch: int) -> dict[str, Any]:
+    """Arguments of torchreid's ``engine.run``."""
+    return {
+        "save_dir": cfg.data.save_dir,
+        "max_epoch": max_epoch,
+        "start_epoch": cfg.train.start_epoch,
+        "fixbase_epoch": cfg.train.fixbase_epoch,
+        "open_layers": list(cfg.train.open_layers),
+        "start_eval": cfg.test.start_eval,
+        "eval_freq": cfg.test.eval_freq,
+        "test_only": False,
+        "print_freq": cfg.train.print_freq,
+        "dist_metric": cfg.test.dist_metric,
+        "normalize_feature": cfg.test.normalize_feature,
+        "visrank": cfg.test.visrank,
+        "visrank_topk": cfg.test.visrank_topk,
+        "use_metric_cuhk03": cfg.cuhk03.use_metric_cuhk03,
+        "ranks": list(cfg.test.ranks),
+        "rerank": cfg.test.rerank,
+    }
+
+
+def threads() -> int:
+    """Threads torch computes with."""
+    return torch.get_num_threads() or os.cpu_count() or 1

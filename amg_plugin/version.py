@@ -1,0 +1,3 @@
+"""Version of the plugin; `setup.py` reads this file as text."""
+
+__version__ = "0.1.0"

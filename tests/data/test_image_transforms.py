@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import Compose, InterpolationMode, Normalize, RandomCrop, Resize, ToTensor
+
+from amg_plugin import compat
+from amg_plugin.data.transforms import (
+    PAD,
+    TORCHREID_TRANSFORMS,
+    TRANSFORMS,
+    check_transform_names,
+    place_plugin_transforms,
+)
+from amg_plugin.errors import ConfigError, RunError
+
+pytestmark = pytest.mark.skipif(not compat.is_installed(), reason="torchreid is not installed")
+
+
+def pipelines(names, height=40, width=20):
+    data = vars(compat.torchreid().data)
+    train, test = data["transforms"].build_transforms(
+        height, width, transforms=[name for name in names if name in TORCHREID_TRANSFORMS]
+    )
+    place_plugin_transforms(names, train, test, height, width)
+    return train, test
+
+
+def kinds(pipeline):
+    return [type(step).__name__ for step in pipeline.transforms]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, []),
+        ("Random_Flip", ["random_flip"]),
+        (["pad_crop", "BICUBIC"], ["pad_crop", "bicubic"]),
+        (["random_flip", "random_flip"], ["random_flip"]),
+    ],
+)
+def test_names_are_normalised(given, expected):
+    assert check_transform_names(given) == expected
+
+
+@pytest.mark.parametrize("given", ["random_flop", ["random_flip", "autoaugment"], [3]])
+def test_unknown_names_are_refused_with_the_allowed_ones(given):
+    with pytest.raises(ConfigError, match="random_flip.*pad_crop.*bicubic"):
+        check_transform_names(given)
+
+
+def test_torchreid_knows_the_names_that_we_give_to_it():
+    without, _ = pipelines([])
+    for name in TORCHREID_TRANSFORMS:
+        assert len(pipelines([name])[0].transforms) == len(without.transforms) + 1
+
+
+def test_pad_crop_is_the_last_step_on_the_image_and_for_training_only():
+    train, test = pipelines(["random_flip", "pad_crop", "random_erase"])
+    steps = kinds(train)
+    assert steps.index("RandomHorizontalFlip") < steps.index("RandomCrop") == steps.index("ToTensor") - 1
+    assert "RandomCrop" not in kinds(test)
+
+
+def test_pad_crop_shifts_the_image_and_fills_with_black():
+    train, _ = pipelines(["pad_crop"])
+    crop = next(step for step in train.transforms if isinstance(step, RandomCrop))
+    white = Image.new("RGB", (20, 40), (255, 255, 255))
+    torch.manual_seed(0)
+    crops = [np.asarray(crop(white)) for _ in range(50)]
+    assert all(image.shape == (40, 20, 3) for image in crops)
+    black_rows = [int((image.max(axis=(1, 2)) == 0).sum()) for image in crops]
+    assert 0 < max(black_rows) <= PAD
+    assert len(set(black_rows)) > 3
+
+
+def test_bicubic_resizes_training_and_test_images():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 30, 3), dtype=np.uint8))
+    expected = np.asarray(noise.resize((20, 40), Image.Resampling.BICUBIC))
+    for pipeline in pipelines(["bicubic"]):
+        resize = pipeline.transforms[0]
+        assert resize.interpolation == InterpolationMode.BICUBIC
+        assert np.array_equal(np.asarray(resize(noise)), expected)
+
+
+def test_without_plugin_names_the_pipelines_stay_as_they_are():
+    train, test = pipelines(["random_flip"])
+    assert kinds(train) == ["Resize", "RandomHorizontalFlip", "ToTensor", "Normalize"]
+    assert kinds(test) == ["Resize", "ToTensor", "Normalize"]
+
+
+def test_a_pipeline_without_resize_is_refused():
+    pipeline = Compose([ToTensor(), Normalize([0.5], [0.5])])
+    with pytest.raises(RunError, match="Resize"):
+        place_plugin_transforms(["bicubic"], pipeline, Compose([Resize((40, 20))]), 40, 20)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_transform_gives_a_tensor_of_the_asked_size(name):
+    image = Image.new("RGB", (33, 71), (200, 100, 50))
+    for pipeline in pipelines([name]):
+        assert pipeline(image).shape == (3, 40, 20)

@@ -1,0 +1,205 @@
+"""Plans: plain, versioned, comparable data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amg_plugin.errors import PlanError
+from amg_plugin.pruning import PruningPlan
+
+SMALL = PruningPlan(
+    variant="block",
+    num_heads=(3, 2),
+    num_patches=4,
+    heads=((0, 2), (1,)),
+    tokens=((0, 1, 3), (2,)),
+)
+
+
+def kept(size):
+    return st.sets(st.integers(0, size - 1), min_size=1).map(lambda values: tuple(sorted(values)))
+
+
+@st.composite
+def plans(draw, num_heads=(3, 4, 2), num_patches=5, variants=("kv", "block")):
+    return PruningPlan(
+        variant=draw(st.sampled_from(variants)),
+        num_heads=num_heads,
+        num_patches=num_patches,
+        heads=tuple(draw(kept(count)) for count in num_heads),
+        tokens=tuple(draw(kept(num_patches)) for _ in num_heads),
+    )
+
+
+def changed(**fields):
+    return {**SMALL.to_dict(), **fields}
+
+
+@given(plans())
+def test_json_round_trip_gives_an_equal_plan_with_an_equal_hash(plan):
+    again = PruningPlan.from_json(plan.to_json())
+    assert again == plan and hash(again) == hash(plan) and again.digest == plan.digest
+
+
+def test_json_is_human_readable_plain_data():
+    assert json.loads(SMALL.to_json(indent=2)) == {
+        "version": 1,
+        "variant": "block",
+        "num_heads": [3, 2],
+        "num_patches": 4,
+        "heads": [[0, 2], [1]],
+        "tokens": [[0, 1, 3], [2]],
+        "heads_known": True,
+    }
+
+
+def test_digest_stays_the_same_over_releases():
+    assert SMALL.digest == "4eac375cea47e6395bcb8e87a7a35d3cc674677740c5658dbaa59b5a317fe9eb"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"variant": "kv"}, {"heads": [[0, 1], [1]]}, {"tokens": [[0, 1, 3], [3]]}, {"num_patches": 5}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_plans_that_differ_are_unequal(fields):
+    other = PruningPlan.from_dict(changed(**fields))
+    assert other != SMALL and other.digest != SMALL.digest
+
+
+def test_the_dense_plan_keeps_everything():
+    plan = PruningPlan.dense([3, 2], 4)
+    assert plan.heads == ((0, 1, 2), (0, 1)) and plan.tokens == ((0, 1, 2, 3),) * 2
+    assert (plan.heads_per_block, plan.tokens_per_block, plan.depth) == ([3, 2], [4, 4], 2)
+    assert not plan.prunes_tokens
+
+
+def test_counts_per_block():
+    assert SMALL.heads_per_block == [2, 1] and SMALL.tokens_per_block == [3, 1] and SMALL.prunes_tokens
+
+
+def test_choices_count_from_what_is_left():
+    plan = SMALL.narrow(heads=[[1], [0]], tokens=[[0, 2], [0]])
+    assert plan.heads == ((2,), (1,)) and plan.tokens == ((0, 3), (2,))
+
+
+def test_narrowing_one_target_leaves_the_other():
+    assert SMALL.narrow(heads=[[1], [0]]).tokens == SMALL.tokens
+    assert SMALL.narrow(tokens=[[1], [0]]).heads == SMALL.heads
+
+
+@pytest.mark.parametrize(
+    "choice", [[[0]], [[0], [1]], [[], [0]], [[0, 0], [0]], [[-1], [0]]], ids=["depth", "past", "empty", "twice", "negative"]
+)
+def test_a_choice_that_does_not_fit_is_refused(choice):
+    with pytest.raises(PlanError):
+        SMALL.narrow(heads=choice)
+
+
+@given(plans(variants=("kv",)), plans(variants=("kv",)))
+def test_the_union_removes_what_either_removes(ours, theirs):
+    def removed(plan):
+        totals = [*plan.num_heads, *[plan.num_patches] * plan.depth]
+        return [set(range(n)) - set(k) for n, k in zip(totals, (*plan.heads, *plan.tokens), strict=True)]
+
+    expected = [a | b for a, b in zip(removed(ours), removed(theirs), strict=True)]
+    totals = [*ours.num_heads, *[ours.num_patches] * ours.depth]
+    if any(len(gone) == total for gone, total in zip(expected, totals, strict=True)):
+        with pytest.raises(PlanError):
+            ours | theirs
+    else:
+        union = ours | theirs
+        assert removed(union) == expected
+        assert union == theirs | ours
+        assert ours.contains(union) and theirs.contains(union)
+
+
+def test_the_union_with_the_dense_plan_is_the_plan_itself():
+    dense = PruningPlan.dense([3, 2], 4, "kv")
+    assert SMALL | dense == dense | SMALL == SMALL
+
+
+def test_stages_of_heads_and_tokens_unite_whatever_variant_the_head_stage_names():
+    heads = PruningPlan.dense([3, 2], 4, "block").narrow(heads=[[0], [1]])
+    tokens = PruningPlan.dense([3, 2], 4, "kv").narrow(tokens=[[0, 1], [2]])
+    assert (heads | tokens).variant == (tokens | heads).variant == "kv"
+
+
+def test_unions_of_clashing_variants_or_models_are_refused():
+    with pytest.raises(PlanError, match="cannot be mixed"):
+        SMALL | PruningPlan.from_dict(changed(variant="kv"))
+    with pytest.raises(PlanError, match="different dense models"):
+        SMALL | PruningPlan.dense([3, 2], 9)
+    with pytest.raises(PlanError, match="unknown"):
+        SMALL | PruningPlan.from_dict(changed(heads_known=False))
+    with pytest.raises(TypeError):
+        SMALL | {"variant": "block"}
+
+
+def test_the_variant_can_change_until_tokens_are_removed():
+    assert PruningPlan.dense([3, 2], 4, "kv").with_variant("block") == PruningPlan.dense([3, 2], 4, "block")
+    assert SMALL.with_variant("block") == SMALL
+    with pytest.raises(PlanError, match="cannot be mixed"):
+        SMALL.with_variant("kv")
+
+
+def test_containing_is_one_sided():
+    dense = PruningPlan.dense([3, 2], 4)
+    assert dense.contains(SMALL) and SMALL.contains(SMALL) and not SMALL.contains(dense)
+
+
+def test_unknown_head_numbers_survive_the_round_trip():
+    plan = PruningPlan.from_dict(changed(heads_known=False))
+    assert not plan.heads_known and PruningPlan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"version": 2},
+        {"version": None},
+        {"variant": "both"},
+        {"variant": ["kv"]},
+        {"num_heads": 3},
+        {"num_heads": [3]},
+        {"num_heads": ["3", 2]},
+        {"num_patches": 3},
+        {"num_patches": 4.0},
+        {"num_patches": -1},
+        {"heads": [[0, 2]]},
+        {"heads": [[0, 3], [1]]},
+        {"heads": [[0, 2], []]},
+        {"heads": [[2, 0], [1]]},
+        {"heads": [[0, 0], [1]]},
+        {"heads": [[-1], [1]]},
+        {"heads": [[0, True], [1]]},
+        {"heads": [[0.0], [1]]},
+        {"heads": ["02", [1]]},
+        {"heads": None},
+        {"heads_known": "no"},
+        {"tokens": [[0, 1, 4], [2]]},
+        {"tokens": [[0, 1, 3]]},
+        {"colour": "blue"},
+    ],
+    ids=str,
+)
+def test_malformed_plans_are_refused(fields):
+    with pytest.raises(PlanError):
+        PruningPlan.from_json(json.dumps(changed(**fields)))
+
+
+@pytest.mark.parametrize("missing", ["version", "variant", "num_heads", "num_patches", "heads", "tokens"])
+def test_a_plan_without_one_of_its_fields_is_refused(missing):
+    data = {name: value for name, value in SMALL.to_dict().items() if name != missing}
+    with pytest.raises(PlanError):
+        PruningPlan.from_dict(data)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"plan"'])
+def test_text_that_is_no_plan_is_refused(text):
+    with pytest.raises(PlanError):
+        PruningPlan.from_json(text)

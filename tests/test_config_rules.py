@@ -1,0 +1,151 @@
+"""Which values a configuration may hold."""
+
+import logging
+
+import pytest
+
+from amg_plugin.config import load_config, schedule_epochs
+from amg_plugin.errors import ConfigError
+
+HEADS = {"target": "heads", "rate": 0.25, "iterations": 6, "epochs": 1}
+TOKENS = {"target": "tokens", "rate": 0.25, "iterations": 1, "epochs": 0}
+
+# --- Possible values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("data.type", "video", "video engines are out of scope"),
+        ("data.type", "text", "'image'"),
+        ("data.height", 0, "at least 1"),
+        ("data.sources", [], "not empty"),
+        ("data.norm_mean", [0.5], "three numbers"),
+        ("data.norm_std", [0.5, 0.5, 0.0], "greater than 0"),
+        ("sampler.train_sampler", "Random", "'RandomIdentitySampler'"),
+        ("train.optim", "adamw", "'adam', 'amsgrad', 'sgd'"),
+        ("train.lr_scheduler", "linear", "'cosine'"),
+        ("train.lr", 0.0, "greater than 0"),
+        ("train.max_epoch", 0, "at least 1"),
+        ("train.start_epoch", 61, "at most train.max_epoch, which is 60"),
+        ("train.batch_size", 0, "at least 1"),
+        ("train.stepsize", [], "one or more integers"),
+        ("adam.beta1", 1.0, "less than 1"),
+        ("loss.name", "center", "'softmax', 'triplet'"),
+        ("test.ranks", [], "one or more integers"),
+        ("test.ranks", [0, 1], "one or more integers"),
+        ("test.eval_freq", 0, "-1"),
+        ("test.dist_metric", "manhattan", "'euclidean', 'cosine'"),
+        ("amg.arch", "", "not empty"),
+        ("amg.stride", -1, "at least 0"),
+        ("amg.image_size", [256], r"\[height, width\]"),
+        ("amg.image_size", [256, 0], r"\[height, width\]"),
+        ("amg.image_size", [128, 64], r"\[256, 128\]"),
+        ("amg.override.depth", -1, "at least 0"),
+        ("amg.drop_path", 1.0, "less than 1"),
+        ("amg.neck_feat", "beside", "'before', 'after'"),
+        ("amg.precision", "fp16", "'fp32', 'bf16'"),
+        ("amg.warmup_epochs", -1, "at least 0"),
+        ("amg.token_variant", "query", "'block', 'kv'"),
+        ("amg.head_scorer", "entropy", "'amg', 'random', 'magnitude'"),
+        ("amg.token_scorer", "entropy", "'amg', 'random', 'cls_attention'"),
+        ("amg.layer_growth", -0.1, "at least 0"),
+        ("amg.layer_decay", 1.0, "less than 1"),
+        ("amg.min_heads_per_block", 0, "at least 1"),
+        ("amg.min_tokens_per_block", 0, "at least 1"),
+        ("amg.final_epochs", -1, "at least 0"),
+        ("amg.calibration.batches", -1, "at least 0"),
+        ("amg.calibration.mode", "test", "'eval', 'train'"),
+        ("amg.distill.alpha", -1.0, "at least 0"),
+        ("amg.distill.tau", 0.0, "greater than 0"),
+    ],
+)
+def test_impossible_value_names_key_and_what_is_allowed(key, value, allowed):
+    with pytest.raises(ConfigError, match=f"'{key}' is .*must be .*{allowed}"):
+        load_config(None, [key, value])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["loss.name", "triplet", "loss.triplet.weight_t", "0"], ["loss.triplet.weight_t", "loss.triplet.weight_x"]),
+        (["loss.name", "triplet", "train.fixbase_epoch", "1"], ["train.fixbase_epoch", "loss.triplet.weight_x"]),
+        (["train.lr_scheduler", "multi_step", "train.stepsize", "[20, 10]"], ["train.stepsize", "ascending"]),
+        (["train.staged_lr", "True", "train.new_layers", "[]"], ["train.new_layers", "train.staged_lr"]),
+        (["train.fixbase_epoch", "1", "train.open_layers", "[]"], ["train.open_layers", "train.fixbase_epoch"]),
+        (["sgd.nesterov", "True", "sgd.momentum", "0"], ["sgd.nesterov", "sgd.momentum"]),
+        (
+            ["amg.override.embed_dim", "100", "amg.override.num_heads", "3"],
+            ["amg.override.embed_dim", "amg.override.num_heads"],
+        ),
+        (["amg.stride", "9", "amg.override.patch_size", "8"], ["amg.stride", "amg.override.patch_size"]),
+        (
+            ["sampler.train_sampler", "RandomIdentitySampler", "train.batch_size", "3"],
+            ["train.batch_size", "sampler.num_instances"],
+        ),
+        (
+            ["sampler.train_sampler", "RandomDomainSampler", "sampler.num_cams", "3"],
+            ["train.batch_size", "sampler.num_cams", "30 or 33"],
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(overrides, named):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, overrides)
+    for part in named:
+        assert part in str(caught.value)
+
+
+def test_batch_of_incomplete_identities_is_a_warning_with_the_nearest_sizes(caplog):
+    with caplog.at_level(logging.WARNING, logger="amg_plugin"):
+        load_config(None, ["sampler.train_sampler", "RandomIdentitySampler", "train.batch_size", "30"])
+    assert "28 or 32" in caplog.text
+
+
+def test_triplets_without_identity_sampler_are_a_warning(caplog):
+    with caplog.at_level(logging.WARNING, logger="amg_plugin"):
+        load_config(None, ["loss.name", "triplet", "loss.triplet.weight_x", "1"])
+    assert "RandomIdentitySampler" in caplog.text
+
+
+# --- Schedule ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"rate": 0.1}, r"amg\.schedule\[1\]'.*lacks 'target'"),
+        ({"target": "heads"}, "lacks 'rate'"),
+        ({}, "lacks 'target' and 'rate'"),
+        ({"target": "mlp", "rate": 0.1}, r"amg\.schedule\[1\]\.target' is 'mlp', but must be 'heads' or 'tokens'"),
+        ({"target": "heads", "rate": 1.0}, r"\.rate' is 1\.0, but must be .*less than 1"),
+        ({"target": "heads", "rate": -0.1}, r"\.rate' is -0\.1"),
+        ({"target": "heads", "rate": "much"}, r"\.rate' is 'much'"),
+        ({"target": "heads", "rate": float("nan")}, r"\.rate' is nan"),
+        ({"target": "heads", "rate": True}, r"\.rate' is True"),
+        ({"target": "heads", "rate": 0.1, "iterations": 0}, r"\.iterations' is 0, but must be .*at least 1"),
+        ({"target": "heads", "rate": 0.1, "iterations": 2.5}, r"\.iterations' is 2\.5"),
+        ({"target": "heads", "rate": 0.1, "epochs": -1}, r"\.epochs' is -1, but must be .*at least 0"),
+        ({"target": "heads", "rate": 0.1, "epoch": 1}, r"Unknown key 'amg\.schedule\[1\]\.epoch'.*epochs"),
+        ({"target": "heads", "rate": 0.75}, "target 'heads'.*add up to 1,"),
+    ],
+)
+def test_impossible_stage_is_refused(stage, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, ["amg.schedule", [HEADS, stage]])
+
+
+def test_rates_of_different_targets_do_not_add_up():
+    stages = [{"target": "heads", "rate": 0.6}, {"target": "tokens", "rate": 0.6}]
+    assert [stage["rate"] for stage in load_config(None, ["amg.schedule", stages]).amg.schedule] == [0.6, 0.6]
+
+
+def test_stage_left_short_is_completed():
+    cfg = load_config(None, ["amg.schedule", [{"target": "tokens", "rate": 0}]])
+    assert cfg.amg.schedule == [{"target": "tokens", "rate": 0.0, "iterations": 1, "epochs": 0}]
+
+
+def test_epochs_follow_from_the_schedule_and_leave_max_epoch_alone():
+    cfg = load_config(None, ["amg.schedule", [HEADS, TOKENS, {**HEADS, "epochs": 2}], "amg.final_epochs", "4"])
+    assert schedule_epochs(cfg) == 6 * 1 + 1 * 0 + 6 * 2 + 4
+    assert cfg.train.max_epoch == 60
