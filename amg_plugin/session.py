@@ -34,7 +34,9 @@ def check_writable(folder: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"data.save_dir '{folder}' is not writable ({error.strerror}); choose another folder.") from error
+        raise InputError(
+            f"data.save_dir '{folder}' is not writable ({error.strerror}); choose another folder."
+        ) from error
     return folder
 
 

@@ -24,12 +24,6 @@ def _check(name):
     return next(check for check in doctor.collect() if check.name == name)
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Leave out what starts another interpreter."""
-    monkeypatch.delitem(doctor.COOPERATION, "torch + torchvision")
-
-
 def test_a_complete_installation_is_healthy(capsys):
     assert _run() == 0, capsys.readouterr().out
     text = capsys.readouterr().out
@@ -92,6 +86,7 @@ def test_a_python_that_is_too_old_is_a_problem(monkeypatch):
 def test_torchvision_of_another_build_is_found_out(monkeypatch, tmp_path, code, expected):
     (tmp_path / "torchvision.py").write_text(code, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     check = doctor._guarded("cooperation", "torch + torchvision", doctor._torch_with_torchvision)
     assert check.status == PROBLEM
     assert expected in check.detail

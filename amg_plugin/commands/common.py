@@ -98,15 +98,14 @@ def logged(save_dir: str, command: str) -> Iterator[None]:
             tee.file.close()
 
 
-def finish(cfg: Any, command: str, sections: dict[str, Any], started: float, **extra: Any) -> dict[str, Any]:
+def finish(cfg: Any, command: str, sections: dict[str, Any], started: float) -> dict[str, Any]:
     """Write ``result.json`` and print the table.
 
     Args:
         cfg: The configuration.
         command: Name of the command.
-        sections: ``dense``, ``pruned``, ``finetuned``, whichever are known.
+        sections: ``dense``, ``pruned``, ``finetuned``, whichever are known, and what else belongs to the result.
         started: ``time.time()`` at the start.
-        **extra: Further entries.
 
     Returns:
         The result.
@@ -114,7 +113,6 @@ def finish(cfg: Any, command: str, sections: dict[str, Any], started: float, **e
     result = {
         "command": command,
         **sections,
-        **extra,
         "config": to_plain_dict(cfg),
         "seed": cfg.train.seed,
         **report.environment(),

@@ -211,11 +211,15 @@ def _quoted(requirement: str) -> str:
 
 
 def _torch_with_torchvision() -> str:
+    done = "torchvision's operators load"
+    if "torch" in sys.modules and "torchvision" in sys.modules:  # a failed import would have taken it out again
+        sys.modules["torch"].ops.torchvision.nms  # noqa: B018  (looking it up raises if it is absent)
+        return done
     # In a process of its own: an import that fails half-way leaves torchvision's modules behind.
     code = "import torch, torchvision; torch.ops.torchvision.nms"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if result.returncode == 0:
-        return "torchvision's operators load"
+        return done
     last = (result.stderr.strip().splitlines() or ["no message"])[-1]
     if "No module named" in last:
         raise AMGError(f"not checked: {last}")

@@ -41,17 +41,17 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(required_weights(args))
     cfg = config_from_arguments(args, base=checkpoint.config)
     prepare(cfg)
+    started = time.time()
     with logged(cfg.data.save_dir, "prune"):
-        prune(cfg, checkpoint)
+        finish(cfg, "prune", prune(cfg, checkpoint), started)
     return 0
 
 
 def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Carry out the schedule of ``cfg`` on the model of ``checkpoint``; returns the result."""
+    """Carry out the schedule of ``cfg`` on the model of ``checkpoint``; returns the result's sections."""
     from amg_plugin.data.manager import build_datamanager
     from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, ProgressHook
 
-    started = time.time()
     pruning = AMGPruningHook.from_config(cfg)
     pruning.check(checkpoint.build())  # what is not feasible should fail before the data is looked at
     datamanager = build_datamanager(cfg)
@@ -72,4 +72,4 @@ def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     if epochs:
         scores["finetuned"] = engine.results
     sections = {name: report.section(scores[name], shapes[name]) for name in report.SECTIONS if name in scores}
-    return finish(cfg, "prune", sections, started, best=best.best, history=engine.history)
+    return {**sections, "best": best.best, "history": engine.history}

@@ -37,16 +37,16 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(required_weights(args))
     cfg = config_from_arguments(args, use_schedule=False, base=checkpoint.config)
     prepare(cfg)
+    started = time.time()
     with logged(cfg.data.save_dir, "test"):
-        test(cfg, checkpoint)
+        finish(cfg, "test", test(cfg, checkpoint), started)
     return 0
 
 
 def test(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Evaluate ``checkpoint`` on the targets of ``cfg``; returns the result."""
+    """Evaluate ``checkpoint`` on the targets of ``cfg``; returns the result's section."""
     from amg_plugin.data.manager import build_datamanager
 
-    started = time.time()
     datamanager = build_datamanager(cfg)
     model = restore_model(checkpoint, cfg)
     shape = report.structure(model, cfg.data.height, cfg.data.width)
@@ -61,7 +61,7 @@ def test(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         ranks=list(cfg.test.ranks),
         rerank=cfg.test.rerank,
     )
-    return finish(cfg, "test", {section_name(checkpoint): report.section(engine.results, shape)}, started)
+    return {section_name(checkpoint): report.section(engine.results, shape)}
 
 
 def section_name(checkpoint: Checkpoint) -> str:

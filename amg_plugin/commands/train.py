@@ -33,17 +33,17 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(args.weights) if args.weights else None
     cfg = config_from_arguments(args, use_schedule=False, base=checkpoint.config if checkpoint else None)
     prepare(cfg)
+    started = time.time()
     with logged(cfg.data.save_dir, "train"):
-        train(cfg, checkpoint)
+        finish(cfg, "train", train(cfg, checkpoint), started)
     return 0
 
 
 def train(cfg: Any, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
-    """Train the dense model of ``cfg``, from ``checkpoint`` if given; returns the result."""
+    """Train the dense model of ``cfg``, from ``checkpoint`` if given; returns the result's sections."""
     from amg_plugin.data.manager import build_datamanager
     from amg_plugin.engine import BestModelHook, ProgressHook
 
-    started = time.time()
     datamanager = build_datamanager(cfg)
     classes = datamanager.num_train_pids
     model = build_model(cfg, classes) if checkpoint is None else restore_model(checkpoint, cfg, classes)
@@ -53,6 +53,4 @@ def train(cfg: Any, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     engine.run(**run_arguments(cfg, cfg.train.max_epoch))
     # Going on from a pruned checkpoint is fine-tuning; its figures must not pass for those of a dense model.
     name = "dense" if current_plan(model).is_dense else "finetuned"
-    return finish(
-        cfg, "train", {name: report.section(engine.results, shape)}, started, best=best.best, history=engine.history
-    )
+    return {name: report.section(engine.results, shape), "best": best.best, "history": engine.history}

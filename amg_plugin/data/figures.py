@@ -134,7 +134,7 @@ def sample_appearance(rng: np.random.Generator) -> Appearance:
 def sample_pose(rng: np.random.Generator) -> Pose:
     """Draws a random viewpoint and posture."""
     return Pose(
-        view=VIEWS[rng.choice(4, p=(0.35, 0.35, 0.15, 0.15))],
+        view=VIEWS[rng.choice(4, p=(0.36, 0.36, 0.14, 0.14))],
         stride=float(rng.uniform(0.02, 0.10)),
         swing=float(rng.uniform(-0.06, 0.09)),
         lean=float(rng.normal(0.0, 0.008)),

@@ -57,7 +57,7 @@ def sample_camera(rng: np.random.Generator) -> Camera:
     cast = rng.normal(0.0, 1.0, 3)
     cast = (cast - cast.mean()) / max(1e-6, float(np.abs(cast - cast.mean()).max()))
     light = rng.uniform(0.82, 1.08)
-    gain = light * (1.0 + rng.uniform(0.05, 0.14) * cast)
+    gain = light * (1.0 + rng.uniform(0.04, 0.12) * cast)
     wall, floor = (rng.uniform(80, 180) + rng.normal(0.0, 16.0, 3) for _ in range(2))
     return Camera(
         gain=tuple(gain.tolist()),
@@ -66,7 +66,7 @@ def sample_camera(rng: np.random.Generator) -> Camera:
         lift=float(rng.uniform(0.0, 0.12)),
         blur=float(rng.uniform(0.0, 0.8)),
         noise=float(rng.uniform(2.0, 6.0)),
-        scale=float(rng.uniform(0.78, 0.92)),
+        scale=float(rng.uniform(0.82, 0.93)),
         offset=(float(rng.uniform(-0.04, 0.04)), float(rng.uniform(-0.02, 0.02))),
         shear=float(rng.uniform(-0.06, 0.06)),
         taper=float(rng.uniform(0.0, 0.15)),
@@ -126,8 +126,8 @@ def paint_occluder(image: Image.Image, rng: np.random.Generator) -> None:
         draw.rectangle([left, top, left + width * rng.uniform(0.8, 1.2), height], fill=color)
         draw.rectangle([left, top, left + width * 1.2, top + height * 0.05], fill=second)
     elif kind == 1:  # a pole or a door frame hides a vertical strip
-        left = width * rng.uniform(0.15, 0.6)
-        draw.rectangle([left, 0, left + width * rng.uniform(0.15, 0.28), height], fill=color)
+        left = width * rng.uniform(0.22, 0.62)
+        draw.rectangle([left, 0, left + width * rng.uniform(0.1, 0.17), height], fill=color)
     elif kind == 2:  # a bush hides a corner
         x, y = width * rng.choice((0.15, 0.85)), height * rng.uniform(0.65, 0.9)
         for _ in range(14):

@@ -59,10 +59,10 @@ class SyntheticSpec:
     cameras_per_id: int = 4
     train_images_per_camera: int = 2
     gallery_images_per_camera: int = 2
-    occluded_queries: float = 0.25
+    occluded_queries: float = 0.2
     occluded_others: float = 0.05
-    clutter: float = 5.0
-    min_difference: float = 1.8
+    clutter: float = 4.0
+    min_difference: float = 2.0
     width: int = 64
     height: int = 128
 
@@ -82,7 +82,7 @@ class SyntheticSpec:
             ("occluded_queries", 0.0, 1.0),
             ("occluded_others", 0.0, 1.0),
             ("clutter", 0.0, 50.0),
-            ("min_difference", 0.0, 3.0),
+            ("min_difference", 0.0, 6.0),
             ("width", 16, 512),
             ("height", 32, 1024),
         ):
@@ -105,15 +105,17 @@ def write_synthetic_reid(root: str | Path, spec: SyntheticSpec | None = None, se
     Args:
         root: Data root, as in ``data.root``; made if missing.
         spec: Size and difficulty; the default specification if omitted.
-        seed: Seed of everything random.
+        seed: Seed of everything random, 0 or larger.
 
     Returns:
         The folder of the data set.
 
     Raises:
-        DataError: Another data set is already there, or the folder cannot be written.
+        DataError: Another data set is already there, the folder cannot be written, or the seed is negative.
     """
     spec = spec or SyntheticSpec()
+    if seed < 0:
+        raise DataError(f"synthetic_reid: the seed is {seed}, allowed is 0 or larger.")
     folder = dataset_folder(root)
     info = {"name": FOLDER, "version": _VERSION, "seed": int(seed), "spec": asdict(spec)}
     if folder.exists():
@@ -173,7 +175,7 @@ class _Shot:
         size = (round(spec.width * (1 + 2 * MARGIN)) * _SUPERSAMPLING, spec.height * _SUPERSAMPLING)
         image = paint_background(size, camera, spec.clutter, rng)
         height = size[1] * camera.scale * rng.uniform(0.94, 1.06)
-        center = size[0] * 0.5 + spec.width * _SUPERSAMPLING * (camera.offset[0] + rng.normal(0.0, 0.03))
+        center = size[0] * 0.5 + spec.width * _SUPERSAMPLING * (camera.offset[0] + rng.normal(0.0, 0.02))
         top = (size[1] - height) * 0.5 + size[1] * (camera.offset[1] + rng.normal(0.0, 0.015))
         FigurePainter(image, center, top, height).paint(self.person, sample_pose(rng))
         if rng.random() < self.occluded:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,9 @@ def build_calibration(engine: HookedEngine, label: str) -> Calibration:
 def scoring_mode(model: nn.Module, mode: str) -> Iterator[None]:
     """Put the network into ``"train"`` or ``"eval"`` mode; modes and running statistics are restored."""
     modes = [(module, module.training) for module in model.modules()]
-    statistics = {name: value.clone() for name, value in model.named_buffers() if "running" in name or "tracked" in name}
+    statistics = {
+        name: value.clone() for name, value in model.named_buffers() if "running" in name or "tracked" in name
+    }
     model.train(mode == "train")
     try:
         yield
@@ -83,5 +85,3 @@ def scoring_mode(model: nn.Module, mode: str) -> Iterator[None]:
             for name, value in model.named_buffers():
                 if name in statistics:
                     value.copy_(statistics[name])
-
-

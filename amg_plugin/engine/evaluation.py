@@ -111,3 +111,25 @@ def score(
         "rank1": float(cmc[0]),
         "cmc": {str(rank): float(cmc[rank - 1]) for rank in kept},
     }
+
+
+def per_query_scores(matrix: np.ndarray, query: Embedded, gallery: Embedded) -> dict[str, np.ndarray]:
+    """Average precision and first hit of every query that has a match, by torchreid's metric on one row at a time.
+
+    Returns:
+        ``{"AP": [n], "rank1": [n]}``; their means are mAP and Rank-1.
+    """
+    average_precision, first_hit = [], []
+    identities: dict[int, set[int]] = {}
+    for pid, camid in zip(gallery.pids.tolist(), gallery.camids.tolist(), strict=True):
+        identities.setdefault(pid, set()).add(camid)
+    for row, (pid, camid) in enumerate(zip(query.pids.tolist(), query.camids.tolist(), strict=True)):
+        if not identities.get(pid, set()) - {camid}:
+            continue
+        one = slice(row, row + 1)
+        cmc, precision = compat.torchreid().metrics.evaluate_rank(
+            matrix[one], query.pids[one], gallery.pids, query.camids[one], gallery.camids, max_rank=1
+        )
+        average_precision.append(float(precision))
+        first_hit.append(float(cmc[0]))
+    return {"AP": np.array(average_precision), "rank1": np.array(first_hit)}

@@ -42,9 +42,7 @@ def distillation_loss(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequ
     if isinstance(student, Tensor):
         student, teacher = [student], [teacher]
     terms = [
-        F.kl_div(
-            F.log_softmax(ours / tau, dim=1), F.log_softmax(theirs / tau, dim=1), reduction="sum", log_target=True
-        )
+        F.kl_div(F.log_softmax(ours / tau, dim=1), F.log_softmax(theirs / tau, dim=1), reduction="sum", log_target=True)
         * tau**2
         / ours.numel()
         for ours, theirs in zip(student, teacher, strict=True)

@@ -46,7 +46,9 @@ class OverlappingPatchEmbed(PatchEmbed):
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches for an image of (height, width) pixels."""
-        height, width = ((side - patch) // self.stride + 1 for side, patch in zip(img_size, self.patch_size, strict=True))
+        height, width = (
+            (side - patch) // self.stride + 1 for side, patch in zip(img_size, self.patch_size, strict=True)
+        )
         return height, width
 
 
@@ -117,12 +119,16 @@ def check_plain(model: nn.Module) -> None:
     if type(model) not in PLAIN_MODELS:
         raise UnsupportedModelError(f"{type(model).__name__} is not a plain ViT; allowed: {allowed}.")
     if not isinstance(model.patch_embed, PatchEmbed):
-        raise UnsupportedModelError(f"patch embedding {type(model.patch_embed).__name__} is not plain; allowed: PatchEmbed.")
+        raise UnsupportedModelError(
+            f"patch embedding {type(model.patch_embed).__name__} is not plain; allowed: PatchEmbed."
+        )
     for index, block in enumerate(model.blocks):
         if type(block) not in (Block, PrunableBlock):
             raise UnsupportedModelError(f"block {index} is a {type(block).__name__}; allowed: {allowed}.")
         if type(block.attn) not in (Attention, PrunableAttention):
-            raise UnsupportedModelError(f"the attention of block {index} is a {type(block.attn).__name__}; allowed: {allowed}.")
+            raise UnsupportedModelError(
+                f"the attention of block {index} is a {type(block.attn).__name__}; allowed: {allowed}."
+            )
 
 
 def check_image_size(image_size: tuple[int, int], patch_size: tuple[int, int], stride: int = 0) -> None:
@@ -134,9 +140,13 @@ def check_image_size(image_size: tuple[int, int], patch_size: tuple[int, int], s
     """
     for name, side, patch in zip(("height", "width"), image_size, patch_size, strict=True):
         if side < patch:
-            raise ConfigError(f"data.{name} {side} is smaller than a patch of {patch} pixels; at least {patch} is needed.")
+            raise ConfigError(
+                f"data.{name} {side} is smaller than a patch of {patch} pixels; at least {patch} is needed."
+            )
         if not 0 <= stride <= patch:
-            raise ConfigError(f"amg.stride {stride} is impossible; allowed: 1 to {patch} (the patch), or 0 for the patch size.")
+            raise ConfigError(
+                f"amg.stride {stride} is impossible; allowed: 1 to {patch} (the patch), or 0 for the patch size."
+            )
         if stride in (0, patch) and side % patch:
             low = side // patch * patch
             raise ConfigError(

@@ -28,7 +28,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"The weight file '{path}' (amg.weights) does not exist; give a local .pth or .safetensors file.")
+        raise InputError(
+            f"The weight file '{path}' (amg.weights) does not exist; give a local .pth or .safetensors file."
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -105,7 +105,9 @@ class PruningPlan:
             PlanError: If tokens are removed already and the variant differs.
         """
         if variant != self.variant and self.prunes_tokens:
-            raise PlanError(f"Tokens were removed in variant '{self.variant}'; variant '{variant}' cannot be mixed with it.")
+            raise PlanError(
+                f"Tokens were removed in variant '{self.variant}'; variant '{variant}' cannot be mixed with it."
+            )
         return replace(self, variant=variant)
 
     def narrow(
@@ -173,7 +175,9 @@ class PruningPlan:
         if not isinstance(data, dict):
             raise PlanError("A pruning plan must be a dictionary.")
         if data.get("version") != VERSION:
-            raise PlanError(f"The pruning plan has version {data.get('version')!r}; this release reads version {VERSION}.")
+            raise PlanError(
+                f"The pruning plan has version {data.get('version')!r}; this release reads version {VERSION}."
+            )
         fields = {name: value for name, value in data.items() if name != "version"}
         heads_known = fields.pop("heads_known", True)
         if not isinstance(heads_known, bool):

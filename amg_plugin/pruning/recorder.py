@@ -77,10 +77,9 @@ class AttentionMapRecorder(AttentionRecorder):
     def observe(self, place: int, attention: Tensor) -> None:
         """Add one batch."""
         total = attention.detach().sum(0).double()
-        if place == len(self.sums):
-            self.sums.append(total)
-        else:
-            self.sums[place] += total
+        if not self.sums:
+            self.sums = [torch.zeros((), dtype=torch.float64, device=total.device)] * len(self.blocks)
+        self.sums[place] = self.sums[place] + total
         if place == 0:
             self.images += attention.shape[0]
 
@@ -114,8 +113,11 @@ class TokenGradientRecorder(AttentionRecorder):
 
     def observe(self, place: int, attention: Tensor) -> None:
         """Wait for the gradient of ``attention`` and take in its signed sums."""
-        if not attention.requires_grad:
+        if not torch.is_grad_enabled():
             raise RuntimeError("token scores need gradients: run forward and backward passes outside no_grad")
+        if not attention.requires_grad:
+            # Nothing below this block asks for gradients (frozen weights): the graph starts at its attention.
+            attention.requires_grad_()
         maps = attention.detach()
 
         def take(gradient: Tensor) -> None:

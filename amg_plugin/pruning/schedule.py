@@ -98,7 +98,9 @@ class PruningSchedule:
             before = shares[stage.target]
             shares[stage.target] = before + stage.rate
             if shares[stage.target] >= 1:
-                raise ConfigError(f"amg.schedule removes {shares[stage.target]:.0%} of the {stage.target}; below 100 % is needed.")
+                raise ConfigError(
+                    f"amg.schedule removes {shares[stage.target]:.0%} of the {stage.target}; below 100 % is needed."
+                )
             for iteration in range(stage.iterations):
                 self.cuts.append(
                     Cut(epoch, number, iteration, stage.target, before, shares[stage.target], stage.iterations)
@@ -137,9 +139,7 @@ class PruningSchedule:
         end = min((value for value in starts if value > epoch), default=self.total_epochs)
         return start, max(end - start, 0)
 
-    def check_feasible(
-        self, plan: PruningPlan, blocks: Sequence[int], min_heads: int, min_tokens: int
-    ) -> None:
+    def check_feasible(self, plan: PruningPlan, blocks: Sequence[int], min_heads: int, min_tokens: int) -> None:
         """Check before any work starts that the floors leave enough to remove.
 
         Args:

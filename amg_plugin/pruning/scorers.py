@@ -59,9 +59,7 @@ def mean_attention(model: nn.Module, calibration: Calibration, blocks: Sequence[
 
 def entropy_of_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
     """AMG: entropy of the mean attention map (arXiv 2304.01452)."""
-    return [
-        head_entropy(maps, calibration.normalize_entropy) for maps in mean_attention(model, calibration, blocks)
-    ]
+    return [head_entropy(maps, calibration.normalize_entropy) for maps in mean_attention(model, calibration, blocks)]
 
 
 def magnitude_of_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:

@@ -20,9 +20,7 @@ def removal_count(rate: float, total: int) -> int:
     return int(rate * total + _ROUNDING)
 
 
-def select_heads(
-    entropy: Sequence[Tensor], count: int, layer_growth: float, min_heads: int = 1
-) -> list[list[int]]:
+def select_heads(entropy: Sequence[Tensor], count: int, layer_growth: float, min_heads: int = 1) -> list[list[int]]:
     """Remove the heads with the largest weighted entropy over all blocks together.
 
     The entropy of a block is multiplied by ``1 + layer_growth * i``, where ``i`` counts, from 0, the blocks that still

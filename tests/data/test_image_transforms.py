@@ -45,7 +45,7 @@ def test_names_are_normalised(given, expected):
 
 @pytest.mark.parametrize("given", ["random_flop", ["random_flip", "autoaugment"], [3]])
 def test_unknown_names_are_refused_with_the_allowed_ones(given):
-    with pytest.raises(ConfigError, match="random_flip.*pad_crop.*bicubic"):
+    with pytest.raises(ConfigError, match=r"random_flip.*pad_crop.*bicubic"):
         check_transform_names(given)
 
 

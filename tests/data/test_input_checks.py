@@ -52,7 +52,7 @@ def test_a_damaged_image_is_named(images, damage):
 def test_of_many_damaged_images_ten_are_named_and_all_are_counted(images):
     for path in images[:12]:
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="12 of 14 images.*and 2 more") as error:
+    with pytest.raises(DataError, match=r"12 of 14 images.*and 2 more") as error:
         check_images(images)
     assert sum(str(path) in str(error.value) for path in images) == 10
 
@@ -119,7 +119,7 @@ def test_a_batch_smaller_than_the_instances_is_refused():
 
 
 def test_a_training_set_smaller_than_the_batch_is_refused():
-    with pytest.raises(DataError, match="18 images.*nothing would be trained"):
+    with pytest.raises(DataError, match=r"18 images.*nothing would be trained"):
         check_training_set(train_of(9, 9), "RandomSampler", 19, 4)
 
 

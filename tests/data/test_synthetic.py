@@ -17,7 +17,6 @@ import amg_plugin
 from amg_plugin.data.synthetic import SyntheticSpec, write_synthetic_reid
 from amg_plugin.errors import DataError
 
-
 PARTS = {"bounding_box_train": 6 * 2 * 2, "query": 4 * 2, "bounding_box_test": 4 * 2 * 1}
 
 
@@ -153,7 +152,12 @@ def test_impossible_specifications_are_refused(bad):
 
 def test_more_different_people_than_there_are_cannot_be_drawn(tmp_path):
     with pytest.raises(DataError, match="min_difference"):
-        write_synthetic_reid(tmp_path, replace(TINY, train_ids=300, min_difference=3.0), seed=0)
+        write_synthetic_reid(tmp_path, replace(TINY, min_difference=6.0), seed=0)
+
+
+def test_a_negative_seed_is_refused(tmp_path):
+    with pytest.raises(DataError, match="seed"):
+        write_synthetic_reid(tmp_path, TINY, seed=-1)
 
 
 def test_colour_histograms_do_not_solve_it(tmp_path):

@@ -132,9 +132,19 @@ class MaskedViT:
         self.eps = model.blocks[0].norm1.eps
 
     def __call__(
-        self, images: Tensor, heads: list[list[int]], tokens: list[list[int]], variant: str
+        self,
+        images: Tensor,
+        heads: list[list[int]],
+        tokens: list[list[int]],
+        variant: str,
+        key_factors: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """All tokens ``[B, N, D]`` before the last norm, and features ``[B, D]``."""
+        """All tokens ``[B, N, D]`` before the last norm, and features ``[B, D]``.
+
+        ``key_factors`` scale the columns of the attention after the softmax, per block ``[N]``; the maps themselves
+        are kept in ``maps``, per block ``[B, H, N, N]``.
+        """
+        self.maps, self.key_factors = [], key_factors
         x = self._embed(images)
         prefix = x.shape[1] - self._patches
         for block in range(self.depth):
@@ -165,7 +175,7 @@ class MaskedViT:
         y = self._norm(f"blocks.{block}.norm1", x)
         qkv = self._linear(f"{name}.qkv", y)
         head_dim = qkv.shape[-1] // 3 // self.num_heads
-        outputs = []
+        outputs, maps = [], []
         for head in range(self.num_heads):
             q, k, v = (
                 qkv[..., start : start + head_dim]
@@ -174,8 +184,13 @@ class MaskedViT:
             q, k = self._norm(f"{name}.q_norm", q), self._norm(f"{name}.k_norm", k)
             logits = torch.einsum("bqd,bkd->bqk", q, k) / head_dim**0.5
             exponent = torch.exp(logits - logits.amax(-1, keepdim=True)) * visible
-            out = torch.einsum("bqk,bkd->bqd", exponent / exponent.sum(-1, keepdim=True), v)
+            attention = exponent / exponent.sum(-1, keepdim=True)
+            maps.append(attention)
+            if self.key_factors is not None:
+                attention = attention * self.key_factors[block]
+            out = torch.einsum("bqk,bkd->bqd", attention, v)
             outputs.append(out if head in kept_heads else torch.zeros_like(out))
+        self.maps.append(torch.stack(maps, dim=1))
         mask = torch.zeros(self.num_heads, head_dim, dtype=x.dtype)
         mask[kept_heads] = 1
         out = self._norm(f"{name}.norm", torch.cat(outputs, dim=-1)) * mask.flatten()
