@@ -55,7 +55,7 @@ setup(
     # The configurations lie at the top level of the checkout and travel inside the package.
     packages=[*find_packages(include=["amg_plugin", "amg_plugin.*"]), "amg_plugin.configs"],
     package_dir={"amg_plugin.configs": "configs"},
-    package_data={"amg_plugin.configs": ["*.yaml", "**/*.yaml"]},
+    package_data={"amg_plugin.configs": ["**/*.yaml", "**/*.json"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["amg-reid = amg_plugin.cli:console_main"]},

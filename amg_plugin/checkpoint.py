@@ -6,6 +6,7 @@ matches nothing in it, instead of silently keeping the half that fits.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "amg_plugin.checkpoint"
 VERSION = 1
+_ENTRIES = {"spec": dict, "plan": dict, "weights": dict, "config": dict, "history": list, "preprocessing": dict}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Checkpoint:
         """
         try:
             model = apply_plan(ReIDModel(self.spec), self.plan)
-        except AMGError as error:
+        except (AMGError, TypeError, ValueError, RuntimeError) as error:  # a damaged description fails anywhere
             raise CheckpointError(f"The checkpoint's structure cannot be rebuilt: {error}") from error
         load_strictly(model, self.weights)
         return model.eval()
@@ -74,6 +76,8 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         CheckpointError: Naming how many tensors are missing, unknown or of another shape, and one of each.
     """
     expected = model.state_dict()
+    if foreign := sorted(str(name) for name, value in weights.items() if not isinstance(value, Tensor)):
+        raise CheckpointError(f"The weights do not fit the model: '{foreign[0]}' is no tensor.")
     missing = sorted(set(expected) - set(weights))
     unknown = sorted(set(weights) - set(expected))
     shapes = [
@@ -115,9 +119,9 @@ def save_checkpoint(
         "spec": model.spec.to_dict(),
         "plan": current_plan(model).to_dict(),
         "weights": {name: value.detach().cpu() for name, value in model.state_dict().items()},
-        "config": dict(config or {}),
-        "history": [dict(entry) for entry in history],
-        "preprocessing": dict(preprocessing or {}),
+        "config": _plain(config or {}),
+        "history": _plain(history),
+        "preprocessing": _plain(preprocessing or {}),
     }
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
@@ -126,8 +130,22 @@ def save_checkpoint(
         torch.save(content, temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RunError(f"The checkpoint '{path}' cannot be written: {error}.") from error
+
+
+def _plain(value: Any) -> Any:
+    """Copy as data that ``weights_only`` reads back: numpy's numbers, which hooks meet often, would refuse to load."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if type(value) in (bool, int, float, str, type(None)):
+        return value
+    if getattr(value, "ndim", None) == 0:
+        return _plain(value.item())
+    return str(value)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -151,6 +169,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"'{path}' has format version {content.get('version')!r}; this release reads version {VERSION}."
         )
+    for name, kind in _ENTRIES.items():
+        if not isinstance(content.get(name), kind):
+            raise CheckpointError(
+                f"'{path}' cannot be used: its entry '{name}' is a {type(content.get(name)).__name__} "
+                f"instead of a {kind.__name__}."
+                if name in content
+                else f"'{path}' lacks its entry '{name}'."
+            )
     try:
         return Checkpoint(
             spec=ModelSpec.from_dict(content["spec"]),
@@ -160,8 +186,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             history=content["history"],
             preprocessing=content["preprocessing"],
         )
-    except KeyError as error:
-        raise CheckpointError(f"'{path}' lacks its entry {error}.") from error
     except AMGError as error:
         raise CheckpointError(f"'{path}' cannot be used: {error}") from error
 

@@ -36,10 +36,11 @@ def test_every_module_is_installed(installed):
     assert _files(installed / "amg_plugin", "*.py") == _files(CHECKOUT / "amg_plugin", "*.py")
 
 
-def test_every_configuration_is_installed_inside_the_package(installed):
-    shipped = _files(CHECKOUT / "configs", "*.yaml")
+@pytest.mark.parametrize("pattern", ["*.yaml", "splits/*.json"])
+def test_every_configuration_and_split_is_installed_inside_the_package(installed, pattern):
+    shipped = _files(CHECKOUT / "configs", pattern)
     assert shipped
-    assert _files(installed / "amg_plugin" / "configs", "*.yaml") == shipped
+    assert _files(installed / "amg_plugin" / "configs", pattern) == shipped
 
 
 def test_configurations_are_found_outside_the_checkout(installed, tmp_path):

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over queries for checkpoints, and for their differences from the first.
+r"""Bootstrap intervals over queries for checkpoints, and for their differences from the first.
 
 example: python tools/bootstrap_interval.py dense=log/dense/last.pth pruned=log/pruned/last.pth \\
              --root reid-data --target market1501 --output intervals.json

@@ -1,4 +1,4 @@
-"""Join the results of a dense, a control and a pruning run into one result.json and a Markdown table.
+r"""Join the results of a dense, a control and a pruning run into one result.json and a Markdown table.
 
 example: python tools/combine_results.py --prune log/pruned/result.json --control log/control/result.json \\
              --dense log/dense/result.json --intervals intervals.json --title "Market-1501 dev split" \\

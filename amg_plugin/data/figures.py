@@ -7,7 +7,8 @@ to the figure: x = 0 is its middle axis, y = 0 the top of the head and y = 1 the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -33,6 +34,17 @@ LOWER_KINDS = ("trousers", "trousers", "shorts", "skirt")
 BAGS = ("none", "none", "backpack", "shoulder", "hand")
 HATS = ("none", "none", "none", "cap", "beanie")
 VIEWS = ("front", "back", "left", "right")
+
+_BLACK_TO_WHITE = 255 * 3**0.5
+# What tells people apart: the traits that are there or not, and the colours with the trait that shows them.
+_KINDS = ("pattern", "long_sleeves", "lower_kind", "long_hair", "bag", "hat")
+_COLORS = (
+    ("upper", None, None),
+    ("lower", None, None),
+    ("accent", "pattern", "plain"),
+    ("bag_color", "bag", "none"),
+    ("hat_color", "hat", "none"),
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 def distance(a: RGB, b: RGB) -> float:
     """Euclidean distance of two colours, as a fraction of the distance of black and white."""
-    return float(np.linalg.norm(np.subtract(a, b)) / (255 * 3**0.5))
+    return math.dist(a, b) / _BLACK_TO_WHITE
 
 
 def difference(a: Appearance, b: Appearance) -> float:
@@ -156,18 +168,11 @@ def difference(a: Appearance, b: Appearance) -> float:
     Returns:
         Sum over the traits; colours count by :func:`distance`, at most 1 each, kinds count 0.5.
     """
-    total = 0.0
-    for name, visible in (
-        ("upper", True),
-        ("lower", True),
-        ("accent", a.pattern != "plain" or b.pattern != "plain"),
-        ("hat_color", a.hat != "none" or b.hat != "none"),
-        ("bag_color", a.bag != "none" or b.bag != "none"),
-    ):
-        if visible:
-            total += min(1.0, 2.5 * distance(getattr(a, name), getattr(b, name)))
-    kinds = [f.name for f in fields(Appearance) if isinstance(getattr(a, f.name), str | bool)]
-    return total + 0.5 * sum(getattr(a, name) != getattr(b, name) for name in kinds)
+    total = 0.5 * sum(getattr(a, name) != getattr(b, name) for name in _KINDS)
+    for color, kind, absent in _COLORS:
+        if kind is None or getattr(a, kind) != absent or getattr(b, kind) != absent:
+            total += min(1.0, 2.5 * distance(getattr(a, color), getattr(b, color)))
+    return total
 
 
 class FigurePainter:

@@ -22,7 +22,8 @@ from amg_plugin.errors import RunError
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last.pth"
-_TEST_ARGUMENTS = ("dist_metric", "normalize_feature", "save_dir", "use_metric_cuhk03", "ranks", "rerank")
+# Without "rerank", which torchreid leaves out of every test during a run: all figures of a run are comparable.
+_TEST_ARGUMENTS = ("dist_metric", "normalize_feature", "save_dir", "use_metric_cuhk03", "ranks")
 
 
 class HookedEngine:
@@ -205,7 +206,7 @@ class HookedEngine:
             "width": manager.width,
             "mean": list(self.cfg.data.norm_mean),
             "std": list(self.cfg.data.norm_std),
-            "interpolation": "bicubic" if "bicubic" in self.cfg.data.transforms else "bilinear",
+            "interpolation": "bicubic" if "bicubic" in map(str.lower, self.cfg.data.transforms) else "bilinear",
         }
         save_checkpoint(
             path, unwrap(self.model), config=to_plain_dict(self.cfg), history=self.history, preprocessing=preprocessing

@@ -43,8 +43,8 @@ class DistillationHook(Hook):
         """Freeze the teacher.
 
         Raises:
-            ConfigError: If the run starts from a pruned model and no dense teacher is given, or the teacher's
-                identities are not the run's.
+            ConfigError: If the run starts from a pruned model and no dense teacher is given, or the teacher is pruned,
+                or of other identities or another image size than the run.
         """
         student = unwrap(engine.model)
         if self.teacher is None:
@@ -54,6 +54,13 @@ class DistillationHook(Hook):
                     "amg.distill.teacher, or set amg.distill.enabled to False."
                 )
             self.teacher = copy.deepcopy(student)
+        if not current_plan(self.teacher).is_dense:
+            raise ConfigError("The teacher is pruned; amg.distill.teacher must be a dense checkpoint.")
+        if self.teacher.spec.image_size != student.spec.image_size:
+            raise ConfigError(
+                f"The teacher is for images of {_size(self.teacher)}, the model for {_size(student)} (height x width); "
+                "amg.distill.teacher must be of the same image size."
+            )
         if self.teacher.classifier.out_features != student.classifier.out_features:
             raise ConfigError(
                 f"The teacher knows {self.teacher.classifier.out_features} identities, the training data has "
@@ -66,3 +73,7 @@ class DistillationHook(Hook):
         with torch.no_grad(), engine.autocast():
             target = self.teacher.logits(images)
         return {"loss_d": self.alpha * distillation_loss(logits, target, self.tau)}
+
+
+def _size(model: nn.Module) -> str:
+    return "x".join(map(str, model.spec.image_size))

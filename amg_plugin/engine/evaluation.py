@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from amg_plugin import compat
+from amg_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +70,14 @@ def distances(query: Embedded, gallery: Embedded, metric: str, normalize: bool, 
     return matrix
 
 
-def longest_cmc(query: Embedded, gallery: Embedded) -> int:
+def longest_cmc(query: Embedded, gallery: Embedded, use_metric_cuhk03: bool = False) -> int:
     """Length of the CMC curve that every query of the target can fill.
 
     torchreid drops gallery images of the query's own identity and camera; with a small gallery fewer than its 50 ranks
-    are left and it fails. Queries without a match do not count.
+    are left and it fails. CUHK03's metric ranks one image per identity. Queries without a match do not count.
+
+    Raises:
+        DataError: If no query has a match.
     """
     shots = Counter(zip(gallery.pids.tolist(), gallery.camids.tolist(), strict=True))
     per_identity = Counter(gallery.pids.tolist())
@@ -82,7 +86,11 @@ def longest_cmc(query: Embedded, gallery: Embedded) -> int:
         for pid, camid in zip(query.pids.tolist(), query.camids.tolist(), strict=True)
         if per_identity[pid] > shots[pid, camid]
     ]
-    return min([MAX_RANK, *left])
+    if not left:
+        raise DataError(
+            "No query of the target can be evaluated: none of their identities is in the gallery under another camera."
+        )
+    return min(MAX_RANK, len(per_identity) if use_metric_cuhk03 else min(left))
 
 
 def score(
@@ -93,7 +101,7 @@ def score(
     Returns:
         ``{"mAP": float, "rank1": float, "cmc": {rank: float}}``, fractions.
     """
-    length = longest_cmc(query, gallery)
+    length = longest_cmc(query, gallery, use_metric_cuhk03)
     cmc, mean_precision = compat.torchreid().metrics.evaluate_rank(
         matrix,
         query.pids,

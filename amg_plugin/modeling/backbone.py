@@ -13,7 +13,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from amg_plugin.errors import ConfigError, InputError, UnsupportedModelError
+from amg_plugin.errors import AMGError, ConfigError, InputError, UnsupportedModelError
 from amg_plugin.modeling.attention import PrunableAttention, PrunableBlock
 
 logger = logging.getLogger(__name__)
@@ -87,22 +87,32 @@ def build_backbone(
         kwargs["drop_path_rate"] = drop_path
     if stride:
         kwargs["embed_layer"] = partial(OverlappingPatchEmbed, stride=stride)
-    try:
-        model = timm.create_model(arch, pretrained=pretrained, **kwargs)
-    except TypeError as error:
-        raise UnsupportedModelError(
-            f"amg.arch '{arch}' does not take a plain ViT's arguments ({error}); allowed are plain ViTs such as vit_*, deit_*."
-        ) from error
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        if pretrained:
+    # Without weights first: what cannot work is refused before anything is downloaded.
+    model = _create(arch, kwargs)
+    check_plain(model)
+    check_image_size(image_size, model.patch_embed.patch_size, stride)
+    if pretrained:
+        try:
+            model = timm.create_model(arch, pretrained=True, **kwargs)
+        except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"The pretrained weights of '{arch}' cannot be had ({type(error).__name__}: {_first_line(error)}): "
                 "put a local .pth or .safetensors file into amg.weights, or set model.pretrained to False."
             ) from error
-        raise ConfigError(f"timm cannot build '{arch}' with {kwargs}: {_first_line(error)}.") from error
-    check_plain(model)
-    check_image_size(image_size, model.patch_embed.patch_size, stride)
     return make_prunable(model)
+
+
+def _create(arch: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(arch, pretrained=False, **kwargs)
+    except AMGError:  # of the patch embedding, clear already
+        raise
+    except TypeError as error:
+        raise UnsupportedModelError(
+            f"amg.arch '{arch}' does not take a plain ViT's arguments ({error}); allowed are plain ViTs such as vit_*, deit_*."
+        ) from error
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"timm cannot build '{arch}' with {dict(kwargs)}: {_first_line(error)}.") from error
 
 
 def _first_line(error: BaseException) -> str:

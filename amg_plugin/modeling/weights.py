@@ -60,7 +60,13 @@ def load_backbone_weights(model: VisionTransformer, path: str | Path) -> None:
     for prefix in _PREFIXES:
         if any(name.startswith(prefix) for name in state):
             state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    state = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
+    try:
+        state = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
+    except Exception as error:  # timm's conversions fail in many ways on tensors of another network
+        raise InputError(
+            f"The weight file '{path}' does not fit the model: timm cannot convert it ({type(error).__name__}); "
+            "check amg.arch, amg.stride and the image size, position embeddings of square grids are fitted."
+        ) from error
     if not isinstance(model, VisionTransformerDistilled):
         state.pop("dist_token", None)
     state = {name: value for name, value in state.items() if not name.startswith(_CLASSIFIERS)}

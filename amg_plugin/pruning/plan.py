@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from amg_plugin.errors import PlanError
@@ -50,10 +51,11 @@ class PruningPlan:
             if len(kept) != depth:
                 raise PlanError(f"The plan lists {name} for {len(kept)} blocks, the model has {depth}.")
             for block, (indices, total) in enumerate(zip(kept, totals, strict=True)):
-                ascending = all(a < b for a, b in zip(indices, indices[1:], strict=False))
+                ascending = all(a < b for a, b in pairwise(indices))
                 if not indices or not ascending or indices[0] < 0 or indices[-1] >= total:
                     raise PlanError(
-                        f"The kept {name} of block {block} must be ascending numbers from 0 to {total - 1}, at least one."
+                        f"The kept {name} of block {block} must be ascending numbers from 0 to {total - 1}, "
+                        "at least one."
                     )
 
     @classmethod

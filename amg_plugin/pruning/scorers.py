@@ -29,7 +29,7 @@ class Calibration:
     Attributes:
         batches: Starts a fresh pass over the calibration batches.
         forward: Runs the model on a batch, without gradients.
-        loss: Task loss of a batch, a scalar with a graph down to the images.
+        loss: Task loss of a batch, a scalar that depends on every recorded block; parameters are frozen meanwhile.
         reduce: Adds a tensor up over processes; None for one process.
         seed: Seed of the random scorers.
         normalize_entropy: Divide head entropies by log2 of the number of keys.
