@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "amg_plugin.checkpoint"
 VERSION = 1
+#: Files of a run in its ``data.save_dir``.
+LAST_CHECKPOINT, BEST_CHECKPOINT = "last.pth", "best.pth"
 _ENTRIES = {"spec": dict, "plan": dict, "weights": dict, "config": dict, "history": list, "preprocessing": dict}
 
 

@@ -19,7 +19,8 @@ from amg_plugin.pruning import current_plan
 from amg_plugin.version import __version__
 
 FILE_NAME = "result.json"
-SECTIONS = ("dense", "pruned", "finetuned")
+#: ``start`` takes the place of ``dense`` where a run began with a model that was pruned already.
+SECTIONS = ("dense", "start", "pruned", "finetuned")
 _PACKAGES = ("torch", "torchvision", "timm", "torchreid", "numpy")
 
 
@@ -51,15 +52,19 @@ def section(scores: Mapping[str, Mapping[str, Any]], shape: Mapping[str, Any]) -
     return {"mAP": first["mAP"], "rank1": first["rank1"], "targets": {k: dict(v) for k, v in scores.items()}, **shape}
 
 
-def environment() -> dict[str, Any]:
-    """Device, threads and versions behind a measurement."""
+def environment(use_gpu: bool = True) -> dict[str, Any]:
+    """Device, threads and versions behind a measurement.
+
+    Args:
+        use_gpu: Whether the GPU was used, if there is one.
+    """
     versions = {"amg_plugin": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed as a package"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    device = torch.cuda.get_device_name() if use_gpu and torch.cuda.is_available() else f"cpu ({platform.machine()})"
     return {"device": device, "threads": torch.get_num_threads(), "versions": versions}
 
 

@@ -16,8 +16,9 @@ from torch import nn
 from amg_plugin import compat
 from amg_plugin.active import using_amg_config
 from amg_plugin.checkpoint import Checkpoint
-from amg_plugin.errors import CheckpointError, InputError
-from amg_plugin.registry import build_engine, register
+from amg_plugin.errors import CheckpointError, ConfigError, InputError
+from amg_plugin.modeling.factory import ARCHITECTURES, spec_from_config
+from amg_plugin.registry import ENGINES, MODELS, build_engine, register
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,22 @@ def check_writable(folder: str | Path) -> Path:
 
 
 def prepare(cfg: Any) -> None:
-    """Register, check the output folder and seed everything."""
+    """Register, check what no run of ours can do and the output folder, and seed everything.
+
+    Raises:
+        InputError: If the engine has no hooks, a key of torchreid's own script is set, or the folder is not writable.
+    """
     register()
+    from amg_plugin.engine.base import HookedEngine
+
+    if cfg.amg.engine and not issubclass(ENGINES.get(cfg.amg.engine), HookedEngine):
+        raise ConfigError(
+            f"amg.engine '{cfg.amg.engine}' has no hooks, which this command needs; use amg_{cfg.loss.name} here, and "
+            "'python -m amg_plugin' with a script of torchreid's for its own engines."
+        )
+    for key, value in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):
+        if value:
+            raise ConfigError(f"{key} is '{value}', but torchreid's checkpoints are not read here: use --weights.")
     check_writable(cfg.data.save_dir)
     compat.torchreid().utils.set_random_seed(cfg.train.seed)
 
@@ -53,7 +68,12 @@ def use_gpu(cfg: Any) -> bool:
 
 
 def build_model(cfg: Any, num_classes: int) -> nn.Module:
-    """The network of ``model.name``, by torchreid's ``build_model``."""
+    """The network of ``model.name``, by torchreid's ``build_model``.
+
+    Raises:
+        ConfigError: If the name is none of the plugin's.
+    """
+    check_model_name(cfg)
     with using_amg_config(cfg.amg):
         return compat.torchreid().models.build_model(
             name=cfg.model.name,
@@ -64,8 +84,43 @@ def build_model(cfg: Any, num_classes: int) -> nn.Module:
         )
 
 
+def check_model_name(cfg: Any) -> None:
+    """Check that ``model.name`` is a network of the plugin.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if cfg.model.name not in MODELS:
+        raise ConfigError(f"model.name is '{cfg.model.name}', but must be one of {', '.join(MODELS)}.")
+
+
+def check_fits(checkpoint: Checkpoint, cfg: Any) -> None:
+    """Check that a checkpoint holds the network that a configuration asks for.
+
+    Raises:
+        CheckpointError: If architecture, stride or image size differ.
+    """
+    spec, size = checkpoint.spec, (cfg.data.height, cfg.data.width)
+    if spec.image_size != size:
+        raise CheckpointError(
+            f"The checkpoint is for images of {spec.image_size[0]}x{spec.image_size[1]} "
+            f"(height x width), the configuration asks for {size[0]}x{size[1]}; set data.height and data.width."
+        )
+    arch = cfg.amg.arch or ARCHITECTURES.get(cfg.model.name)
+    if arch is None:  # the configuration names no network of ours
+        return
+    wanted = spec_from_config(cfg.amg, num_classes=spec.num_classes, loss=cfg.loss.name, default_arch=arch)
+    for field, key in (("arch", "amg.arch"), ("stride", "amg.stride"), ("overrides", "amg.override")):
+        ours, theirs = getattr(spec, field), getattr(wanted, field)
+        if ours != theirs:
+            raise CheckpointError(
+                f"The checkpoint is of another structure: its {key} is {ours!r}, the configuration says {theirs!r}; "
+                "use the configuration that it was trained with, or none."
+            )
+
+
 def restore_model(checkpoint: Checkpoint, cfg: Any, num_classes: int | None = None) -> nn.Module:
-    """The network of a checkpoint, for this run's loss and image size.
+    """The network of a checkpoint, with this run's loss, evaluation features and stochastic depth.
 
     Args:
         checkpoint: What was read.
@@ -73,20 +128,16 @@ def restore_model(checkpoint: Checkpoint, cfg: Any, num_classes: int | None = No
         num_classes: Identities of the training data; None if no training follows.
 
     Raises:
-        CheckpointError: If image size or number of identities differ.
+        CheckpointError: If structure, image size or number of identities differ.
     """
-    size = (cfg.data.height, cfg.data.width)
-    if checkpoint.spec.image_size != size:
-        raise CheckpointError(
-            f"The checkpoint is for images of {checkpoint.spec.image_size[0]}x{checkpoint.spec.image_size[1]} "
-            f"(height x width), the configuration asks for {size[0]}x{size[1]}; set data.height and data.width."
-        )
+    check_fits(checkpoint, cfg)
     if num_classes is not None and checkpoint.spec.num_classes != num_classes:
         raise CheckpointError(
             f"The checkpoint knows {checkpoint.spec.num_classes} identities, the training data has {num_classes}; "
             "use the training data (--sources, --root) that the checkpoint was trained on."
         )
-    return replace(checkpoint, spec=replace(checkpoint.spec, loss=cfg.loss.name)).build()
+    spec = replace(checkpoint.spec, loss=cfg.loss.name, neck_feat=cfg.amg.neck_feat, drop_path=cfg.amg.drop_path)
+    return replace(checkpoint, spec=spec).build()
 
 
 def assemble(cfg: Any, datamanager: Any, model: nn.Module, hooks: Iterable[Any], epochs: int) -> Any:
@@ -109,7 +160,13 @@ def assemble(cfg: Any, datamanager: Any, model: nn.Module, hooks: Iterable[Any],
 
 
 def run_arguments(cfg: Any, max_epoch: int) -> dict[str, Any]:
-    """Arguments of torchreid's ``engine.run``."""
+    """Arguments of torchreid's ``engine.run``.
+
+    Raises:
+        ConfigError: If pictures of rankings are asked for, which torchreid draws in tests only.
+    """
+    if cfg.test.visrank:
+        raise ConfigError("test.visrank is True, but pictures of rankings are drawn by 'amg-reid test' only.")
     return {
         "save_dir": cfg.data.save_dir,
         "max_epoch": max_epoch,

@@ -159,7 +159,13 @@ def memory_table(counts: list[int]) -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = {}
     for target in ("heads", "tokens"):
         for count in counts:
-            command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--memory-probe", f"{target}:{count}"]
+            command = [
+                sys.executable,
+                str(Path(__file__).resolve()),
+                *sys.argv[1:],
+                "--memory-probe",
+                f"{target}:{count}",
+            ]
             answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             table.setdefault(target, {})[str(count)] = float(answer.split()[-1])
     return table

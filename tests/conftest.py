@@ -1,7 +1,16 @@
 """Fixtures that several test modules use."""
 
+from pathlib import Path
+
 import pytest
 from torchreid_layouts import Layout, make_layout
+
+import amg_plugin
+
+
+def pytest_report_header() -> str:
+    """Say what is tested: the installed package, unless the checkout was put in front of it."""
+    return f"amg_plugin: {amg_plugin.__version__} from {Path(amg_plugin.__file__).parent}"
 
 
 @pytest.fixture(scope="session", params=["pypi", "git"])

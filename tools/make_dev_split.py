@@ -1,4 +1,4 @@
-r"""Make a development split out of your own Market-1501.
+"""Make a development split out of your own Market-1501.
 
 The split market1501_dev_250_100 divides 350 of the 751 identities of Market-1501's training set into 250 for training
 (4,408 images) and 100 for testing (417 query and 1,135 gallery images). It leaves the real test set alone and is small
@@ -11,9 +11,8 @@ The project holds the file names only. The images are copied (or hard-linked wit
 
 so that ROOT is what --root of the other commands takes. ROOT must not be the folder of the full Market-1501.
 
-example:
-  python tools/make_dev_split.py --market reid-data --root reid-data-dev
-  amg-reid train --config-file market1501/dev_split_vits14 --root reid-data-dev amg.weights WEIGHTS
+example: python tools/make_dev_split.py --market reid-data --root reid-data-dev
+then: amg-reid train --config-file market1501/dev_split_vits14 --root reid-data-dev amg.weights WEIGHTS
 """
 
 import sys

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from amg_plugin import compat, report
+from amg_plugin.checkpoint import BEST_CHECKPOINT, LAST_CHECKPOINT
 from amg_plugin.config import load_config, to_plain_dict
 from amg_plugin.errors import InputError
+from amg_plugin.session import use_gpu
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +51,12 @@ def required_weights(args: argparse.Namespace) -> str:
 
 
 def config_from_arguments(
-    args: argparse.Namespace, *, use_schedule: bool = True, base: dict[str, Any] | None = None
+    args: argparse.Namespace, *, use_schedule: bool = True, base: Mapping[str, Any] | None = None
 ) -> Any:
     """Load the configuration that the arguments describe.
+
+    A checkpoint's configuration brings its ``data.save_dir``; the run gets a folder inside it, named after the command,
+    so that the files of the first run stay as they are.
 
     Args:
         args: Parsed arguments of :func:`add_config_arguments`.
@@ -70,8 +76,30 @@ def config_from_arguments(
         args.config_file,
         [*overrides, *trailing],
         use_schedule=use_schedule,
-        base=None if args.config_file else base,
+        base=None if args.config_file or base is None else _as_base(base, args.command),
     )
+
+
+def _as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
+    base = copy.deepcopy(dict(stored))
+    base.get("amg", {}).pop("image_size", None)  # follows data.height and data.width
+    if save_dir := base.get("data", {}).get("save_dir"):
+        base["data"]["save_dir"] = str(Path(save_dir) / command)
+    return base
+
+
+def refuse_to_overwrite(cfg: Any, weights: str) -> None:
+    """Check that the checkpoint a run starts from is not where the run writes its own.
+
+    Raises:
+        InputError: If it is.
+    """
+    folder = Path(cfg.data.save_dir).resolve()
+    if Path(weights).resolve() in (folder / LAST_CHECKPOINT, folder / BEST_CHECKPOINT):
+        raise InputError(
+            f"data.save_dir '{cfg.data.save_dir}' holds the checkpoint given with --weights, which this run would "
+            "overwrite; choose another folder."
+        )
 
 
 @contextlib.contextmanager
@@ -115,7 +143,7 @@ def finish(cfg: Any, command: str, sections: dict[str, Any], started: float) -> 
         **sections,
         "config": to_plain_dict(cfg),
         "seed": cfg.train.seed,
-        **report.environment(),
+        **report.environment(use_gpu(cfg)),
         "seconds": round(time.time() - started, 1),
     }
     path = report.write_result(cfg.data.save_dir, result)

@@ -14,17 +14,19 @@ from amg_plugin.commands.common import (
     config_from_arguments,
     finish,
     logged,
+    refuse_to_overwrite,
     required_weights,
 )
 from amg_plugin.config import schedule_epochs
-from amg_plugin.session import assemble, prepare, restore_model, run_arguments
+from amg_plugin.session import assemble, check_fits, prepare, restore_model, run_arguments
 
 HELP = "prune a checkpoint by the schedule, fine-tune with distillation"
 DESCRIPTION = """Score, prune and fine-tune by amg.schedule, then fine-tune for amg.final_epochs.
 
 The number of epochs follows from the schedule. Without --config-file the checkpoint's own configuration counts, so that
-only the schedule is needed. The model goes to SAVE_DIR/last.pth and best.pth (best mAP of the first target among the
-evaluations after the last cut), the figures of the dense, the pruned and the fine-tuned model to SAVE_DIR/result.json.
+only the schedule is needed, and SAVE_DIR is the folder 'prune' inside its data.save_dir. The model goes to
+SAVE_DIR/last.pth and best.pth (best mAP of the first target among the evaluations after the last cut), the figures of
+the dense, the pruned and the fine-tuned model to SAVE_DIR/result.json.
 
 example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \\
            --root reid-data data.save_dir log/vit_small_pruned"""
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Prune; 0 on success."""
     checkpoint = read_checkpoint(required_weights(args))
     cfg = config_from_arguments(args, base=checkpoint.config)
+    refuse_to_overwrite(cfg, args.weights)
     prepare(cfg)
     started = time.time()
     with logged(cfg.data.save_dir, "prune"):
@@ -52,19 +55,21 @@ def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     from amg_plugin.data.manager import build_datamanager
     from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, ProgressHook
 
+    epochs = schedule_epochs(cfg)
+    arguments = run_arguments(cfg, epochs)
+    check_fits(checkpoint, cfg)
     pruning = AMGPruningHook.from_config(cfg)
     pruning.check(checkpoint.build())  # what is not feasible should fail before the data is looked at
     datamanager = build_datamanager(cfg)
     model = restore_model(checkpoint, cfg, datamanager.num_train_pids)
     height, width = cfg.data.height, cfg.data.width
-    shapes = {"dense": report.structure(model, height, width)}
+    shapes = dict.fromkeys(("dense", "start"), report.structure(model, height, width))
     best = BestModelHook(cfg.data.save_dir, eligible=lambda: pruning.schedule.finished)
     hooks = [ProgressHook(), pruning, best]
     if cfg.amg.distill.enabled:
         hooks.insert(0, DistillationHook.from_config(cfg))
-    epochs = schedule_epochs(cfg)
     engine = assemble(cfg, datamanager, model, hooks, epochs)
-    engine.run(**run_arguments(cfg, epochs))
+    engine.run(**arguments)
     if not epochs:  # torchreid saves nothing then
         engine.save_model(0, engine.first_result["rank1"], cfg.data.save_dir)
     shapes["pruned"] = shapes["finetuned"] = report.structure(engine.model, height, width)

@@ -16,12 +16,13 @@ from amg_plugin.commands.common import (
     logged,
     required_weights,
 )
-from amg_plugin.session import assemble, prepare, restore_model
+from amg_plugin.session import assemble, check_fits, prepare, restore_model
 
 HELP = "evaluate a checkpoint on the targets"
 DESCRIPTION = """Evaluate a checkpoint, pruned or not, with torchreid's evaluator on every target.
 
-Without --config-file the checkpoint's own configuration counts; -t, --root and key value pairs change it.
+Without --config-file the checkpoint's own configuration counts, and result.json goes to the folder 'test' inside its
+data.save_dir; -t, --root and key value pairs change it.
 
 example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --root reid-data"""
 
@@ -47,6 +48,7 @@ def test(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     """Evaluate ``checkpoint`` on the targets of ``cfg``; returns the result's section."""
     from amg_plugin.data.manager import build_datamanager
 
+    check_fits(checkpoint, cfg)
     datamanager = build_datamanager(cfg)
     model = restore_model(checkpoint, cfg)
     shape = report.structure(model, cfg.data.height, cfg.data.width)
@@ -68,8 +70,9 @@ def section_name(checkpoint: Checkpoint) -> str:
     """Which section of a result a checkpoint's figures belong to."""
     if checkpoint.plan.is_dense:
         return "dense"
-    cuts = [entry["epoch"] for entry in checkpoint.history if entry.get("event") == "cut"]
-    last = max((entry.get("epoch", 0) for entry in checkpoint.history), default=0)
-    # A cut before epoch e is followed by training in epoch e, whose evaluation carries the same number.
-    tests_after = [e for e in checkpoint.history if e.get("event") == "test" and cuts and e["epoch"] >= cuts[-1]]
-    return "finetuned" if last > max(cuts, default=-1) or len(tests_after) > 1 else "pruned"
+    events = [entry.get("event") for entry in checkpoint.history]
+    if "cut" not in events:  # a pruned model that was trained on
+        return "finetuned"
+    # The evaluation right after the last cut is the pruned model's own; any later one follows fine-tuning.
+    after_last_cut = events[len(events) - events[::-1].index("cut") :]
+    return "finetuned" if after_last_cut.count("test") > 1 else "pruned"

@@ -8,16 +8,33 @@ from typing import Any
 
 from amg_plugin import report
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
-from amg_plugin.commands.common import add_config_arguments, add_weights_argument, config_from_arguments, finish, logged
+from amg_plugin.commands.common import (
+    add_config_arguments,
+    add_weights_argument,
+    config_from_arguments,
+    finish,
+    logged,
+    refuse_to_overwrite,
+)
 from amg_plugin.pruning import current_plan
-from amg_plugin.session import assemble, build_model, prepare, restore_model, run_arguments
+from amg_plugin.session import (
+    assemble,
+    build_model,
+    check_fits,
+    check_model_name,
+    prepare,
+    restore_model,
+    run_arguments,
+)
 
 HELP = "train the dense model with torchreid's loop"
 DESCRIPTION = """Train a dense ViT with torchreid's loaders, loop and evaluator.
 
 The model of the last epoch goes to SAVE_DIR/last.pth, the best one (mAP of the first target at the evaluations that
 test.eval_freq asks for) to SAVE_DIR/best.pth, the figures to SAVE_DIR/result.json. An amg.schedule of the
-configuration is not used here: see 'amg-reid prune'.
+configuration is not used here: see 'amg-reid prune'. --weights goes on from a checkpoint, for example to give a dense
+model the epochs that a pruned one was fine-tuned for; without --config-file its own configuration counts, and SAVE_DIR
+is the folder 'train' inside its data.save_dir.
 
 example: amg-reid train --config-file market1501/vit_small --root reid-data data.save_dir log/vit_small"""
 
@@ -32,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     """Train; 0 on success."""
     checkpoint = read_checkpoint(args.weights) if args.weights else None
     cfg = config_from_arguments(args, use_schedule=False, base=checkpoint.config if checkpoint else None)
+    if checkpoint:
+        refuse_to_overwrite(cfg, args.weights)
     prepare(cfg)
     started = time.time()
     with logged(cfg.data.save_dir, "train"):
@@ -44,13 +63,18 @@ def train(cfg: Any, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     from amg_plugin.data.manager import build_datamanager
     from amg_plugin.engine import BestModelHook, ProgressHook
 
+    arguments = run_arguments(cfg, cfg.train.max_epoch)
+    if checkpoint is None:
+        check_model_name(cfg)
+    else:
+        check_fits(checkpoint, cfg)
     datamanager = build_datamanager(cfg)
     classes = datamanager.num_train_pids
     model = build_model(cfg, classes) if checkpoint is None else restore_model(checkpoint, cfg, classes)
     shape = report.structure(model, cfg.data.height, cfg.data.width)
     best = BestModelHook(cfg.data.save_dir)
     engine = assemble(cfg, datamanager, model, [ProgressHook(), best], cfg.train.max_epoch)
-    engine.run(**run_arguments(cfg, cfg.train.max_epoch))
+    engine.run(**arguments)
     # Going on from a pruned checkpoint is fine-tuning; its figures must not pass for those of a dense model.
     name = "dense" if current_plan(model).is_dense else "finetuned"
     return {name: report.section(engine.results, shape), "best": best.best, "history": engine.history}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from amg_plugin.data.figures import CLOTHES, LOWER, RGB
+from amg_plugin.data.appearance import CLOTHES, LOWER, RGB
 
 MARGIN = 0.2
 """What a painted scene is wider than the photograph on each side, fraction of the photograph's width."""
@@ -76,7 +76,7 @@ def sample_camera(rng: np.random.Generator) -> Camera:
     )
 
 
-def paint_background(size: tuple[int, int], camera: Camera, clutter: int, rng: np.random.Generator) -> Image.Image:
+def paint_background(size: tuple[int, int], camera: Camera, clutter: float, rng: np.random.Generator) -> Image.Image:
     """Paints wall, floor and ``clutter`` random things.
 
     Args:

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from amg_plugin.data.figures import Appearance, FigurePainter, difference, sample_appearance, sample_pose
+from amg_plugin.data.appearance import Appearance, difference, sample_appearance
+from amg_plugin.data.figures import FigurePainter, sample_pose
 from amg_plugin.data.scenes import MARGIN, Camera, paint_background, paint_occluder, photograph, sample_camera
 from amg_plugin.errors import DataError
 
@@ -48,7 +49,7 @@ class SyntheticSpec:
         occluded_queries: Fraction of the query images with something in front of the person.
         occluded_others: The same for training and gallery images.
         clutter: Mean number of things in the background.
-        min_difference: Smallest difference of two identities, see :func:`amg_plugin.data.figures.difference`.
+        min_difference: Smallest difference of two identities, see :func:`amg_plugin.data.appearance.difference`.
         width: Width of the images in pixels.
         height: Height of the images in pixels.
     """

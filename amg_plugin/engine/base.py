@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from amg_plugin import compat
-from amg_plugin.checkpoint import save_checkpoint, unwrap
+from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint, unwrap
 from amg_plugin.config import to_plain_dict
 from amg_plugin.engine.evaluation import distances, embed, score
 from amg_plugin.engine.hooks import Hook
@@ -21,7 +21,6 @@ from amg_plugin.errors import RunError
 
 logger = logging.getLogger(__name__)
 
-LAST_CHECKPOINT = "last.pth"
 # Without "rerank", which torchreid leaves out of every test during a run: all figures of a run are comparable.
 _TEST_ARGUMENTS = ("dist_metric", "normalize_feature", "save_dir", "use_metric_cuhk03", "ranks")
 

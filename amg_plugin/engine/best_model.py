@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from amg_plugin.checkpoint import BEST_CHECKPOINT
 from amg_plugin.engine.base import HookedEngine
 from amg_plugin.engine.hooks import Hook
-
-BEST_CHECKPOINT = "best.pth"
 
 
 class BestModelHook(Hook):

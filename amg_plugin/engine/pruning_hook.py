@@ -28,8 +28,8 @@ class AMGPruningHook(Hook):
         token_variant: ``"kv"`` or ``"block"``.
 
     Attributes:
-        snapshots: Scores per target of ``dense`` (before the first cut) and ``pruned`` (after the last cut, before the
-            final fine-tuning).
+        snapshots: Scores per target of ``dense`` (before the first cut; ``start`` if the model was pruned already) and
+            ``pruned`` (after the last cut, before the final fine-tuning).
     """
 
     def __init__(self, schedule: PruningSchedule, rules: PruningRules, token_variant: str) -> None:
@@ -58,7 +58,7 @@ class AMGPruningHook(Hook):
         self.schedule.check_feasible(plan, prunable_blocks(model), self.rules.min_heads, self.rules.min_tokens)
 
     def before_run(self, engine: HookedEngine) -> None:
-        """Check everything, then evaluate the dense model.
+        """Check everything, then evaluate the model as it is before the first cut.
 
         Raises:
             ConfigError: If the schedule does not fit the model or the run's number of epochs.
@@ -70,9 +70,11 @@ class AMGPruningHook(Hook):
                 f"The schedule needs {self.schedule.total_epochs} epochs, but the run has {engine.max_epoch}: "
                 "leave train.max_epoch out when amg.schedule is given."
             )
+        if engine.epoch and not self.schedule.done:
+            raise ConfigError(f"train.start_epoch is {engine.epoch}, but a pruning schedule starts at epoch 0.")
         plan = current_plan(model)
         apply_plan(model, plan if plan.prunes_tokens else plan.with_variant(self.token_variant))
-        self.snapshots["dense"] = engine.evaluate()
+        self.snapshots["dense" if plan.is_dense else "start"] = engine.evaluate()
         if not engine.max_epoch:
             self._cut(engine, 0)
 

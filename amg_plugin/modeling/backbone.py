@@ -109,7 +109,8 @@ def _create(arch: str, kwargs: Mapping[str, Any]) -> nn.Module:
         raise
     except TypeError as error:
         raise UnsupportedModelError(
-            f"amg.arch '{arch}' does not take a plain ViT's arguments ({error}); allowed are plain ViTs such as vit_*, deit_*."
+            f"amg.arch '{arch}' does not take a plain ViT's arguments ({error}); allowed are plain ViTs "
+            "such as vit_*, deit_*."
         ) from error
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(f"timm cannot build '{arch}' with {dict(kwargs)}: {_first_line(error)}.") from error

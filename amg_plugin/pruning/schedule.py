@@ -149,8 +149,10 @@ class PruningSchedule:
             min_tokens: Patch tokens that every block keeps.
 
         Raises:
-            ConfigError: If a rate cannot be met; the message says what is feasible.
+            ConfigError: If a rate cannot be met, the message says what is feasible; if the model has lost more than the
+                rates ask for, which count from the dense model; if a fresh schedule would remove nothing from it.
         """
+        removes = plan.is_dense or self.done > 0
         for target, floor in (("heads", min_heads), ("tokens", min_tokens)):
             dense = [plan.num_heads[block] if target == "heads" else plan.num_patches for block in blocks]
             per_block = plan.heads_per_block if target == "heads" else plan.tokens_per_block
@@ -164,6 +166,17 @@ class PruningSchedule:
                     f"amg.schedule asks for {wanted} of {sum(dense)} {target} to go, but amg.min_{target}_per_block "
                     f"{floor} allows {feasible}, a rate of {rate:.3f} at most."
                 )
+            gone = sum(dense) - sum(left)
+            if self.shares[target] and wanted < gone:
+                raise ConfigError(
+                    f"amg.schedule asks for {wanted} of {sum(dense)} {target} to go, counted from the dense model, but "
+                    f"the model has lost {gone} already; more than {gone / sum(dense):.3f} is needed, or no such stage."
+                )
+            removes |= wanted > gone
+        if not removes:
+            raise ConfigError(
+                "amg.schedule asks for nothing that the model has not lost already: rates count from the dense model."
+            )
 
     def state_dict(self) -> dict[str, int]:
         """The state as plain data."""

@@ -81,9 +81,7 @@ def test_nothing_else_is_left_behind(market, root):
     [".", "market1501", "market1501/Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15/bounding_box_train"],
 )
 def test_the_source_is_found_from_root_and_folder(market, below):
-    assert find_source(market / below).samefile(
-        market / "market1501" / "Market-1501-v15.09.15" / "bounding_box_train"
-    )
+    assert find_source(market / below).samefile(market / "market1501" / "Market-1501-v15.09.15" / "bounding_box_train")
 
 
 def test_a_source_that_is_not_there_names_the_expected_folder(tmp_path):

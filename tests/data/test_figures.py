@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amg_plugin.data.figures import (
-    BAGS,
-    HATS,
-    LOWER_KINDS,
-    PATTERNS,
-    VIEWS,
-    FigurePainter,
-    Pose,
-    difference,
-    sample_appearance,
-)
+from amg_plugin.data.appearance import BAGS, HATS, LOWER_KINDS, PATTERNS, difference, sample_appearance
+from amg_plugin.data.figures import VIEWS, FigurePainter, Pose
 
 SIZE = (90, 256)
 

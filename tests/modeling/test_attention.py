@@ -72,7 +72,9 @@ def test_kv_variant_projects_keys_and_values_after_the_gather(block, tokens, mon
     shapes = []
     linear = torch.nn.functional.linear
     monkeypatch.setattr(
-        torch.nn.functional, "linear", lambda x, *rest: shapes.append((x.shape[1], rest[0].shape[0])) or linear(x, *rest)
+        torch.nn.functional,
+        "linear",
+        lambda x, *rest: shapes.append((x.shape[1], rest[0].shape[0])) or linear(x, *rest),
     )
     block.keep_tokens([0, 2, 5], TOKENS, "kv")
     block.attn(tokens)

@@ -75,7 +75,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("arch", "overrides", "name"), REFUSED, ids=[entry[2].strip() + "-" + entry[0] for entry in REFUSED])
+@pytest.mark.parametrize(
+    ("arch", "overrides", "name"), REFUSED, ids=[entry[2].strip() + "-" + entry[0] for entry in REFUSED]
+)
 def test_models_that_are_not_plain_are_refused_by_class_name(arch, overrides, name):
     with pytest.raises(UnsupportedModelError, match=name) as error:
         build_backbone(arch, image_size=(224, 224), overrides=overrides)
@@ -91,7 +93,7 @@ def test_a_subclass_of_a_plain_model_is_refused():
 
 
 def test_an_unknown_name_is_refused_and_near_ones_are_named():
-    with pytest.raises(ConfigError, match="vit_tiny_patch16_225.*vit_tiny_patch16_224"):
+    with pytest.raises(ConfigError, match=r"vit_tiny_patch16_225.*vit_tiny_patch16_224"):
         tiny("vit_tiny_patch16_225")
 
 
@@ -172,7 +174,7 @@ def test_missing_weights_say_what_to_do(monkeypatch):
         return create(arch, **options)
 
     monkeypatch.setattr(module.timm, "create_model", offline)
-    with pytest.raises(InputError, match="We could not connect.*amg.weights.*model.pretrained") as error:
+    with pytest.raises(InputError, match=r"We could not connect.*amg.weights.*model.pretrained") as error:
         tiny(pretrained=True)
     assert "\n" not in str(error.value)
 

@@ -55,11 +55,15 @@ CASES = {
 def build_tiny(case: Case | str = "vit", seed: int = 0, depth: int = DEPTH) -> nn.Module:
     """A dense prunable model of ``case`` in eval mode, with weights so large that every part of it matters."""
     case = CASES[case] if isinstance(case, str) else case
-    model = _with_attention(case, depth) if case.attention else build_backbone(
-        case.arch,
-        image_size=(5 * case.patch, 3 * case.patch),
-        stride=case.stride,
-        overrides={"depth": depth, "embed_dim": WIDTH, "num_heads": HEADS, **case.overrides},
+    model = (
+        _with_attention(case, depth)
+        if case.attention
+        else build_backbone(
+            case.arch,
+            image_size=(5 * case.patch, 3 * case.patch),
+            stride=case.stride,
+            overrides={"depth": depth, "embed_dim": WIDTH, "num_heads": HEADS, **case.overrides},
+        )
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

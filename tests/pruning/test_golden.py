@@ -176,4 +176,3 @@ class TestTransReID:
         assert tokens == facts["token.kept"]
         apply_plan(model, current_plan(model).narrow(tokens=[*tokens, range(facts["num_patches"])]))
         assert torch.allclose(features_of(), self.expected(tensors, "heads_tokens"), atol=1e-5)
-

@@ -93,7 +93,9 @@ def test_narrowing_one_target_leaves_the_other():
 
 
 @pytest.mark.parametrize(
-    "choice", [[[0]], [[0], [1]], [[], [0]], [[0, 0], [0]], [[-1], [0]]], ids=["depth", "past", "empty", "twice", "negative"]
+    "choice",
+    [[[0]], [[0], [1]], [[], [0]], [[0, 0], [0]], [[-1], [0]]],
+    ids=["depth", "past", "empty", "twice", "negative"],
 )
 def test_a_choice_that_does_not_fit_is_refused(choice):
     with pytest.raises(PlanError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 
 import pytest
@@ -170,8 +169,10 @@ def test_sums_and_counts_are_reduced_over_processes(model):
         assert torch.allclose(values, expected)
 
 
+@pytest.mark.parametrize("trainable", [True, False])
 @pytest.mark.parametrize("recorder_class", [AttentionMapRecorder, TokenGradientRecorder])
-def test_memory_of_one_batch_is_kept(model, recorder_class):
+def test_memory_of_one_batch_is_kept(model, recorder_class, trainable):
+    model.requires_grad_(trainable)
     seen = []
 
     class Watching(recorder_class):
@@ -189,7 +190,6 @@ def test_memory_of_one_batch_is_kept(model, recorder_class):
             else:
                 with torch.no_grad():
                     run(model, images)
-            gc.collect()
             assert [ref() for ref in seen] == [None] * len(seen)
             held = [value for entry in vars(recorder).values() if isinstance(entry, list) for value in entry]
             sizes.append(sum(value.numel() for value in held if isinstance(value, torch.Tensor)))

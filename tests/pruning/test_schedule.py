@@ -168,8 +168,25 @@ def test_a_model_pruned_below_the_floor_already_leaves_less_to_remove():
     # Block 0 gave up 5 of its 6 heads; with a floor of 3 only the 3 of block 1 are left to take: 8 of 12, not 6.
     plan = PruningPlan.dense([6, 6], 4).narrow(heads=[[0], range(6)])
     feasibility([Stage("heads", 8 / 12)], plan, min_heads=3)
-    with pytest.raises(ConfigError, match="asks for 9 of 12 heads.*allows 8"):
+    with pytest.raises(ConfigError, match=r"asks for 9 of 12 heads.*allows 8"):
         feasibility([Stage("heads", 9 / 12)], plan, min_heads=3)
+
+
+def test_rates_count_from_the_dense_model_so_that_less_than_what_is_gone_is_refused():
+    plan = PruningPlan.dense([4, 4], 10).narrow(heads=[[0, 1], [0, 1]])
+    with pytest.raises(ConfigError, match=r"asks for 2 of 8 heads.*lost 4 already; more than 0.500 is needed"):
+        feasibility([Stage("heads", 0.25)], plan)
+    feasibility([Stage("heads", 0.75)], plan)
+    feasibility([Stage("tokens", 0.25)], plan)
+
+
+def test_a_schedule_that_removes_nothing_more_is_refused_unless_it_is_under_way():
+    plan = PruningPlan.dense([4, 4], 10).narrow(heads=[[0, 1], [0, 1]])
+    schedule = PruningSchedule([Stage("heads", 0.5, iterations=2)], 0)
+    with pytest.raises(ConfigError, match="nothing that the model has not lost already"):
+        schedule.check_feasible(plan, [0, 1], 1, 1)
+    schedule.load_state_dict({"done": 2})
+    schedule.check_feasible(plan, [0, 1], 1, 1)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
@@ -179,7 +196,7 @@ def test_rates_outside_zero_to_one_are_refused(rate):
 
 
 def test_other_impossible_stages_are_refused():
-    with pytest.raises(ConfigError, match="neurons.*heads, tokens"):
+    with pytest.raises(ConfigError, match=r"neurons.*heads, tokens"):
         Stage("neurons", 0.1)
     with pytest.raises(ConfigError, match="iterations"):
         Stage("heads", 0.1, iterations=0)

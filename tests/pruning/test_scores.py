@@ -40,9 +40,7 @@ def test_heads_are_scored_apart():
 
 def test_entropy_equals_the_written_out_sum():
     maps = random_attention(3, 4, 5)
-    expected = [
-        sum(-p * math.log2(p) for query in head for p in query.tolist()) / maps.shape[1] for head in maps
-    ]
+    expected = [sum(-p * math.log2(p) for query in head for p in query.tolist()) / maps.shape[1] for head in maps]
     assert head_entropy(maps).tolist() == pytest.approx(expected)
 
 
