@@ -60,7 +60,13 @@ class Checkpoint:
         """
         try:
             model = apply_plan(ReIDModel(self.spec), self.plan)
-        except (AMGError, TypeError, ValueError, RuntimeError) as error:  # a damaged description fails anywhere
+        except (
+            AMGError,
+            AttributeError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # a damaged description fails anywhere
             raise CheckpointError(f"The checkpoint's structure cannot be rebuilt: {error}") from error
         load_strictly(model, self.weights)
         return model.eval()

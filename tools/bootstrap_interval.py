@@ -4,9 +4,13 @@ example: python tools/bootstrap_interval.py dense=log/dense/last.pth pruned=log/
              --root reid-data --target market1501 --output intervals.json
 """
 
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose inspect.py would hide Python's own
+
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch

@@ -5,9 +5,13 @@ example: python tools/combine_results.py --prune log/pruned/result.json --contro
              --output docs/results/market1501_dev_split
 """
 
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose inspect.py would hide Python's own
+
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from amg_plugin.errors import AMGError, InputError

@@ -2,6 +2,9 @@
 
 import sys
 
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose inspect.py would hide Python's own
+
 from amg_plugin.cli import main
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from amg_plugin import compat, report
+from amg_plugin import report
 from amg_plugin.checkpoint import BEST_CHECKPOINT, LAST_CHECKPOINT
 from amg_plugin.config import load_config, to_plain_dict
 from amg_plugin.errors import InputError
@@ -102,28 +102,45 @@ def refuse_to_overwrite(cfg: Any, weights: str) -> None:
         )
 
 
+class _Tee:
+    """Writes to the terminal and to a file. torchreid's ``Logger`` would close the terminal's stream with itself."""
+
+    def __init__(self, *streams: TextIO) -> None:
+        self.streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self.streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self.streams:
+            stream.flush()
+
+    def isatty(self) -> bool:
+        return self.streams[0].isatty()
+
+
 @contextlib.contextmanager
 def logged(save_dir: str, command: str) -> Iterator[None]:
     """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``."""
     stamp = time.strftime("%Y-%m-%d-%H-%M-%S")
-    tee = compat.torchreid().utils.Logger(str(Path(save_dir) / f"{command}.log-{stamp}"))
-    root = logging.getLogger("amg_plugin")
-    handler = logging.StreamHandler(tee)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    level, propagate = root.level, root.propagate
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    root.propagate = False
-    try:
-        with contextlib.redirect_stdout(tee):
-            yield
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
-        root.propagate = propagate
-        tee.flush()
-        if tee.file is not None:
-            tee.file.close()
+    logger = logging.getLogger("amg_plugin")
+    level, propagate = logger.level, logger.propagate
+    with (Path(save_dir) / f"{command}.log-{stamp}").open("w", encoding="utf-8", buffering=1) as file:
+        tee = _Tee(sys.stdout, file)
+        handler = logging.StreamHandler(tee)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            with contextlib.redirect_stdout(tee):
+                yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
 def finish(cfg: Any, command: str, sections: dict[str, Any], started: float) -> dict[str, Any]:

@@ -107,8 +107,9 @@ class AMGPruningHook(Hook):
                 }
             )
             logger.info("%s: heads %s, tokens %s", label, plan.heads_per_block, plan.tokens_per_block)
-        if not cuts:
-            return
-        engine.rebuild_optimizer(self.schedule.phase(epoch)[1])
-        if self.schedule.finished:
+        # The final fine-tuning has a learning-rate schedule of its own, whether a cut opens it or not.
+        opens_final = epoch == self.schedule.final_start and self.schedule.final_epochs > 0
+        if cuts or opens_final:
+            engine.rebuild_optimizer(self.schedule.phase(epoch)[1])
+        if cuts and self.schedule.finished:
             self.snapshots["pruned"] = engine.evaluate()

@@ -50,6 +50,16 @@ def test_equal_logits_cost_nothing():
     assert distillation_loss(logits, logits, 10.0).item() == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("tau", [1.0, 10.0])
+def test_the_gradient_pulls_the_students_predictions_to_the_teachers(tau):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 7, dtype=torch.float64)
+    student.requires_grad_()
+    distillation_loss(student, teacher, tau).backward()
+    expected = tau * ((student / tau).softmax(1) - (teacher / tau).softmax(1)) / student.numel()
+    torch.testing.assert_close(student.grad, expected.detach())
+
+
 class Spy(Hook):
     """Keeps the summary of every step, and whether the teacher was in eval mode in it."""
 
@@ -87,15 +97,6 @@ def test_alpha_times_the_divergence_is_part_of_every_step(make_engine, run, loss
         [3.0 * value for value in spy.expected], rel=1e-4
     )
     assert max(spy.expected) > 1e-3
-
-
-def test_the_student_follows_the_teacher(make_engine, run):
-    teaching = DistillationHook(alpha=1000.0, tau=1.0)
-    spy = Spy(teaching)
-    engine = make_engine([teaching, spy], train__lr=0.003)
-    teaching.teacher = other_model(engine)
-    run(engine, 8)
-    assert sum(spy.expected[-3:]) < 0.5 * sum(spy.expected[:3])
 
 
 def test_the_teacher_is_a_frozen_copy_of_the_model_at_the_start_and_stays_so(make_engine, run):

@@ -65,9 +65,7 @@ def test_softmax_task_loss_is_the_cross_entropy(make_engine):
     ("weights", "terms"), [((1.0, 0.0), {"loss_t"}), ((0.0, 1.0), {"loss_x"}), ((0.5, 2.0), {"loss_t", "loss_x"})]
 )
 def test_triplet_terms_are_those_with_a_weight(make_engine, weights, terms):
-    engine = make_engine(
-        loss__name="triplet", loss__triplet__weight_t=weights[0], loss__triplet__weight_x=weights[1]
-    )
+    engine = make_engine(loss__name="triplet", loss__triplet__weight_t=weights[0], loss__triplet__weight_x=weights[1])
     logits, features = torch.randn(6, 6), torch.randn(6, 5)
     losses = engine.task_losses((logits, features), PIDS)
     assert set(losses) == terms
