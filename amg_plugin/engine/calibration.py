@@ -56,8 +56,7 @@ def build_calibration(engine: HookedEngine, label: str) -> Calibration:
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         images, pids = batch
-        # Parameters are frozen while scoring; the graph starts at the images.
-        return engine.task_loss(model.training_outputs(images.requires_grad_()), pids)
+        return engine.task_loss(model.training_outputs(images), pids)
 
     return Calibration(
         batches=batches,

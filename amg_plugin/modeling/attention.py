@@ -111,11 +111,18 @@ class PrunableBlock(Block):
         return module
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Run the block on the kept tokens of ``x`` ``[B, N, D]`` and put them back in place."""
+        """Run the block on the kept tokens of ``x`` ``[B, N, D]`` and put them back in place.
+
+        Raises:
+            NotImplementedError: If a mask meets pruned tokens.
+            ValueError: If the sequence has another length than the one that was pruned.
+        """
         if self.kept_tokens is None:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         if attn_mask is not None or is_causal:
             raise NotImplementedError("attention masks are not supported together with pruned tokens")
+        if x.shape[1] != len(self.restore_order):
+            raise ValueError(f"the block was pruned for {len(self.restore_order)} tokens, but got {x.shape[1]}")
         kept = super().forward(x.index_select(1, self.kept_tokens))
         carried = x.index_select(1, self.dropped_tokens)
         # Gathers only: they export everywhere, scatters do not.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from amg_plugin.errors import CheckpointError, ConfigError
@@ -71,7 +72,7 @@ class ReIDModel(nn.Module):
     """Prunable ViT, batch-norm neck and classifier.
 
     torchreid's contract: in eval mode features ``[B, D]``; in training mode logits ``[B, num_classes]`` for the
-    loss ``softmax`` and ``(logits, features)`` for ``triplet``. Outputs are float32 whatever autocast does.
+    loss ``softmax`` and ``(logits, features)`` for ``triplet``. Outputs are float32 at least, whatever autocast does.
 
     Args:
         spec: What to build.
@@ -95,17 +96,17 @@ class ReIDModel(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Features before the neck, ``[B, D]``, of images ``[B, 3, height, width]``."""
-        return pooled_features(self.backbone, self.backbone.forward_features(images)).float()
+        return _at_least_float32(pooled_features(self.backbone, self.backbone.forward_features(images)))
 
     def training_outputs(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """What the network gives in training, whatever the mode: logits, or logits and features."""
         features = self.embed(images)
-        logits = self.classifier(self.bottleneck(features)).float()
+        logits = _at_least_float32(self.classifier(self.bottleneck(features)))
         return (logits, features) if self.spec.loss == "triplet" else logits
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` whatever the mode; the teacher of distillation needs them in eval mode."""
-        return self.classifier(self.bottleneck(self.embed(images))).float()
+        return _at_least_float32(self.classifier(self.bottleneck(self.embed(images))))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Features in eval mode, :meth:`training_outputs` in training mode."""
@@ -113,3 +114,8 @@ class ReIDModel(nn.Module):
             return self.training_outputs(images)
         features = self.embed(images)
         return self.bottleneck(features) if self.spec.neck_feat == "after" else features
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Undo what autocast did to outputs: losses and distances need the precision."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
