@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     prepare(dense_cfg)
     write_synthetic_reid(root, seed=args.seed)
     with logged(dense_cfg.data.save_dir, "train"):
-        train(dense_cfg)
+        finish(dense_cfg, "train", train(dense_cfg), started)
     with logged(pruned_cfg.data.save_dir, "prune"):
         finish(pruned_cfg, "demo", prune(pruned_cfg, read_checkpoint(folder / "dense" / "last.pth")), started)
     return 0
