@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 #: Modules that a re-ID system does not run when it extracts features.
-CLASSIFIERS = ("classifier", "head", "head_dist")
+CLASSIFIERS = ("classifier", "head", "head_dist", "classifiers", "local_classifiers")
 
 
 def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _is_classifier(name: str) -> bool:
-    return re.fullmatch(rf"(backbone\.)?({'|'.join(CLASSIFIERS)})", name) is not None
+    return re.fullmatch(rf"(backbone\.)?({'|'.join(CLASSIFIERS)})(\..+)?", name) is not None
 
 
 @contextmanager
