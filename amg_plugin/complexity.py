@@ -11,6 +11,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from amg_plugin.published_accounting import published_accounting
+
+__all__ = ["CLASSIFIERS", "count", "count_parameters", "explicit_attention", "published_accounting"]
+
 #: Modules that a re-ID system does not run when it extracts features.
 CLASSIFIERS = ("classifier", "head", "head_dist", "classifiers", "local_classifiers")
 
