@@ -39,7 +39,10 @@ def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
     reference = next(model.parameters())
     image = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
     with _evaluating(model), explicit_attention(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
+        if getattr(model, "uses_cameras", False):
+            model(image, torch.zeros(1, dtype=torch.int64, device=image.device))
+        else:
+            model(image)
     by_module = {}
     for full_name, operations in counter.get_flop_counts().items():
         name = "" if "." not in full_name else full_name.split(".", 1)[1]

@@ -29,13 +29,13 @@ def randomised(model):
     return model.eval()
 
 
-def transreid(*, heads=None, tokens=None, jigsaw=True, cameras=CAMERAS, **options):
+def transreid(*, heads=None, tokens=None, jigsaw=True, cameras=CAMERAS, stride=(8, 12), **options):
     """A small TransReID network of 7 x 3 overlapping patches, pruned as told."""
     spec = ModelSpec(
         ARCH,
         (64, 40),
         5,
-        stride=(8, 12),
+        stride=stride,
         loss="triplet",
         neck_feat="before",
         overrides={**TINY, **options},

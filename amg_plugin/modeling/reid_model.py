@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from amg_plugin.modeling.backbone import build_backbone, pooled_features
 from amg_plugin.modeling.head import FrozenBiasBatchNorm1d, build_classifier
 from amg_plugin.modeling.jigsaw import JigsawSpec
 from amg_plugin.modeling.side_information import SideInformationSpec
-from amg_plugin.pruning import PruningPlan, current_plan
+
+if TYPE_CHECKING:
+    from amg_plugin.pruning import PruningPlan
 
 LOSSES = ("softmax", "triplet")
 NECK_FEATURES = ("before", "after")
@@ -136,6 +138,8 @@ class ReIDModel(nn.Module):
     @property
     def plan(self) -> PruningPlan:
         """What is pruned."""
+        from amg_plugin.pruning import current_plan  # pruning builds on modeling, not the other way round
+
         return current_plan(self)
 
     def backbone_loaded(self) -> None:

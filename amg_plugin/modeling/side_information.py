@@ -80,7 +80,7 @@ class SideInformation(nn.Module):
             known = (labels >= 0) & (labels < count)
             row = labels if row is None else row * count + labels
             valid = known if valid is None else valid & known
-        if not self._warned and not bool(valid.all()):
+        if not self._warned and not valid.is_meta and not bool(valid.all()):
             self._warn(f"{int((~valid).sum())} of {len(valid)} images come from cameras or views")
         vectors = self.embedding[row.clamp(0, self.spec.rows - 1)]
         vectors = torch.where(valid[:, None], vectors, self._fallback())
