@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -83,8 +82,7 @@ def test_another_shape_fails(la_golden, tmp_path):
 @pytest.mark.parametrize("name", ["head.kept", "token.kept"])
 def test_another_choice_fails(la_golden, tmp_path, name):
     tensors, facts = la_golden
-    kept = copy.deepcopy(facts[name])
-    kept[0], kept[1] = kept[1], kept[0]
+    kept = [facts[name][0][1:], *facts[name][1:]]
     found = [comparison.quantity for comparison in failures(tmp_path, tensors, {**facts, name: kept})]
     assert name in found
 
