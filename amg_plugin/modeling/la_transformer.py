@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amg_plugin.errors import ConfigError
-from amg_plugin.modeling.reid_model import ReIDModel
+from amg_plugin.modeling.reid_model import ReIDModel, at_least_float32
 
 #: Width of the hidden layer of a part classifier.
 HIDDEN = 256
@@ -85,7 +85,7 @@ class LATransformer(ReIDModel):
 
     def class_and_parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Class token ``[B, D]`` and part averages ``[B, parts, D]`` of images ``[B, 3, height, width]``."""
-        tokens = self.backbone.forward_features(images).float()
+        tokens = at_least_float32(self.backbone.forward_features(images))
         return tokens[:, 0], part_averages(tokens, self.backbone.num_prefix_tokens, self.spec.parts)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -108,7 +108,9 @@ class LATransformer(ReIDModel):
 
     def _classified(self, token: Tensor, parts: Tensor) -> list[Tensor]:
         mixed = (token[:, None] + PART_WEIGHT * parts) / (1 + PART_WEIGHT)
-        return [classify(part).float() for classify, part in zip(self.classifiers, mixed.unbind(1), strict=True)]
+        return [
+            at_least_float32(classify(part)) for classify, part in zip(self.classifiers, mixed.unbind(1), strict=True)
+        ]
 
     def _joined(self, parts: Tensor) -> Tensor:
         return torch.flatten(F.normalize(parts, dim=2) / self.spec.parts**0.5, 1)

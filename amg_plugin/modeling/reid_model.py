@@ -147,17 +147,17 @@ class ReIDModel(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Features before the neck, ``[B, D]``, of images ``[B, 3, height, width]``."""
-        return _at_least_float32(pooled_features(self.backbone, self.backbone.forward_features(images)))
+        return at_least_float32(pooled_features(self.backbone, self.backbone.forward_features(images)))
 
     def training_outputs(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """What the network gives in training, whatever the mode: logits, or logits and features."""
         features = self.embed(images)
-        logits = _at_least_float32(self.classifier(self.bottleneck(features)))
+        logits = at_least_float32(self.classifier(self.bottleneck(features)))
         return (logits, features) if self.spec.loss == "triplet" else logits
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` whatever the mode; the teacher of distillation needs them in eval mode."""
-        return _at_least_float32(self.classifier(self.bottleneck(self.embed(images))))
+        return at_least_float32(self.classifier(self.bottleneck(self.embed(images))))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Features in eval mode, :meth:`training_outputs` in training mode."""
@@ -167,6 +167,6 @@ class ReIDModel(nn.Module):
         return self.bottleneck(features) if self.spec.neck_feat == "after" else features
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """Undo what autocast did to outputs: losses and distances need the precision."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

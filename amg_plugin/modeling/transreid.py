@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from amg_plugin.modeling.backbone import pooled_features
 from amg_plugin.modeling.head import FrozenBiasBatchNorm1d, build_classifier
 from amg_plugin.modeling.jigsaw import JigsawBranch
-from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
+from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel, at_least_float32
 from amg_plugin.modeling.side_information import SideInformation
 
 Outputs = Tensor | list[Tensor]
@@ -67,10 +67,10 @@ class TransReID(ReIDModel):
         tokens = vit.norm_pre(vit.patch_drop(tokens))
         for block in vit.blocks[:-1]:
             tokens = block(tokens)
-        whole = pooled_features(vit, vit.norm(vit.blocks[-1](tokens))).float()
+        whole = at_least_float32(pooled_features(vit, vit.norm(vit.blocks[-1](tokens))))
         if self.jigsaw is None:
             return whole
-        return [whole, *self.jigsaw(tokens).float().unbind(1)]
+        return [whole, *at_least_float32(self.jigsaw(tokens)).unbind(1)]
 
     def embed(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Tensor:
         """Evaluation features before the neck; arguments as :meth:`branch_features`."""
@@ -111,6 +111,6 @@ class TransReID(ReIDModel):
 
     def _classified(self, features: Outputs) -> Outputs:
         if isinstance(features, Tensor):
-            return self.classifier(features).float()
+            return at_least_float32(self.classifier(features))
         classifiers = [self.classifier, *self.local_classifiers]
-        return [classify(part).float() for classify, part in zip(classifiers, features, strict=True)]
+        return [at_least_float32(classify(part)) for classify, part in zip(classifiers, features, strict=True)]
