@@ -155,7 +155,7 @@ def _amg_node() -> CfgNode:
     # Training
     amg.engine = ""  # name in the engine registry; empty = amg_<loss.name>
     amg.precision = "fp32"  # 'fp32' or 'bf16' (autocast in training; evaluation stays fp32)
-    amg.warmup_epochs = 0  # epochs over which the learning rate rises linearly
+    amg.warmup_epochs = 0  # epochs of dense training over which the learning rate rises linearly
     amg.soft_margin = False  # triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin
     amg.check_images = True  # open every image before training and name the unreadable ones
 

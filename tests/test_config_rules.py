@@ -36,7 +36,6 @@ TOKENS = {"target": "tokens", "rate": 0.25, "iterations": 1, "epochs": 0}
         ("test.ranks", [0, 1], "one or more integers"),
         ("test.eval_freq", 0, "-1"),
         ("test.dist_metric", "manhattan", "'euclidean', 'cosine'"),
-        ("amg.arch", "", "not empty"),
         ("amg.stride", -1, "at least 0"),
         ("amg.image_size", [256], r"\[height, width\]"),
         ("amg.image_size", [256, 0], r"\[height, width\]"),

@@ -32,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("prune", "control", "dense"):
         parser.add_argument(f"--{name}", required=True, metavar="RESULT", help=f"result.json of the {name} run")
     parser.add_argument("--intervals", metavar="JSON", help="output of tools/bootstrap_interval.py")
+    parser.add_argument("--notes", metavar="FILE", help="Markdown text to put below the table")
     parser.add_argument("--title", required=True, help="heading of the Markdown file")
     parser.add_argument("--output", required=True, metavar="PATH", help="without suffix; .json and .md are written")
     return parser.parse_args()
@@ -58,10 +59,12 @@ def combine(args: argparse.Namespace) -> dict:
     """One result with the control row beside the sections of the pruning run."""
     result, control, dense = read(args.prune), read(args.control), read(args.dense)
     result["control"] = control["dense"]
-    result["config"] = without_places(result["config"])
+    for run in (result, control, dense):
+        run["config"] = without_places(run["config"])
     runs = (("dense", dense), ("control", control), ("prune", result))
     result["runs"] = {
-        name: {key: run[key] for key in ("seconds", "seed", "device", "threads", "versions")} for name, run in runs
+        name: {key: run[key] for key in ("config", "seconds", "seed", "device", "threads", "versions")}
+        for name, run in runs
     }
     result["dense_history"], result["control_history"] = dense["history"], control["history"]
     if args.intervals:
@@ -96,11 +99,18 @@ def markdown(result: dict, title: str) -> str:
     environment = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines += [
         "",
-        f"Measured on {result['device']}, {result['threads']} thread(s); {environment}; seed {result['seed']}.",
+        f"Measured on {result['device']}, dense training with {result['runs']['dense']['threads']} threads, the other "
+        f"runs with {result['threads']}; {environment}; seed {result['seed']}.",
     ]
     if intervals:
         count = next(iter(intervals.values()))["queries"]
         lines.append(f"In brackets: 95 % percentile bootstrap interval over the {count} queries.")
+        reference, row = next(iter(intervals)), intervals["finetuned"]
+        parts = []
+        for label, key in (("Rank-1", "rank1"), ("mAP", "mAP")):
+            low, high = row[f"{key}_difference_interval"]
+            parts.append(f"{label} {100 * row[f'{key}_difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+        lines += ["", f"Pruned and fine-tuned minus {reference}, paired over the queries: {', '.join(parts)} points."]
     return "\n".join(lines) + "\n"
 
 
@@ -110,9 +120,11 @@ def main() -> int:
     result = combine(args)
     base = Path(args.output)
     base.parent.mkdir(parents=True, exist_ok=True)
-    base.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    Path(f"{base}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = markdown(result, args.title)
-    base.with_suffix(".md").write_text(text, encoding="utf-8")
+    if args.notes:
+        text += "\n" + Path(args.notes).read_text(encoding="utf-8")
+    Path(f"{base}.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
 

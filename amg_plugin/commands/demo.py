@@ -42,9 +42,14 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--seed {args.seed} is negative; 0 or more is allowed.")
     folder = Path(args.save_dir)
     root = Path(args.root) / f"seed{args.seed}"
-    shared = ["data.root", str(root), "train.seed", args.seed, *args.opts]
-    dense_cfg = load_config("demo/synthetic", [*shared, "data.save_dir", str(folder / "dense")])
-    pruned_cfg = load_config("demo/synthetic_head25_token25", [*shared, "data.save_dir", str(folder / "pruned")])
+    shared = ["data.root", str(root), "train.seed", args.seed]
+    dense_cfg = load_config("demo/synthetic", [*shared, "data.save_dir", str(folder / "dense"), *args.opts])
+    # The second half takes its epochs from the schedule.
+    pairs = zip(args.opts[::2], args.opts[1::2], strict=False)
+    words = [word for pair in pairs if pair[0] != "train.max_epoch" for word in pair]
+    pruned_cfg = load_config(
+        "demo/synthetic_head25_token25", [*shared, "data.save_dir", str(folder / "pruned"), *words]
+    )
 
     from amg_plugin.data.synthetic import write_synthetic_reid
 
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     prepare(dense_cfg)
     write_synthetic_reid(root, seed=args.seed)
     with logged(dense_cfg.data.save_dir, "train"):
-        train(dense_cfg)
+        finish(dense_cfg, "train", train(dense_cfg), started)
     with logged(pruned_cfg.data.save_dir, "prune"):
         finish(pruned_cfg, "demo", prune(pruned_cfg, read_checkpoint(folder / "dense" / "last.pth")), started)
     return 0

@@ -56,7 +56,8 @@ def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, ProgressHook
 
     epochs = schedule_epochs(cfg)
-    arguments = run_arguments(cfg, epochs)
+    # Everything is fine-tuned from the first epoch on; a frozen start belongs to dense training.
+    arguments = {**run_arguments(cfg, epochs), "fixbase_epoch": 0}
     check_fits(checkpoint, cfg)
     pruning = AMGPruningHook.from_config(cfg)
     pruning.check(checkpoint.build())  # what is not feasible should fail before the data is looked at

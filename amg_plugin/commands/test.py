@@ -49,7 +49,7 @@ def test(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     from amg_plugin.data.manager import build_datamanager
 
     check_fits(checkpoint, cfg)
-    datamanager = build_datamanager(cfg)
+    datamanager = build_datamanager(evaluation_config(cfg))
     model = restore_model(checkpoint, cfg)
     shape = report.structure(model, cfg.data.height, cfg.data.width)
     engine = assemble(cfg, datamanager, model, [], 1)
@@ -64,6 +64,18 @@ def test(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         rerank=cfg.test.rerank,
     )
     return {section_name(checkpoint): report.section(engine.results, shape)}
+
+
+def evaluation_config(cfg: Any) -> Any:
+    """``cfg`` without its training data: torchreid's data manager wants some, so the first target stands in."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.data.sources = list(cfg.data.targets[:1])
+    cfg.data.load_train_targets = False
+    cfg.sampler.train_sampler = "RandomSampler"
+    cfg.train.batch_size = 1
+    cfg.freeze()
+    return cfg
 
 
 def section_name(checkpoint: Checkpoint) -> str:

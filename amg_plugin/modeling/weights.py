@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from timm.models.deit import VisionTransformerDistilled
@@ -15,13 +16,22 @@ from amg_plugin.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+_scalar = np.float64(0).__reduce__()[0]
+#: torchreid writes Rank-1 as a numpy number beside the weights; torch refuses it unless told that it is data.
+_NUMPY_SCALARS = [
+    _scalar,
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64")),
+]
 _WRAPPERS = ("state_dict", "model", "teacher")
 _PREFIXES = ("module.", "backbone.", "base.")
 _CLASSIFIERS = ("head.", "head_dist.", "fc.", "mask_token", "pre_logits.")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a ``.pth`` or ``.safetensors`` file of tensors, as data only.
+    """Read a ``.pth`` or ``.safetensors`` file of tensors, as data only; checkpoints of torchreid's engines too.
 
     Raises:
         InputError: If the file is missing, cannot be read safely or holds no state dict.
@@ -34,7 +44,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many types for foreign files
         raise InputError(
             f"The weight file '{path}' cannot be read as tensors ({type(error).__name__}); "

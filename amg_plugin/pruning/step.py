@@ -81,9 +81,7 @@ def plan_cut(model: nn.Module, cut: Cut, rules: PruningRules, calibration: Calib
     complete: list[Sequence[int]] = [range(size) for size in kept]
     for block, choice in zip(blocks, chosen, strict=True):
         complete[block] = choice
-    logger.info(
-        "stage %d, cut %d of %d: %d %s removed", cut.stage, cut.iteration + 1, cut.iterations, count, cut.target
-    )
+    logger.debug("%d %s chosen for removal", count, cut.target)
     return plan.narrow(heads=complete) if heads else plan.narrow(tokens=complete)
 
 

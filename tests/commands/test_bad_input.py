@@ -64,7 +64,7 @@ def test_an_unreadable_image_is_named(refused, words, damaged_root, part):
 
 
 def test_unknown_data_sets_are_named_with_the_known_ones(refused, words):
-    sentence = refused("train", "-s", "market1502", *words[: words.index("data.sources")], *words[-8:])
+    sentence = refused("train", *words, "data.sources", "[market1502]")
     assert "market1502" in sentence
     assert "synthetic_reid" in sentence
 

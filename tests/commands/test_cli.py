@@ -1,5 +1,6 @@
 """The command line itself: help, versions, flags, and the thin files under ``tools/``."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,8 @@ def test_torchreids_flags_change_the_configuration(amg_reid, tiny_root, tmp_path
 
 def test_a_configuration_file_counts_instead_of_the_checkpoints(amg_reid, refused, trained, tmp_path):
     (tmp_path / "other.yaml").write_text("model: {name: vit_amg_tiny}\ndata: {height: 48}\n", encoding="utf-8")
-    assert "48x128" in refused("test", "--weights", trained.last, "--config-file", tmp_path / "other.yaml")
+    folder = ("data.save_dir", tmp_path / "log")
+    assert "48x128" in refused("test", "--weights", trained.last, "--config-file", tmp_path / "other.yaml", *folder)
 
 
 def test_the_demo_runs_everything(amg_reid, tmp_path, monkeypatch):
@@ -102,33 +104,25 @@ def test_every_command_has_a_tool():
     assert {path.stem for path in TOOLS.glob("*.py")} >= set(COMMANDS)
 
 
-@pytest.fixture
-def python(monkeypatch):
-    """Starts Python on a script with the package in reach, as an installed one is."""
+@pytest.mark.slow
+@checkout
+def test_a_tool_is_the_command(amg_reid, trained, monkeypatch):
+    """In a process of its own, where a file called inspect.py could hide Python's module of that name."""
     monkeypatch.setenv("PYTHONPATH", str(PACKAGE_HOME))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-    def run(*words):
-        return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
-
-    return run
-
-
-@pytest.mark.slow
-@checkout
-def test_a_tool_is_the_command(python, trained, tmp_path):
-    tool = python(TOOLS / "inspect.py", trained.last)
+    words = [sys.executable, TOOLS / "inspect.py", trained.last]
+    tool = subprocess.run(words, capture_output=True, text=True, check=False)
     assert tool.returncode == 0, tool.stderr
-    assert tool.stdout == python("-m", "amg_plugin", "inspect", trained.last).stdout
+    assert tool.stdout == amg_reid("inspect", trained.last).out
 
 
-@pytest.mark.slow
 @checkout
 @pytest.mark.parametrize("tool", sorted(TOOLS.glob("*.py")), ids=lambda path: path.stem)
-def test_tools_start_although_one_is_named_as_a_module_of_python(python, tool):
-    outcome = python(tool, "--help")
-    assert outcome.returncode == 0, outcome.stderr
-    assert "usage:" in outcome.stdout
+def test_tools_look_for_modules_elsewhere_than_among_themselves(tool):
+    statements = ast.parse(tool.read_text(encoding="utf-8")).body
+    imports = [node for node in statements if isinstance(node, ast.Import | ast.ImportFrom | ast.If)]
+    assert ast.unparse(imports[0]) == "import sys"
+    assert ast.unparse(imports[1]).endswith("sys.path.pop(0)")
 
 
 @checkout

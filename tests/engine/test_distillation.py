@@ -183,5 +183,5 @@ def test_the_configuration_names_the_teachers_file(make_engine, make_cfg, tmp_pa
 
 
 def test_a_missing_teacher_file_is_named(make_cfg, tmp_path):
-    with pytest.raises(CheckpointError, match="nowhere.pth"):
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth"):
         DistillationHook.from_config(make_cfg(amg__distill__teacher=str(tmp_path / "nowhere.pth")))

@@ -51,17 +51,17 @@ def test_hooks_are_called_in_their_order(make_engine, run):
 
 
 def test_the_epoch_is_known_in_every_phase(make_engine, run):
-    class Epochs(Hook):
-        seen = []
+    seen = []
 
+    class Epochs(Hook):
         def before_epoch(self, engine):
-            self.seen.append(engine.epoch)
+            seen.append(engine.epoch)
 
         def after_test(self, engine):
-            self.seen.append((engine.epoch, engine.max_epoch))
+            seen.append((engine.epoch, engine.max_epoch))
 
     run(make_engine([Epochs()]), 4, start_epoch=2, eval_freq=1)
-    assert Epochs.seen == [2, (2, 4), 3, (3, 4)]
+    assert seen == [2, (2, 4), 3, (3, 4)]
 
 
 def test_a_step_reports_what_torchreid_prints(make_engine, run):

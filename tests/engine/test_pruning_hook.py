@@ -123,32 +123,29 @@ def test_sliced_weights_are_trained(prune):
     prune([heads(0.5)], hooks=[Weights()])
 
 
+class Rates(Hook):
+    """Writes down the learning rate of every epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_epoch(self, engine):
+        self.seen.append(engine.get_current_lr())
+
+
 def test_the_learning_rate_starts_anew_after_each_cut(prune):
-    class Rates(Hook):
-        seen = []
-
-        def before_step(self, engine, images):
-            self.seen.append(engine.get_current_lr())
-
-    prune([heads(0.25, 2, epochs=2)], hooks=[Rates()], train__lr=0.01)
-    per_epoch = Rates.seen[::BATCHES]
-    assert per_epoch[0] == per_epoch[2] == pytest.approx(0.01)
-    assert per_epoch[1] == per_epoch[3] < 0.01
+    hook = Rates()
+    prune([heads(0.25, 2, epochs=2)], hooks=[hook], train__lr=0.01)
+    assert hook.seen[0] == hook.seen[2] == pytest.approx(0.01)
+    assert hook.seen[1] == hook.seen[3] < 0.01
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "single_step"])
 def test_the_final_fine_tuning_has_a_learning_rate_schedule_of_its_own(prune, scheduler):
-    class Rates(Hook):
-        def __init__(self):
-            self.seen = []
-
-        def before_step(self, engine, images):
-            self.seen.append(engine.get_current_lr())
-
-    changes = {"train__lr": 0.01, "train__lr_scheduler": scheduler, "train__stepsize": [1]}
     hook = Rates()
+    changes = {"train__lr": 0.01, "train__lr_scheduler": scheduler, "train__stepsize": [1]}
     prune([heads(0.5)], final_epochs=3, hooks=[hook], **changes)
-    cut, first, second, third = hook.seen[::BATCHES]
+    cut, first, second, third = hook.seen
     assert cut == first == pytest.approx(0.01)
     assert first > second > third > 0
 

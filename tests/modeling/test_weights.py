@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -208,3 +209,9 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, legacy):
 def test_a_file_without_named_tensors_is_refused(tmp_path, content):
     with pytest.raises(InputError, match="no state dict"):
         read_state_dict(write_pth(tmp_path / "w.pth", content))
+
+
+def test_a_checkpoint_of_torchreids_engine_is_read_although_it_holds_a_numpy_number(tmp_path):
+    weights = {"backbone.cls_token": torch.ones(1, 1, 4)}
+    torch.save({"state_dict": weights, "epoch": 3, "rank1": np.float64(0.5)}, tmp_path / "model.pth.tar-3")
+    assert read_state_dict(tmp_path / "model.pth.tar-3").keys() == weights.keys()
