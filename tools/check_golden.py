@@ -4,12 +4,13 @@ Prints one line per quantity with its largest difference; the exit status is 1 i
 something.
 """
 
-import argparse
 import sys
-from pathlib import Path
 
-# This folder holds an inspect.py, which must not stand in for Python's own while libraries are imported.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose inspect.py would hide Python's own
+
+import argparse
+from pathlib import Path
 
 
 def main() -> int:
