@@ -10,7 +10,6 @@ if __name__ == "__main__":
     sys.path.pop(0)  # this folder, whose inspect.py would hide Python's own
 
 import argparse
-from pathlib import Path
 
 
 def main() -> int:
