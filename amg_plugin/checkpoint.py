@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from amg_plugin.errors import AMGError, CheckpointError, RunError
+from amg_plugin.modeling.networks import build_network
 from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 
@@ -59,7 +60,7 @@ class Checkpoint:
             CheckpointError: If structure and weights do not belong together.
         """
         try:
-            model = apply_plan(ReIDModel(self.spec), self.plan)
+            model = apply_plan(build_network(self.spec), self.plan)
         except (
             AMGError,
             AttributeError,

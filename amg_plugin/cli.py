@@ -16,6 +16,8 @@ COMMANDS = {
     "prune": "amg_plugin.commands.prune",
     "test": "amg_plugin.commands.test",
     "inspect": "amg_plugin.commands.inspect",
+    "import": "amg_plugin.commands.import_model",
+    "tables": "amg_plugin.commands.tables",
     "demo": "amg_plugin.commands.demo",
     "doctor": "amg_plugin.commands.doctor",
 }

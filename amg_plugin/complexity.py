@@ -11,8 +11,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from amg_plugin.published_accounting import published_accounting
+
+__all__ = ["CLASSIFIERS", "count", "count_parameters", "explicit_attention", "published_accounting"]
+
 #: Modules that a re-ID system does not run when it extracts features.
-CLASSIFIERS = ("classifier", "head", "head_dist")
+CLASSIFIERS = ("classifier", "head", "head_dist", "classifiers", "local_classifiers")
 
 
 def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
@@ -35,7 +39,10 @@ def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
     reference = next(model.parameters())
     image = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
     with _evaluating(model), explicit_attention(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
+        if getattr(model, "uses_cameras", False):
+            model(image, torch.zeros(1, dtype=torch.int64, device=image.device))
+        else:
+            model(image)
     by_module = {}
     for full_name, operations in counter.get_flop_counts().items():
         name = "" if "." not in full_name else full_name.split(".", 1)[1]
@@ -57,7 +64,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _is_classifier(name: str) -> bool:
-    return re.fullmatch(rf"(backbone\.)?({'|'.join(CLASSIFIERS)})", name) is not None
+    return re.fullmatch(rf"(backbone\.)?({'|'.join(CLASSIFIERS)})(\..+)?", name) is not None
 
 
 @contextmanager

@@ -61,10 +61,10 @@ class DistillationHook(Hook):
                 f"The teacher is for images of {_size(self.teacher)}, the model for {_size(student)} (height x width); "
                 "amg.distill.teacher must be of the same image size."
             )
-        if self.teacher.classifier.out_features != student.classifier.out_features:
+        if self.teacher.spec.num_classes != student.spec.num_classes:
             raise ConfigError(
-                f"The teacher knows {self.teacher.classifier.out_features} identities, the training data has "
-                f"{student.classifier.out_features}; amg.distill.teacher must come from the same data."
+                f"The teacher knows {self.teacher.spec.num_classes} identities, the training data has "
+                f"{student.spec.num_classes}; amg.distill.teacher must come from the same data."
             )
         self.teacher = self.teacher.to(engine.device).eval().requires_grad_(False)
 

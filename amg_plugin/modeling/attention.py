@@ -53,17 +53,21 @@ class PrunableAttention(Attention):
         Raises:
             NotImplementedError: If a mask meets pruned tokens or an observer.
         """
-        if self.kept_tokens is None and self.observer is None:
+        # timm's fused path always takes the default scale.
+        plain_scale = self.scale == self.head_dim**-0.5
+        if self.kept_tokens is None and self.observer is None and plain_scale:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         if attn_mask is not None or is_causal:
-            raise NotImplementedError("attention masks are not supported together with pruned tokens or an observer")
+            raise NotImplementedError(
+                "attention masks are not supported together with pruned tokens, an observer or a scale of its own"
+            )
         batch, length, _ = x.shape
         gate = self.gate(x).sigmoid() if self.gate is not None else None
         query, key, value = self._project(x)
         query, key = self.q_norm(query), self.k_norm(key)
         if self.observer is None and self.fused_attn:
             dropout = self.attn_drop.p if self.training else 0.0
-            out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+            out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=self.scale)
         else:
             attention = ((query * self.scale) @ key.transpose(-2, -1)).softmax(dim=-1)
             if self.observer is not None:

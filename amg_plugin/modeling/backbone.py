@@ -14,6 +14,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from amg_plugin.errors import AMGError, ConfigError, InputError, UnsupportedModelError
+from amg_plugin.modeling.architectures import ARCHITECTURES
 from amg_plugin.modeling.attention import PrunableAttention, PrunableBlock
 
 logger = logging.getLogger(__name__)
@@ -27,14 +28,14 @@ class OverlappingPatchEmbed(PatchEmbed):
     A border that no whole patch fits into is dropped, as in TransReID (ICCV 2021).
 
     Args:
-        stride: Pixels between the left edges of neighbouring patches.
+        stride: Pixels between the edges of neighbouring patches, one number or (vertical, horizontal).
         **kwargs: As timm's ``PatchEmbed``.
     """
 
-    def __init__(self, *, stride: int, **kwargs: Any) -> None:
-        self.stride = stride  # before the parent, which asks for the grid
+    def __init__(self, *, stride: int | tuple[int, int], **kwargs: Any) -> None:
+        self.stride = _pair(stride)  # before the parent, which asks for the grid
         super().__init__(**kwargs)
-        self.proj.stride = (stride, stride)
+        self.proj.stride = self.stride
 
     def _init_img_size(self, img_size: Any) -> Any:
         size, grid, count = super()._init_img_size(img_size)
@@ -47,29 +48,38 @@ class OverlappingPatchEmbed(PatchEmbed):
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches for an image of (height, width) pixels."""
         height, width = (
-            (side - patch) // self.stride + 1 for side, patch in zip(img_size, self.patch_size, strict=True)
+            (side - patch) // step + 1 for side, patch, step in zip(img_size, self.patch_size, self.stride, strict=True)
         )
         return height, width
+
+
+def _pair(stride: int | tuple[int, int]) -> tuple[int, int]:
+    return (stride, stride) if isinstance(stride, int) else tuple(stride)
 
 
 def build_backbone(
     arch: str,
     *,
     image_size: tuple[int, int],
-    stride: int = 0,
+    stride: int | tuple[int, int] = 0,
     pretrained: bool = False,
     drop_path: float = 0.0,
     overrides: Mapping[str, Any] | None = None,
+    attention_scale: float | None = None,
+    layer_norm_eps: float | None = None,
 ) -> VisionTransformer:
     """Build a prunable ViT by ``timm.create_model``.
 
     Args:
-        arch: Name of a timm model, for example ``vit_base_patch16_224`` or ``vit_small_patch14_dinov2``.
+        arch: Name of a timm model, for example ``vit_base_patch16_224`` or ``vit_small_patch14_dinov2``, or one of
+            :data:`amg_plugin.modeling.architectures.ARCHITECTURES`.
         image_size: (height, width) in pixels.
-        stride: Patch stride in pixels; 0 means the patch size.
+        stride: Patch stride in pixels, one number or (vertical, horizontal); 0 means the patch size.
         pretrained: Take timm's weights (downloaded by timm, or from its cache); the position embedding is fitted.
         drop_path: Stochastic depth rate.
         overrides: Further arguments of timm's model, for example ``{"depth": 4}``.
+        attention_scale: Factor of query times key; None for the architecture's own.
+        layer_norm_eps: Added to variances in layer norms; None for timm's.
 
     Returns:
         The backbone, without a classifier.
@@ -79,6 +89,13 @@ def build_backbone(
         UnsupportedModelError: If the model is not a plain ViT.
         InputError: If the weights cannot be had.
     """
+    if (published := ARCHITECTURES.get(arch)) is not None:
+        if pretrained and not published.pretrained:
+            raise InputError(
+                f"timm has no weights for amg.arch '{arch}'; give amg.weights, or set model.pretrained to False."
+            )
+        arch, overrides = published.base, {**published.overrides, **(overrides or {})}
+        attention_scale = published.attention_scale if attention_scale is None else attention_scale
     if not timm.is_model(arch):
         near = timm.list_models(f"*{arch.split('.')[0][:12]}*")[:5]
         raise ConfigError(f"amg.arch '{arch}' is not a model of timm {timm.__version__}; near names: {near or 'none'}.")
@@ -99,7 +116,13 @@ def build_backbone(
                 f"The pretrained weights of '{arch}' cannot be had ({type(error).__name__}: {_first_line(error)}): "
                 "put a local .pth or .safetensors file into amg.weights, or set model.pretrained to False."
             ) from error
-    return make_prunable(model)
+    make_prunable(model)
+    for block in model.blocks if attention_scale is not None else ():
+        block.attn.scale = attention_scale
+    for module in model.modules() if layer_norm_eps is not None else ():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = layer_norm_eps
+    return model
 
 
 def _create(arch: str, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -142,23 +165,25 @@ def check_plain(model: nn.Module) -> None:
             )
 
 
-def check_image_size(image_size: tuple[int, int], patch_size: tuple[int, int], stride: int = 0) -> None:
+def check_image_size(
+    image_size: tuple[int, int], patch_size: tuple[int, int], stride: int | tuple[int, int] = 0
+) -> None:
     """Check that patches fit the image.
 
     Raises:
         ConfigError: If the image is smaller than a patch, or is no multiple of it without overlap, or the stride is
             larger than the patch.
     """
-    for name, side, patch in zip(("height", "width"), image_size, patch_size, strict=True):
+    for name, side, patch, step in zip(("height", "width"), image_size, patch_size, _pair(stride), strict=True):
         if side < patch:
             raise ConfigError(
                 f"data.{name} {side} is smaller than a patch of {patch} pixels; at least {patch} is needed."
             )
-        if not 0 <= stride <= patch:
+        if not 0 <= step <= patch:
             raise ConfigError(
-                f"amg.stride {stride} is impossible; allowed: 1 to {patch} (the patch), or 0 for the patch size."
+                f"amg.stride {step} is impossible; allowed: 1 to {patch} (the patch), or 0 for the patch size."
             )
-        if stride in (0, patch) and side % patch:
+        if step in (0, patch) and side % patch:
             low = side // patch * patch
             raise ConfigError(
                 f"data.{name} {side} is not a multiple of the patch size {patch}; use {low} or {low + patch}, "

@@ -6,6 +6,7 @@ from typing import Any
 
 from amg_plugin.active import active_amg_config
 from amg_plugin.errors import InputError
+from amg_plugin.modeling.networks import build_network
 from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
 from amg_plugin.modeling.weights import load_backbone_weights
 
@@ -50,9 +51,10 @@ def _build(name: str, num_classes: int, loss: str, pretrained: bool) -> ReIDMode
             "timm has no pretrained weights for a changed architecture (amg.override); "
             "set model.pretrained to False or give amg.weights."
         )
-    model = ReIDModel(spec, pretrained=pretrained and not amg.weights)
+    model = build_network(spec, pretrained=pretrained and not amg.weights)
     if amg.weights:
         load_backbone_weights(model.backbone, amg.weights)
+        model.backbone_loaded()
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.modeling.backbone import build_backbone, pooled_features
 from amg_plugin.modeling.head import FrozenBiasBatchNorm1d, build_classifier
+from amg_plugin.modeling.jigsaw import JigsawSpec
+from amg_plugin.modeling.side_information import SideInformationSpec
+
+if TYPE_CHECKING:
+    from amg_plugin.pruning import PruningPlan
 
 LOSSES = ("softmax", "triplet")
 NECK_FEATURES = ("before", "after")
+HEADS = ("bnneck", "parts")
 
 
 @dataclass(frozen=True)
@@ -24,32 +30,58 @@ class ModelSpec:
         arch: timm's name of the backbone.
         image_size: (height, width) in pixels.
         num_classes: Number of training identities.
-        stride: Patch stride in pixels; 0 means the patch size.
+        stride: Patch stride in pixels, one number or (vertical, horizontal); 0 means the patch size.
         loss: ``"softmax"`` or ``"triplet"``; decides what the network returns in training.
         neck_feat: Evaluate features ``"before"`` or ``"after"`` the batch-norm neck.
         drop_path: Stochastic depth rate.
         overrides: Arguments that replace timm's own, for example ``{"depth": 4}``.
+        attention_scale: Factor of query times key; None for the architecture's own.
+        layer_norm_eps: Added to variances in layer norms; None for timm's.
+        head: ``"bnneck"`` or ``"parts"`` (LA-Transformer).
+        parts: Parts of the head ``"parts"``.
+        part_hidden: Hidden width of its classifiers; 0 means the published one.
+        side_information: TransReID's camera and view embedding, or None.
+        jigsaw: TransReID's jigsaw patch module, or None.
     """
 
     arch: str
     image_size: tuple[int, int]
     num_classes: int
-    stride: int = 0
+    stride: int | tuple[int, int] = 0
     loss: str = "softmax"
     neck_feat: str = "after"
     drop_path: float = 0.0
     overrides: dict[str, Any] = field(default_factory=dict)
+    attention_scale: float | None = None
+    layer_norm_eps: float | None = None
+    head: str = "bnneck"
+    parts: int = 14
+    part_hidden: int = 0
+    side_information: SideInformationSpec | None = None
+    jigsaw: JigsawSpec | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
+        if not isinstance(self.stride, int):
+            object.__setattr__(self, "stride", tuple(int(step) for step in self.stride))
+        for name, kind in (("side_information", SideInformationSpec), ("jigsaw", JigsawSpec)):
+            if isinstance(value := getattr(self, name), dict):
+                object.__setattr__(self, name, kind(**value))
         if self.loss not in LOSSES:
             raise ConfigError(f"loss.name '{self.loss}' is unknown; allowed: {', '.join(LOSSES)}.")
         if self.neck_feat not in NECK_FEATURES:
             raise ConfigError(f"amg.neck_feat '{self.neck_feat}' is unknown; allowed: {', '.join(NECK_FEATURES)}.")
+        if self.head not in HEADS:
+            raise ConfigError(f"amg.head '{self.head}' is unknown; allowed: {', '.join(HEADS)}.")
+        if self.head == "parts" and (self.side_information or self.jigsaw):
+            raise ConfigError("amg.head 'parts' cannot be joined with side information (amg.sie) or amg.jpm.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-        return {**asdict(self), "image_size": list(self.image_size)}
+        data = {**asdict(self), "image_size": list(self.image_size)}
+        if isinstance(self.stride, tuple):
+            data["stride"] = list(self.stride)
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
@@ -79,6 +111,9 @@ class ReIDModel(nn.Module):
         pretrained: Take timm's weights for the backbone.
     """
 
+    #: Whether camera labels make a difference; then they go into ``forward`` after the images.
+    uses_cameras = False
+
     def __init__(self, spec: ModelSpec, pretrained: bool = False) -> None:
         super().__init__()
         self.spec = spec
@@ -89,24 +124,40 @@ class ReIDModel(nn.Module):
             pretrained=pretrained,
             drop_path=spec.drop_path,
             overrides=spec.overrides,
+            attention_scale=spec.attention_scale,
+            layer_norm_eps=spec.layer_norm_eps,
         )
+        self.build_head()
+
+    def build_head(self) -> None:
+        """Build what follows the backbone."""
         self.feature_dim = self.backbone.num_features
         self.bottleneck = FrozenBiasBatchNorm1d(self.feature_dim)
-        self.classifier = build_classifier(self.feature_dim, spec.num_classes)
+        self.classifier = build_classifier(self.feature_dim, self.spec.num_classes)
+
+    @property
+    def plan(self) -> PruningPlan:
+        """What is pruned."""
+        from amg_plugin.pruning import current_plan  # pruning builds on modeling, not the other way round
+
+        return current_plan(self)
+
+    def backbone_loaded(self) -> None:
+        """Called when the backbone has got other weights; a place for networks that copy parts of it."""
 
     def embed(self, images: Tensor) -> Tensor:
         """Features before the neck, ``[B, D]``, of images ``[B, 3, height, width]``."""
-        return _at_least_float32(pooled_features(self.backbone, self.backbone.forward_features(images)))
+        return at_least_float32(pooled_features(self.backbone, self.backbone.forward_features(images)))
 
     def training_outputs(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """What the network gives in training, whatever the mode: logits, or logits and features."""
         features = self.embed(images)
-        logits = _at_least_float32(self.classifier(self.bottleneck(features)))
+        logits = at_least_float32(self.classifier(self.bottleneck(features)))
         return (logits, features) if self.spec.loss == "triplet" else logits
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` whatever the mode; the teacher of distillation needs them in eval mode."""
-        return _at_least_float32(self.classifier(self.bottleneck(self.embed(images))))
+        return at_least_float32(self.classifier(self.bottleneck(self.embed(images))))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Features in eval mode, :meth:`training_outputs` in training mode."""
@@ -116,6 +167,6 @@ class ReIDModel(nn.Module):
         return self.bottleneck(features) if self.spec.neck_feat == "after" else features
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """Undo what autocast did to outputs: losses and distances need the precision."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -13,7 +13,7 @@ from amg_plugin.modeling.attention import HeadSubsetNorm, PrunableAttention
 from amg_plugin.modeling.backbone import backbone_of, make_prunable
 from amg_plugin.pruning.plan import PruningPlan
 
-_ATTRIBUTE = "pruning_plan"
+_ATTRIBUTE = "plan"
 
 
 def current_plan(model: nn.Module) -> PruningPlan:

@@ -1,0 +1,151 @@
+"""``amg-reid import``: a published checkpoint as one of the plugin."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from amg_plugin.checkpoint import read_checkpoint, save_checkpoint
+from amg_plugin.commands.inspect import describe, render
+from amg_plugin.config import load_config, to_plain_dict
+from amg_plugin.errors import InputError
+from amg_plugin.interop import load_la_transformer, load_transreid, read_published
+from amg_plugin.interop.structure import clean, tensor
+from amg_plugin.modeling.reid_model import ReIDModel
+
+HELP = "turn a published TransReID or LA-Transformer checkpoint into one of the plugin"
+DESCRIPTION = """Read a published checkpoint, dense or pruned, and write it as a checkpoint of amg-reid.
+
+The file is read as data: tensors, numbers and plain containers, never code. Structure is read off its shapes and token
+masks. Which heads a pruned file kept is not recorded in it, so the result knows their number only.
+
+example: amg-reid import transformer_120.pth --from transreid --out log/transreid.pth
+         amg-reid import net_best.pth --from la --out log/la.pth"""
+
+SOURCES = ("transreid", "la")
+_SIZES = {"transreid": (256, 128), "la": (224, 224)}
+#: Mean and standard deviation that the programs normalise images with.
+_PIXELS = {
+    "transreid": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    "la": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("file", metavar="FILE", help="a published .pth or .safetensors file")
+    parser.add_argument("--from", dest="source", choices=SOURCES, required=True, help="the program that wrote it")
+    parser.add_argument("--out", metavar="CKPT", required=True, help="the checkpoint to write")
+    parser.add_argument(
+        "--image-size", nargs=2, type=int, metavar=("H", "W"), help="pixels (default: 256 128, LA-Transformer 224 224)"
+    )
+    parser.add_argument("--stride", type=int, help="pixels between patches (default: what fits the position embedding)")
+    parser.add_argument("--patch-size", type=int, default=16, help="patch side in pixels (default: 16)")
+    parser.add_argument("--num-heads", type=int, help="heads of a dense block (default: embedding width / head width)")
+    parser.add_argument("--head-dim", type=int, help="width of a head (default: 64; 96 for TransReID's small)")
+    parser.add_argument("--attention-scale", type=float, help="factor of query times key (default: the program's)")
+    parser.add_argument("--views", type=int, default=0, help="views of the side information (default: 0)")
+    parser.add_argument("--sie-coefficient", type=float, default=3.0, help="factor of side information (default: 3)")
+    parser.add_argument("--parts", type=int, help="parts (default: 4 of the jigsaw module, 14 of LA-Transformer)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import; 0 on success."""
+    state = clean(read_published(args.file))
+    model = (import_transreid if args.source == "transreid" else import_la)(state, args)
+    height, width = model.spec.image_size
+    mean, std = _PIXELS[args.source]
+    save_checkpoint(
+        args.out,
+        model,
+        config=_config(model, mean, std),
+        history=[{"event": "import", "from": args.source, "file": Path(args.file).name}],
+        preprocessing={"height": height, "width": width, "mean": mean, "std": std, "interpolation": "bicubic"},
+    )
+    checkpoint = read_checkpoint(args.out)
+    print(render(checkpoint, describe(checkpoint)))
+    if not checkpoint.plan.heads_known:
+        print("\nwhich heads were kept is not recorded in the file; only their numbers are known")
+    print(f"\n{args.out}")
+    return 0
+
+
+def import_transreid(state: Mapping[str, Tensor], args: argparse.Namespace) -> ReIDModel:
+    """Build TransReID's network with the sizes that the command line leaves open read off the file."""
+    width = tensor(state, "base.cls_token", 3).shape[-1]
+    # TransReID's own "small" is the only one without a bias on queries, keys and values.
+    small = "base.blocks.0.attn.qkv.bias" not in state and width == 768
+    head_dim = args.head_dim or (96 if small else 64)
+    size = tuple(args.image_size or _SIZES["transreid"])
+    rows = len(state["base.sie_embed"]) if "base.sie_embed" in state else 0
+    if rows % max(args.views, 1):
+        raise InputError(f"--views {args.views} does not divide the {rows} rows of the side information.")
+    cameras = 0 if rows == args.views else rows // max(args.views, 1)
+    return load_transreid(
+        state,
+        image_size=size,
+        stride=args.stride or fitting_stride(tensor(state, "base.pos_embed", 3).shape[1] - 1, size, args.patch_size),
+        num_heads=args.num_heads or width // head_dim,
+        head_dim=head_dim,
+        num_cameras=cameras,
+        num_views=args.views,
+        sie_coefficient=args.sie_coefficient,
+        divide_length=args.parts or 4,
+        patch_size=args.patch_size,
+        attention_scale=args.attention_scale or (768**-0.5 if small else None),
+    )
+
+
+def import_la(state: Mapping[str, Tensor], args: argparse.Namespace) -> ReIDModel:
+    """Build LA-Transformer's network with the sizes that the command line leaves open read off the file."""
+    if args.stride not in (None, args.patch_size):
+        raise InputError(f"--stride {args.stride} is impossible with --from la, whose patches do not overlap.")
+    name = "model.cls_token" if "model.cls_token" in state else "cls_token"
+    head_dim = args.head_dim or 64
+    return load_la_transformer(
+        state,
+        image_size=tuple(args.image_size or _SIZES["la"]),
+        num_heads=args.num_heads or tensor(state, name, 3).shape[-1] // head_dim,
+        head_dim=head_dim,
+        parts=args.parts or 14,
+        patch_size=args.patch_size,
+    )
+
+
+def fitting_stride(patches: int, size: tuple[int, int], patch: int) -> int:
+    """The largest stride that cuts an image of (height, width) pixels into so many patches.
+
+    Raises:
+        InputError: If there is none.
+    """
+    height, width = size
+    for stride in range(patch, 0, -1):
+        if ((height - patch) // stride + 1) * ((width - patch) // stride + 1) == patches:
+            return stride
+    raise InputError(
+        f"No stride cuts {height}x{width} pixels into the {patches} patches of the position embedding; give --stride "
+        "to have it fitted, or another --image-size."
+    )
+
+
+def _config(model: ReIDModel, mean: list[float], std: list[float]) -> dict[str, Any]:
+    """What ``amg-reid test`` and ``prune`` start from: the size, pixels and loss of the model."""
+    spec = model.spec
+    height, width = spec.image_size
+    values = {
+        "model.name": "vit_amg",
+        "model.pretrained": False,
+        "data.height": height,
+        "data.width": width,
+        "data.norm_mean": mean,
+        "data.norm_std": std,
+        "loss.name": spec.loss,
+        "test.normalize_feature": True,
+        "amg.neck_feat": spec.neck_feat,
+        "amg.token_variant": model.plan.variant,
+    }
+    return to_plain_dict(load_config(None, [word for pair in values.items() for word in pair], use_schedule=False))
