@@ -7,6 +7,7 @@ writes ``torchreid().data.ImageDataManager`` and never imports a torchreid submo
 
 import importlib
 import importlib.util
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -56,7 +57,10 @@ def torchreid() -> ModuleType:
             the package and the command that installs it.
     """
     try:
-        module = importlib.import_module("torchreid")
+        with warnings.catch_warnings():
+            # Its Python evaluator, used where the compiled one is absent, gives the same figures.
+            warnings.filterwarnings("ignore", message="Cython evaluation", category=UserWarning)
+            module = importlib.import_module("torchreid")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(_missing_module_message(error)) from error
     except Exception as error:

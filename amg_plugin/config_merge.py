@@ -25,6 +25,12 @@ _TYPE_NAMES = {
     dict: "a mapping",
 }
 _ELEMENT_NAMES = {int: "integers", float: "numbers", str: "texts", dict: "mappings"}
+_LIST_EXAMPLES = {
+    int: "[20, 40]",
+    float: "[0.5, 0.5, 0.5]",
+    str: "['a', 'b']",
+    dict: "[{target: heads, rate: 0.25}]",
+}
 
 
 def merge(node: CfgNode, layer: Layer, prefix: str = "") -> None:
@@ -58,8 +64,11 @@ def override_layer(overrides: Sequence[object]) -> Layer:
             Python literal or as YAML; other objects are taken as they are.
 
     Raises:
-        ConfigError: odd number of words, unknown key, or a key that is not text.
+        ConfigError: odd number of words, unknown key, a key that is not text, or an option among the words.
     """
+    for word in map(str, overrides[::2]):
+        if word.startswith("-") and word.lstrip("-")[:1].isalpha():
+            raise ConfigError(f"'{word}' stands where a key is expected: options go before the 'key value' pairs.")
     if len(overrides) % 2:
         raise ConfigError(
             f"Overrides come as pairs 'key value', but {overrides[-1]!r} has no partner in: "
@@ -140,11 +149,11 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
             value = decoded
     if wanted is list and isinstance(value, tuple):
         value = list(value)
-    if wanted is list and isinstance(value, list):
-        element = EMPTY_LIST_ELEMENTS.get(key) or type(default[0] if default else "")
+    element = EMPTY_LIST_ELEMENTS.get(key) or type(default[0] if default else "") if wanted is list else None
+    if element and isinstance(value, list):
         return [_element(key, item, element, value, where) for item in value]
     if not _is_a(value, wanted):
-        shape = ", such as \"['a', 'b']\"" if wanted is list else ""
+        shape = f', such as "{_LIST_EXAMPLES[element]}"' if element else ""
         raise ConfigError(f"'{key}' from {where} is {value!r}, but must be {_TYPE_NAMES[wanted]}{shape}.")
     return float(value) if wanted is float else value
 

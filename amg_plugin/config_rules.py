@@ -34,6 +34,8 @@ _AMG_CHOICES: dict[str, tuple[str, ...]] = {
     "amg.calibration.mode": ("eval", "train"),
 }
 
+MODEL_PARTS = ("backbone", "bottleneck", "classifier")  # attributes of a vit_amg model that hold weights
+
 _Rule = tuple[Callable[[Any], bool], str]
 _AT_LEAST_0: _Rule = (lambda value: value >= 0, "at least 0")
 _AT_LEAST_1: _Rule = (lambda value: value >= 1, "at least 1")
@@ -48,7 +50,8 @@ _COUNTS: _Rule = (
 
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("model.name", "data.save_dir", "data.sources", "data.targets"), _NOT_EMPTY),
-    **dict.fromkeys(("data.height", "data.width", "data.k_tfm"), _AT_LEAST_1),
+    **dict.fromkeys(("data.height", "data.width"), _AT_LEAST_1),
+    "data.k_tfm": (lambda value: value == 1, "1 (torchreid's engines take one augmented copy of an image)"),
     **dict.fromkeys(("data.workers", "data.split_id"), _AT_LEAST_0),
     "data.norm_mean": (lambda value: len(value) == 3, "a list of three numbers"),
     "data.norm_std": (
@@ -213,8 +216,14 @@ def _check_image_size(cfg: CfgNode) -> None:
 
 def _check_training(cfg: CfgNode) -> None:
     train, triplet = cfg.train, cfg.loss.triplet
-    if train.start_epoch > train.max_epoch:
-        raise _error("train.start_epoch", train.start_epoch, f"at most train.max_epoch, which is {train.max_epoch}")
+    for key, epochs in (("train.start_epoch", train.start_epoch), ("amg.warmup_epochs", cfg.amg.warmup_epochs)):
+        if epochs >= train.max_epoch:
+            raise _error(key, epochs, f"less than train.max_epoch, which is {train.max_epoch}")
+    if cfg.model.name.startswith("vit_amg"):  # a model of torchreid has attributes of its own
+        for key in ("open_layers", "new_layers"):
+            if any(layer and layer not in MODEL_PARTS for layer in train[key]):
+                allowed = f"a list out of {', '.join(map(repr, MODEL_PARTS))} with the model '{cfg.model.name}'"
+                raise _error(f"train.{key}", train[key], allowed)
     if train.lr_scheduler == "multi_step" and sorted(set(train.stepsize)) != train.stepsize:
         raise _error("train.stepsize", train.stepsize, "ascending with the scheduler 'multi_step'")
     if train.staged_lr and not train.new_layers:
@@ -260,6 +269,9 @@ def _check_sampler(cfg: CfgNode) -> None:
                 nearest,
             )
     uses_triplets = cfg.loss.name == "triplet" and cfg.loss.triplet.weight_t > 0
+    if uses_triplets and name == "num_instances" and batch < 2 * group:
+        allowed = f"at least {2 * group}, twice sampler.num_instances: a triplet needs a second identity"
+        raise _error("train.batch_size", batch, allowed)
     if uses_triplets and sampler.train_sampler != "RandomIdentitySampler":
         logger.warning(
             "The triplet loss needs several images per identity in a batch, which sampler.train_sampler '%s' "

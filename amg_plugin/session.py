@@ -18,6 +18,8 @@ from amg_plugin.active import using_amg_config
 from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.errors import CheckpointError, ConfigError, InputError
 from amg_plugin.modeling.factory import ARCHITECTURES, spec_from_config
+from amg_plugin.modeling.reid_model import ReIDModel
+from amg_plugin.modeling.weights import check_weight_file
 from amg_plugin.registry import ENGINES, MODELS, build_engine, register
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,8 @@ def prepare(cfg: Any) -> None:
     """Register, check what no run of ours can do and the output folder, and seed everything.
 
     Raises:
-        InputError: If the engine has no hooks, a key of torchreid's own script is set, or the folder is not writable.
+        InputError: If the engine has no hooks, a key of torchreid's own script is set, the precision does not go with
+            the GPUs, or the folder is not writable.
     """
     register()
     from amg_plugin.engine.base import HookedEngine
@@ -58,6 +61,7 @@ def prepare(cfg: Any) -> None:
     for key, value in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):
         if value:
             raise ConfigError(f"{key} is '{value}', but torchreid's checkpoints are not read here: use --weights.")
+    check_precision(cfg)
     check_writable(cfg.data.save_dir)
     compat.torchreid().utils.set_random_seed(cfg.train.seed)
 
@@ -65,6 +69,24 @@ def prepare(cfg: Any) -> None:
 def use_gpu(cfg: Any) -> bool:
     """Whether the run uses CUDA: asked for and present."""
     return bool(cfg.use_gpu and torch.cuda.is_available())
+
+
+def uses_several_gpus(cfg: Any) -> bool:
+    """Whether the run's model is spread over GPUs."""
+    return use_gpu(cfg) and torch.cuda.device_count() > 1
+
+
+def check_precision(cfg: Any) -> None:
+    """Check that ``amg.precision`` goes with the GPUs.
+
+    Raises:
+        ConfigError: For bf16 on several GPUs: the threads of DataParallel open autocast anew, as fp16.
+    """
+    if cfg.amg.precision == "bf16" and uses_several_gpus(cfg):
+        raise ConfigError(
+            f"amg.precision bf16 works on one GPU, but {torch.cuda.device_count()} are visible: "
+            "set CUDA_VISIBLE_DEVICES to one of them, or use fp32."
+        )
 
 
 def build_model(cfg: Any, num_classes: int) -> nn.Module:
@@ -94,11 +116,27 @@ def check_model_name(cfg: Any) -> None:
         raise ConfigError(f"model.name is '{cfg.model.name}', but must be one of {', '.join(MODELS)}.")
 
 
+def check_buildable(cfg: Any) -> None:
+    """Check the network of a configuration before its data is known, as far as that costs neither memory nor downloads.
+
+    Raises:
+        ConfigError: If the network's name, image size or stride is impossible.
+        UnsupportedModelError: If it is not a plain ViT.
+        InputError: If the file in ``amg.weights`` is missing.
+    """
+    check_model_name(cfg)
+    if cfg.amg.weights:
+        check_weight_file(cfg.amg.weights)
+    spec = spec_from_config(cfg.amg, num_classes=1, loss=cfg.loss.name, default_arch=ARCHITECTURES[cfg.model.name])
+    with torch.device("meta"):
+        ReIDModel(replace(spec, drop_path=0.0))  # whose rates timm may read from a tensor, which meta has none of
+
+
 def check_fits(checkpoint: Checkpoint, cfg: Any) -> None:
     """Check that a checkpoint holds the network that a configuration asks for.
 
     Raises:
-        CheckpointError: If architecture, stride or image size differ.
+        CheckpointError: If architecture, stride, image size or the preparation of images differ.
     """
     spec, size = checkpoint.spec, (cfg.data.height, cfg.data.width)
     if spec.image_size != size:
@@ -106,6 +144,7 @@ def check_fits(checkpoint: Checkpoint, cfg: Any) -> None:
             f"The checkpoint is for images of {spec.image_size[0]}x{spec.image_size[1]} "
             f"(height x width), the configuration asks for {size[0]}x{size[1]}; set data.height and data.width."
         )
+    _check_preprocessing(checkpoint, cfg)
     arch = cfg.amg.arch or ARCHITECTURES.get(cfg.model.name)
     if arch is None:  # the configuration names no network of ours
         return
@@ -116,6 +155,20 @@ def check_fits(checkpoint: Checkpoint, cfg: Any) -> None:
             raise CheckpointError(
                 f"The checkpoint is of another structure: its {key} is {ours!r}, the configuration says {theirs!r}; "
                 "use the configuration that it was trained with, or none."
+            )
+
+
+def _check_preprocessing(checkpoint: Checkpoint, cfg: Any) -> None:
+    stored = checkpoint.preprocessing  # empty in checkpoints that were saved from Python
+    ours = "bicubic" if "bicubic" in map(str.lower, cfg.data.transforms) else "bilinear"
+    for name, value, remedy in (
+        ("mean", list(cfg.data.norm_mean), f"set data.norm_mean to {stored.get('mean')}"),
+        ("std", list(cfg.data.norm_std), f"set data.norm_std to {stored.get('std')}"),
+        ("interpolation", ours, f"{'leave it out of' if ours == 'bicubic' else 'add bicubic to'} data.transforms"),
+    ):
+        if name in stored and stored[name] != value:
+            raise CheckpointError(
+                f"The checkpoint's images have the {name} {stored[name]}, the configuration says {value}; {remedy}."
             )
 
 
@@ -149,11 +202,15 @@ def assemble(cfg: Any, datamanager: Any, model: nn.Module, hooks: Iterable[Any],
         model: The network; moved to the GPU and wrapped in DataParallel as torchreid's script does.
         hooks: Hooks of the engine.
         epochs: Epochs of the first phase, for the learning-rate schedule.
+
+    Raises:
+        ConfigError: If the precision does not go with the GPUs.
     """
     from amg_plugin.engine.optim import build_optimizer, build_scheduler
 
+    check_precision(cfg)
     if use_gpu(cfg):
-        model = nn.DataParallel(model).cuda() if torch.cuda.device_count() > 1 else model.cuda()
+        model = nn.DataParallel(model).cuda() if uses_several_gpus(cfg) else model.cuda()
     optimizer = build_optimizer(cfg, model)
     scheduler = build_scheduler(cfg, optimizer, epochs, cfg.amg.warmup_epochs)
     return build_engine(cfg, datamanager, model, optimizer, scheduler, hooks=hooks)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -150,6 +149,8 @@ def peak_memory(options: argparse.Namespace) -> float:
     if status.is_file():
         # Not ru_maxrss, which a Linux process takes over from the one that started it.
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
 

@@ -1,6 +1,10 @@
 """Fixtures that several test modules use."""
 
+import os
 from pathlib import Path
+
+# Before torch is imported, for started processes too: DataParallel around a CPU model fails where it sees a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 from torchreid_layouts import Layout, make_layout

@@ -112,6 +112,27 @@ def test_override_without_value_is_refused():
         load_config(None, ["train.lr", "0.1", "amg.stride"])
 
 
+@pytest.mark.parametrize("words", [["-t", "market1501"], ["train.lr", "0.1", "-t", "a", "b"], ["--root", "data"]])
+def test_option_among_the_overrides_is_refused(words):
+    with pytest.raises(ConfigError, match=r"'(-t|--root)' stands where .*options go before the 'key value' pairs"):
+        load_config(None, words)
+
+
+@pytest.mark.parametrize(
+    ("key", "example"),
+    [
+        ("amg.schedule", "[{target: heads, rate: 0.25}]"),
+        ("data.sources", "['a', 'b']"),
+        ("train.stepsize", "[20, 40]"),
+        ("data.norm_mean", "[0.5, 0.5, 0.5]"),
+    ],
+)
+def test_text_in_place_of_a_list_is_refused_with_a_fitting_example(key, example):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [key, "heads 0.25"])
+    assert f'a list, such as "{example}"' in str(caught.value)
+
+
 # --- Unknown keys -----------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,9 @@ TOKENS = {"target": "tokens", "rate": 0.25, "iterations": 1, "epochs": 0}
         ("train.lr_scheduler", "linear", "'cosine'"),
         ("train.lr", 0.0, "greater than 0"),
         ("train.max_epoch", 0, "at least 1"),
-        ("train.start_epoch", 61, "at most train.max_epoch, which is 60"),
+        ("train.start_epoch", 60, "less than train.max_epoch, which is 60"),
+        ("amg.warmup_epochs", 60, "less than train.max_epoch, which is 60"),
+        ("data.k_tfm", 2, "1 .*one augmented copy"),
         ("train.batch_size", 0, "at least 1"),
         ("train.stepsize", [], "one or more integers"),
         ("adam.beta1", 1.0, "less than 1"),
@@ -93,6 +95,35 @@ def test_keys_that_contradict_each_other_are_refused(overrides, named):
         load_config(None, overrides)
     for part in named:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["train.open_layers", "train.new_layers"])
+@pytest.mark.parametrize(
+    ("model", "layers", "accepted"),
+    [
+        ("vit_amg", "[backbone, bottleneck, classifier]", True),
+        ("vit_amg_tiny", "[]", True),
+        ("vit_amg_tiny", "[classifier, neck]", False),
+        ("resnet50", "[classifier, fc]", True),
+    ],
+)
+def test_layers_of_a_network_of_the_plugin_must_exist(key, model, layers, accepted):
+    words = ["model.name", model, key, layers]
+    if accepted:
+        load_config(None, words)
+    else:
+        with pytest.raises(ConfigError, match=f"'{key}' is .*neck.*'backbone', 'bottleneck', 'classifier'"):
+            load_config(None, words)
+
+
+@pytest.mark.parametrize(("batch", "accepted"), [(4, False), (7, False), (8, True)])
+def test_a_batch_for_triplets_holds_two_identities(batch, accepted):
+    words = ["loss.name", "triplet", "sampler.train_sampler", "RandomIdentitySampler", "train.batch_size", batch]
+    if accepted:
+        load_config(None, words)
+    else:
+        with pytest.raises(ConfigError, match=r"'train\.batch_size' is .*at least 8.*second identity"):
+            load_config(None, words)
 
 
 def test_batch_of_incomplete_identities_is_a_warning_with_the_nearest_sizes(caplog):

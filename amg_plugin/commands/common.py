@@ -81,10 +81,13 @@ def config_from_arguments(
 
 
 def _as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
+    # What is malformed stays as it is: reading the configuration refuses it, by name.
     base = copy.deepcopy(dict(stored))
-    base.get("amg", {}).pop("image_size", None)  # follows data.height and data.width
-    if save_dir := base.get("data", {}).get("save_dir"):
-        base["data"]["save_dir"] = str(Path(save_dir) / command)
+    amg, data = (base.get(name) if isinstance(base.get(name), Mapping) else {} for name in ("amg", "data"))
+    amg.pop("image_size", None)  # follows data.height and data.width
+    save_dir = data.get("save_dir")
+    if save_dir and isinstance(save_dir, str):
+        data["save_dir"] = str(Path(save_dir) / command)
     return base
 
 

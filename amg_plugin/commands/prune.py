@@ -61,15 +61,13 @@ def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     check_fits(checkpoint, cfg)
     pruning = AMGPruningHook.from_config(cfg)
     pruning.check(checkpoint.build())  # what is not feasible should fail before the data is looked at
+    teaching = [DistillationHook.from_config(cfg)] if cfg.amg.distill.enabled else []
     datamanager = build_datamanager(cfg)
     model = restore_model(checkpoint, cfg, datamanager.num_train_pids)
     height, width = cfg.data.height, cfg.data.width
     shapes = dict.fromkeys(("dense", "start"), report.structure(model, height, width))
     best = BestModelHook(cfg.data.save_dir, eligible=lambda: pruning.schedule.finished)
-    hooks = [ProgressHook(), pruning, best]
-    if cfg.amg.distill.enabled:
-        hooks.insert(0, DistillationHook.from_config(cfg))
-    engine = assemble(cfg, datamanager, model, hooks, epochs)
+    engine = assemble(cfg, datamanager, model, [*teaching, ProgressHook(), pruning, best], epochs)
     engine.run(**arguments)
     if not epochs:  # torchreid saves nothing then
         engine.save_model(0, engine.first_result["rank1"], cfg.data.save_dir)

@@ -20,8 +20,8 @@ from amg_plugin.pruning import current_plan
 from amg_plugin.session import (
     assemble,
     build_model,
+    check_buildable,
     check_fits,
-    check_model_name,
     prepare,
     restore_model,
     run_arguments,
@@ -65,7 +65,7 @@ def train(cfg: Any, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
 
     arguments = run_arguments(cfg, cfg.train.max_epoch)
     if checkpoint is None:
-        check_model_name(cfg)
+        check_buildable(cfg)
     else:
         check_fits(checkpoint, cfg)
     datamanager = build_datamanager(cfg)

@@ -127,20 +127,59 @@ def check_identity_sampler(train: Sequence[tuple[Any, ...]], num_instances: int)
     return short
 
 
+def check_domain_sampler(domains: Iterable[Any], what: str, key: str, batch_size: int, number: int) -> None:
+    """Makes sure that torchreid's domain or data set sampler, which draws without repetition, can fill a batch.
+
+    Args:
+        domains: Per training image, its camera or data set.
+        what: ``"camera"`` or ``"data set"``, for messages.
+        key: Key that ``number`` comes from, for messages.
+        batch_size: ``train.batch_size``.
+        number: Domains in a batch; 0 takes all there are.
+
+    Raises:
+        ConfigError: The batch cannot be shared out equally.
+        DataError: There are fewer domains than asked for, or one has too few images.
+    """
+    counts = Counter(domains)
+    number = number if number > 0 else len(counts)
+    if number > len(counts):
+        raise DataError(f"The training set has {len(counts)} {what}s, fewer than {key} = {number}; lower {key}.")
+    if not number or batch_size < number or batch_size % number:
+        raise ConfigError(
+            f"train.batch_size is {batch_size}, but must be a multiple of the number of {what}s in a batch ({key}), "
+            f"which is {number}."
+        )
+    needed = batch_size // number
+    domain, fewest = min(counts.items(), key=lambda item: item[1])
+    if fewest < needed:
+        raise DataError(
+            f"The {what} {domain} has {fewest} training images, but a batch of {batch_size} from {number} {what}s "
+            f"takes {needed} of each; lower train.batch_size."
+        )
+
+
 def check_training_set(
-    train: Sequence[tuple[Any, ...]], train_sampler: str, batch_size: int, num_instances: int
+    train: Sequence[tuple[Any, ...]],
+    train_sampler: str,
+    batch_size: int,
+    num_instances: int,
+    num_cams: int | None = None,
+    num_datasets: int | None = None,
 ) -> None:
     """Makes sure that the training set fills at least one batch: torchreid drops the last, incomplete one.
 
     Args:
-        train: Training items (path, pid, camid, ...).
+        train: Training items (path, pid, camid, dsetid); dsetid is needed with ``num_datasets`` only.
         train_sampler: Name of torchreid's sampler (``sampler.train_sampler``).
         batch_size: ``train.batch_size``.
         num_instances: ``sampler.num_instances``; counts for the identity sampler only.
+        num_cams: ``sampler.num_cams``; counts for the domain sampler only. None leaves the cameras unchecked.
+        num_datasets: ``sampler.num_datasets``; counts for the data set sampler only. None leaves them unchecked.
 
     Raises:
-        ConfigError: The batch is smaller than ``num_instances``.
-        DataError: Too few images or identities for one batch.
+        ConfigError: The batch is smaller than ``num_instances``, or cannot be shared out over cameras or data sets.
+        DataError: Too few images, identities, cameras or data sets for one batch.
     """
     if train_sampler == "RandomIdentitySampler":
         if batch_size < num_instances:
@@ -161,3 +200,7 @@ def check_training_set(
             f"The training set has {len(train)} images, fewer than train.batch_size = {batch_size}: no batch would "
             "be complete and nothing would be trained; lower train.batch_size."
         )
+    if train_sampler == "RandomDomainSampler" and num_cams is not None:
+        check_domain_sampler((item[2] for item in train), "camera", "sampler.num_cams", batch_size, num_cams)
+    if train_sampler == "RandomDatasetSampler" and num_datasets is not None:
+        check_domain_sampler((item[3] for item in train), "data set", "sampler.num_datasets", batch_size, num_datasets)

@@ -153,9 +153,10 @@ def _check_input(root: str, sources: list[str], targets: list[str], decode: bool
 
     batch_size = options.get("batch_size_train", 32)
     num_instances = options.get("num_instances", 4)
-    _check_part(sources, found, samplers["sampler.train_sampler"], batch_size, num_instances)
+    sizes = (batch_size, num_instances, options.get("num_cams", 1), options.get("num_datasets", 1))
+    _check_part(sources, found, samplers["sampler.train_sampler"], *sizes)
     if load_targets:
-        _check_part(targets, found, samplers["sampler.train_sampler_t"], batch_size, num_instances)
+        _check_part(targets, found, samplers["sampler.train_sampler_t"], *sizes)
 
     if decode:
         items = [item for name in sources for item in found[name].train]
@@ -166,11 +167,11 @@ def _check_input(root: str, sources: list[str], targets: list[str], decode: bool
         logger.info("%d images read without error", count)
 
 
-def _check_part(names: list[str], found: dict[str, Any], sampler: str, batch_size: int, num_instances: int) -> None:
+def _check_part(names: list[str], found: dict[str, Any], sampler: str, *sizes: int) -> None:
     """Checks that the training sets of ``names`` together fill a batch."""
-    # pids count from 0 in each data set; torchreid shifts them when it adds data sets up.
-    train = [(item[0], (name, item[1]), item[2]) for name in names for item in found[name].train]
-    check_training_set(train, sampler, batch_size, num_instances)
+    # pids and camids count from 0 in each data set; torchreid shifts them when it adds data sets up.
+    train = [(item[0], (name, item[1]), f"{item[2]} of {name}", name) for name in names for item in found[name].train]
+    check_training_set(train, sampler, *sizes)
 
 
 def _open_dataset(name: str, root: str, folder: Path | None, options: dict[str, Any]) -> Any:

@@ -48,14 +48,22 @@ class AMGPruningHook(Hook):
         """Check the schedule against a model before any work starts.
 
         Raises:
-            ConfigError: If nothing is scheduled, or the floors forbid the rates.
+            ConfigError: If nothing is scheduled, the floors forbid the rates, or the decay takes all weight from the
+                token scores of the last block.
         """
         if not self.schedule.cuts:
             raise ConfigError("amg.schedule is empty, so there is nothing to prune; list at least one stage.")
         plan = current_plan(model)
         if plan.prunes_tokens:
             plan.with_variant(self.token_variant)
-        self.schedule.check_feasible(plan, prunable_blocks(model), self.rules.min_heads, self.rules.min_tokens)
+        blocks = prunable_blocks(model)
+        self.schedule.check_feasible(plan, blocks, self.rules.min_heads, self.rules.min_tokens)
+        weighted = self.rules.token_scorer == "amg" and self.schedule.shares["tokens"] > 0
+        if weighted and self.rules.layer_decay * (len(blocks) - 1) >= 1:
+            raise ConfigError(
+                f"amg.layer_decay is {self.rules.layer_decay:g}, but must be below 1/{len(blocks) - 1} for "
+                f"{len(blocks)} prunable blocks: the token scores of every block need a weight above 0."
+            )
 
     def before_run(self, engine: HookedEngine) -> None:
         """Check everything, then evaluate the model as it is before the first cut.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +31,27 @@ _PREFIXES = ("module.", "backbone.", "base.")
 _CLASSIFIERS = ("head.", "head_dist.", "fc.", "mask_token", "pre_logits.")
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a ``.pth`` or ``.safetensors`` file of tensors, as data only; checkpoints of torchreid's engines too.
+def check_weight_file(path: str | Path) -> Path:
+    """Check that a weight file is there.
 
     Raises:
-        InputError: If the file is missing, cannot be read safely or holds no state dict.
+        InputError: If it is not.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(
             f"The weight file '{path}' (amg.weights) does not exist; give a local .pth or .safetensors file."
         )
+    return path
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a ``.pth`` or ``.safetensors`` file of tensors, as data only; checkpoints of torchreid's engines too.
+
+    Raises:
+        InputError: If the file is missing, cannot be read safely or holds no state dict.
+    """
+    path = check_weight_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -64,6 +75,10 @@ def load_backbone_weights(model: VisionTransformer, path: str | Path) -> None:
 
     Classifier tensors of the file are left out; every other tensor must have its place.
 
+    A file does not say which grid its position embedding is for. timm takes the grid of its own pretrained model where
+    the number of patches agrees, and otherwise refits only another number, from a square. Where square and model's grid
+    have equally many patches (14x14 and 28x7), a warning says what became of the embedding.
+
     Raises:
         InputError: If the file cannot be read or does not fit the model.
     """
@@ -71,6 +86,7 @@ def load_backbone_weights(model: VisionTransformer, path: str | Path) -> None:
     for prefix in _PREFIXES:
         if any(name.startswith(prefix) for name in state):
             state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    embedding = state.get("pos_embed")
     try:
         state = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
     except Exception as error:  # timm's conversions fail in many ways on tensors of another network
@@ -92,4 +108,20 @@ def load_backbone_weights(model: VisionTransformer, path: str | Path) -> None:
             f"{len(wrong)} of another shape (for example '{example}'); check amg.arch and amg.override."
         )
     model.load_state_dict(state)
+    if embedding is not None:
+        _warn_of_ambiguous_grid(model, embedding, path)
     logger.info("loaded %d tensors from %s", len(state), path)
+
+
+def _warn_of_ambiguous_grid(model: VisionTransformer, embedding: Tensor, path: str | Path) -> None:
+    """Say which grid the position embedding of a file was taken for, where it could be the model's or a square one."""
+    rows, columns = model.patch_embed.grid_size
+    side = math.isqrt(rows * columns)
+    if rows == columns or side**2 != rows * columns or embedding.shape != model.pos_embed.shape:
+        return
+    kept = torch.equal(embedding, model.pos_embed.detach().cpu())
+    taken = f"{rows}x{columns} and kept" if kept else f"{side}x{side} and refitted to {rows}x{columns}"
+    logger.warning(
+        "the position embedding of %s fits %dx%d and %dx%d patches alike; it was taken for %s",
+        *(path, rows, columns, side, side, taken),
+    )

@@ -41,6 +41,10 @@ class PruningPlan:
     heads_known: bool = True
 
     def __post_init__(self) -> None:
+        # Lists would make the plan unhashable.
+        object.__setattr__(self, "num_heads", tuple(self.num_heads))
+        object.__setattr__(self, "heads", tuple(map(tuple, self.heads)))
+        object.__setattr__(self, "tokens", tuple(map(tuple, self.tokens)))
         if self.variant not in VARIANTS:
             raise PlanError(f"Token variant '{self.variant}' is unknown; allowed: {', '.join(VARIANTS)}.")
         depth = len(self.num_heads)
@@ -144,8 +148,8 @@ class PruningPlan:
         return replace(
             self,
             variant=self.variant if self.prunes_tokens else other.variant,
-            heads=_intersect(self.heads, other.heads),
-            tokens=_intersect(self.tokens, other.tokens),
+            heads=_intersect(self.heads, other.heads, "heads"),
+            tokens=_intersect(self.tokens, other.tokens, "tokens"),
         )
 
     def contains(self, other: PruningPlan) -> bool:
@@ -229,8 +233,11 @@ def _pick(current: Indices, chosen: Sequence[Sequence[int]], what: str) -> Indic
     return tuple(tuple(kept[index] for index in sorted(picks)) for kept, picks in zip(current, chosen, strict=True))
 
 
-def _intersect(ours: Indices, theirs: Indices) -> Indices:
-    return tuple(tuple(sorted(set(a) & set(b))) for a, b in zip(ours, theirs, strict=True))
+def _intersect(ours: Indices, theirs: Indices, what: str) -> Indices:
+    kept = tuple(tuple(sorted(set(a) & set(b))) for a, b in zip(ours, theirs, strict=True))
+    if () in kept:
+        raise PlanError(f"The two plans together remove all {what} of block {kept.index(())}.")
+    return kept
 
 
 def _integers(values: Any) -> tuple[int, ...]:

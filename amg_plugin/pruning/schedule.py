@@ -150,7 +150,8 @@ class PruningSchedule:
 
         Raises:
             ConfigError: If a rate cannot be met, the message says what is feasible; if the model has lost more than the
-                rates ask for, which count from the dense model; if a fresh schedule would remove nothing from it.
+                rates ask for, which count from the dense model; if a rate above 0 stands for less than one head or
+                token; if a fresh schedule would remove nothing from a pruned model.
         """
         removes = plan.is_dense or self.done > 0
         for target, floor in (("heads", min_heads), ("tokens", min_tokens)):
@@ -161,7 +162,9 @@ class PruningSchedule:
             # A block may stand below the floor already, if earlier cuts had a lower one.
             feasible = sum(dense) - sum(min(count, floor) for count in left)
             if wanted > feasible:
-                rate = math.floor(1000 * feasible / sum(dense)) / 1000
+                rate = math.ceil(1000 * feasible / sum(dense)) / 1000
+                if removal_count(rate, sum(dense)) > feasible:
+                    rate = math.floor(1000 * feasible / sum(dense)) / 1000
                 raise ConfigError(
                     f"amg.schedule asks for {wanted} of {sum(dense)} {target} to go, but amg.min_{target}_per_block "
                     f"{floor} allows {feasible}, a rate of {rate:.3f} at most."
@@ -171,6 +174,10 @@ class PruningSchedule:
                 raise ConfigError(
                     f"amg.schedule asks for {wanted} of {sum(dense)} {target} to go, counted from the dense model, but "
                     f"the model has lost {gone} already; more than {gone / sum(dense):.3f} is needed, or no such stage."
+                )
+            if self.shares[target] and not wanted:
+                raise ConfigError(
+                    f"amg.schedule removes nothing: {self.shares[target]:g} of {sum(dense)} {target} is less than one."
                 )
             removes |= wanted > gone
         if not removes:

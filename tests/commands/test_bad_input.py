@@ -140,6 +140,13 @@ def test_impossible_values_are_named_with_what_is_allowed(refused, words, change
     assert all(part in sentence for part in expected), sentence
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("data.height", "30"), ("amg.arch", "eva02_tiny_patch14_224"), ("amg.weights", "nowhere.pth")]
+)
+def test_an_impossible_network_is_refused_before_the_data_is_read(refused, words, tmp_path, key, value):
+    assert value.split("02")[0] in refused("train", *words, "data.root", tmp_path / "elsewhere", key, value).lower()
+
+
 def test_patches_may_overlap_where_they_leave_a_remainder(amg_reid, words):
     outcome = amg_reid("train", *words, "train.max_epoch", "1", "data.height", "30", "amg.stride", "6")
     assert outcome.status == 0, outcome.err
@@ -257,9 +264,37 @@ def test_a_schedule_that_a_pruned_model_has_met_already_is_refused(refused, prun
     assert "nothing" in sentence
 
 
-def test_a_missing_teacher_is_named(refused, prune_words, tmp_path):
-    schedule = ("amg.schedule", "[{target: heads, rate: 0.25}]")
-    assert "nobody.pth" in refused(*prune_words, *schedule, "amg.distill.teacher", tmp_path / "nobody.pth")
+def test_a_missing_teacher_is_named_before_the_data_is_read(refused, prune_words, tmp_path):
+    words = ("amg.schedule", "[{target: heads, rate: 0.25}]", "data.root", tmp_path / "nowhere")
+    assert "nobody.pth" in refused(*prune_words, *words, "amg.distill.teacher", tmp_path / "nobody.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("data.norm_mean", "[0.1, 0.2, 0.3]", ("mean", "0.485", "0.1", "data.norm_mean")),
+        ("data.norm_std", "[0.1, 0.2, 0.3]", ("std", "0.229", "0.1", "data.norm_std")),
+        ("data.transforms", "['bicubic']", ("interpolation", "bilinear", "bicubic", "data.transforms")),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "prune", "test"])
+def test_a_checkpoint_for_images_prepared_otherwise_is_refused(
+    refused, trained, tmp_path, command, key, value, expected
+):
+    schedule = ["amg.schedule", "[{target: heads, rate: 0.25}]"] if command == "prune" else []
+    words = ("data.save_dir", tmp_path / "log", "data.root", tmp_path / "nowhere", *schedule, key, value)
+    sentence = refused(command, "--weights", trained.last, *words)
+    assert all(part in sentence for part in expected), sentence
+
+
+@pytest.mark.parametrize(
+    ("stored", "key"),
+    [({"amg": None}, "amg"), ({"amg": []}, "amg"), ({"data": 3}, "data"), ({"data": {"save_dir": 3}}, "data.save_dir")],
+)
+def test_a_stored_configuration_of_nonsense_is_refused(refused, trained, tmp_path, stored, key):
+    path = tmp_path / "odd.pth"
+    torch.save({**torch.load(trained.last, weights_only=True), "config": stored}, path)
+    assert f"'{key}' from the stored configuration" in refused("test", "--weights", path)
 
 
 # Folders -------------------------------------------------------------------------------------------------------------

@@ -126,3 +126,24 @@ def test_a_training_set_smaller_than_the_batch_is_refused():
 @pytest.mark.parametrize("sampler", ["RandomSampler", "RandomIdentitySampler"])
 def test_a_training_set_that_fills_one_batch_is_accepted(sampler):
     check_training_set(train_of(4, 4, 4, 4), sampler, 16, 4)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "number", "batch_size", "message"),
+    [
+        ("RandomDomainSampler", 2, 8, "camera 1 has 3 training images.*takes 4"),
+        ("RandomDomainSampler", 0, 8, "camera 1 has 3 training images.*takes 4"),
+        ("RandomDomainSampler", 3, 6, r"2 cameras, fewer than sampler\.num_cams = 3"),
+        ("RandomDomainSampler", 0, 7, "multiple of the number of cameras.*2"),
+        ("RandomDatasetSampler", 2, 8, "data set b has 3 training images.*takes 4"),
+        ("RandomDatasetSampler", 2, 6, None),
+        ("RandomDomainSampler", 2, 6, None),
+    ],
+)
+def test_every_camera_or_data_set_fills_its_share_of_a_batch(sampler, number, batch_size, message):
+    train = [(f"{i}.jpg", i, i // 9, "ab"[i // 9]) for i in range(12)]  # nine images, then three
+    if message is None:
+        check_training_set(train, sampler, batch_size, 4, num_cams=number, num_datasets=number)
+    else:
+        with pytest.raises((ConfigError, DataError), match=message):
+            check_training_set(train, sampler, batch_size, 4, num_cams=number, num_datasets=number)

@@ -277,6 +277,28 @@ def test_another_number_of_epochs_is_refused_before_any_work(make_engine, run, e
     assert untouched(engine)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "decay", "stage", "scorer", "accepted"),
+    [
+        (3, 0.5, tokens(0.25), "amg", False),
+        (3, 0.49, tokens(0.25), "amg", True),
+        (3, 0.5, tokens(0.25), "random", True),
+        (3, 0.5, heads(0.25), "amg", True),
+        (2, 0.99, tokens(0.25), "amg", True),
+    ],
+)
+def test_the_decay_leaves_the_last_block_a_weight(make_engine, blocks, decay, stage, scorer, accepted):
+    engine = make_engine(
+        amg__schedule=[stage], amg__layer_decay=decay, amg__token_scorer=scorer, amg__override__depth=blocks
+    )
+    hook = AMGPruningHook.from_config(engine.cfg)
+    if accepted:
+        hook.check(engine.model)
+    else:
+        with pytest.raises(ConfigError, match=r"amg\.layer_decay is 0\.5, but must be below 1/2"):
+            hook.check(engine.model)
+
+
 def test_a_later_start_is_refused_before_any_work(make_engine, run):
     engine = make_engine(amg__schedule=[heads(0.25)], amg__final_epochs=1)
     engine.hooks = [AMGPruningHook.from_config(engine.cfg)]
@@ -292,6 +314,7 @@ def test_a_later_start_is_refused_before_any_work(make_engine, run):
         ([tokens(0.5)], {"amg__min_tokens_per_block": 5}, r"8 of 16 tokens.*amg.min_tokens_per_block 5 allows 6"),
         ([heads(0.25)], {"amg__min_heads_per_block": 4}, r"amg.min_heads_per_block 4 allows 0"),
         ([], {}, "amg.schedule is empty"),
+        ([heads(0.01)], {}, "amg.schedule removes nothing"),
     ],
 )
 def test_an_impossible_schedule_is_refused_before_any_work(make_engine, run, stages, changes, message):

@@ -215,3 +215,22 @@ def test_a_checkpoint_of_torchreids_engine_is_read_although_it_holds_a_numpy_num
     weights = {"backbone.cls_token": torch.ones(1, 1, 4)}
     torch.save({"state_dict": weights, "epoch": 3, "rank1": np.float64(0.5)}, tmp_path / "model.pth.tar-3")
     assert read_state_dict(tmp_path / "model.pth.tar-3").keys() == weights.keys()
+
+
+@pytest.mark.parametrize(
+    ("size", "warns"),
+    [((128, 32), True), ((64, 64), False), ((96, 32), False)],
+    ids=["as many as a square", "square", "no square"],
+)
+def test_a_grid_that_the_file_leaves_open_is_warned_of(tmp_path, caplog, size, warns):
+    load_backbone_weights(target(size), write_pth(tmp_path / "w.pth", source(size).state_dict()))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [("8x2" in text, "4x4" in text, "kept" in text) for text in warnings] == [(True,) * 3] * warns
+
+
+def test_the_warning_says_what_became_of_the_embedding(tmp_path, caplog):
+    state, model = source((224, 224)).state_dict(), target((448, 112))
+    load_backbone_weights(model, write_pth(tmp_path / "w.pth", state))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    kept = torch.equal(model.pos_embed, state["pos_embed"])  # differs among timm's releases
+    assert ("28x7 and kept" if kept else "14x14 and refitted to 28x7") in warning

@@ -131,6 +131,20 @@ def test_stages_of_heads_and_tokens_unite_whatever_variant_the_head_stage_names(
     assert (heads | tokens).variant == (tokens | heads).variant == "kv"
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [({"heads": [[0, 2], [0]]}, "heads of block 1"), ({"tokens": [[2], [2]]}, "tokens of block 0")],
+)
+def test_a_union_that_would_empty_a_block_names_it(fields, named):
+    with pytest.raises(PlanError, match=f"together remove all {named}"):
+        SMALL | PruningPlan.from_dict(changed(**fields))
+
+
+def test_a_plan_of_lists_equals_the_same_of_tuples():
+    plan = PruningPlan("block", [3, 2], 4, [[0, 2], [1]], [[0, 1, 3], [2]])
+    assert plan == SMALL and hash(plan) == hash(SMALL)
+
+
 def test_unions_of_clashing_variants_or_models_are_refused():
     with pytest.raises(PlanError, match="cannot be mixed"):
         SMALL | PruningPlan.from_dict(changed(variant="kv"))

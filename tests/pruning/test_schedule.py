@@ -147,7 +147,7 @@ def test_what_the_floors_forbid_is_refused_and_the_feasible_rate_named(stage, me
         feasibility([stage], PruningPlan.dense([4, 4, 4], 10), min_heads=2, min_tokens=3)
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+@given(st.integers(1, 40), st.integers(2, 40), st.integers(1, 40))
 def test_the_rate_that_the_message_names_is_feasible(depth, heads, floor):
     plan = PruningPlan.dense([heads] * depth, 4)
     try:
@@ -187,6 +187,14 @@ def test_a_schedule_that_removes_nothing_more_is_refused_unless_it_is_under_way(
         schedule.check_feasible(plan, [0, 1], 1, 1)
     schedule.load_state_dict({"done": 2})
     schedule.check_feasible(plan, [0, 1], 1, 1)
+
+
+@pytest.mark.parametrize("target", ["heads", "tokens"])
+def test_a_rate_that_stands_for_less_than_one_is_refused(target):
+    plan = PruningPlan.dense([4, 4], 4)
+    with pytest.raises(ConfigError, match=f"removes nothing: 0.12 of 8 {target} is less than one"):
+        feasibility([Stage(target, 0.12)], plan)
+    feasibility([Stage(target, 0.125)], plan)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
