@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import numbers
 import re
@@ -16,27 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from amg_plugin.errors import CheckpointError
+from amg_plugin.safe_reading import NUMPY_NUMBERS
 
 logger = logging.getLogger(__name__)
 
 #: Entries under which training programs keep the state dict.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
-            "float64")  # fmt: skip
-
-
-def _allowed() -> list[Any]:
-    """What a pickle may name beyond torch's own short list: numpy's numbers, under the old module name too."""
-    try:
-        scalar = importlib.import_module("numpy._core.multiarray").scalar
-    except ImportError:  # numpy 1
-        scalar = importlib.import_module("numpy.core.multiarray").scalar
-    modules = ("numpy.core.multiarray", "numpy._core.multiarray")
-    return [
-        *((scalar, f"{module}.scalar") for module in modules),
-        np.dtype,
-        *{type(np.dtype(name)) for name in _NUMBERS},
-    ]
 
 
 def read_published(path: str | Path) -> dict[str, Tensor]:
@@ -60,7 +44,7 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_allowed()):
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many types for foreign files
         culprit = re.search(r"(?:GLOBAL|global:?) ([\w]+(?:\.[\w]+)+)", str(error))

@@ -6,7 +6,6 @@ import logging
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from timm.models.deit import VisionTransformerDistilled
@@ -14,18 +13,10 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from amg_plugin.errors import InputError
+from amg_plugin.safe_reading import NUMPY_NUMBERS
 
 logger = logging.getLogger(__name__)
 
-_scalar = np.float64(0).__reduce__()[0]
-#: torchreid writes Rank-1 as a numpy number beside the weights; torch refuses it unless told that it is data.
-_NUMPY_SCALARS = [
-    _scalar,
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float32", "float64")),
-]
 _WRAPPERS = ("state_dict", "model", "teacher")
 _PREFIXES = ("module.", "backbone.", "base.")
 _CLASSIFIERS = ("head.", "head_dist.", "fc.", "mask_token", "pre_logits.")
@@ -55,7 +46,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        # torchreid writes Rank-1 as a numpy number beside the weights.
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many types for foreign files
         raise InputError(
