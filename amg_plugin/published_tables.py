@@ -10,7 +10,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from amg_plugin import complexity
 from amg_plugin.errors import InputError
+from amg_plugin.measured_results import Measurement, Shape, read_measurements, same_data
 from amg_plugin.modeling.networks import build_network
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.selection import removal_count
@@ -28,7 +29,8 @@ from amg_plugin.published_rows import ROWS, Row
 logger = logging.getLogger(__name__)
 
 FORMATS = ("markdown", "csv", "json")
-SECTIONS = ("finetuned", "pruned", "dense")
+#: Sections of a result: published figures are those of finished models.
+LATEST_FIRST = ("dense", "finetuned", "pruned", "start")
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,19 @@ def describe(row: Row) -> Entry:
     )
 
 
+def shape_of(row: Row) -> Shape:
+    """What a measured network must have to be the one of a row."""
+    model, heads, tokens = build(row)
+    plan = current_plan(model)
+    return Shape(
+        data=row.data,
+        params=complexity.count_parameters(model),
+        heads=sum(plan.heads_per_block),
+        tokens=sum(plan.tokens_per_block),
+        is_dense=not heads and not tokens,
+    )
+
+
 def _reading(row: Row) -> str:
     parts = [
         f"{name} {share:.0%}".replace("%", " %")
@@ -167,51 +182,82 @@ def _difference(found: float, published: float | None) -> float | None:
 
 
 def build_table(results: Sequence[str] = ()) -> list[Entry]:
-    """Every published row, and rows for measured results that belong to none.
+    """Every published row, and rows for measurements that belong to none.
+
+    A measurement belongs to the row of the same data set, structure and number of parameters. Of several for one row
+    it takes the fine-tuned one, then the first; the others follow as rows of their own.
 
     Args:
         results: ``result.json`` files of runs, each as ``FILE`` or ``KEY=FILE`` with the key of a row.
 
     Raises:
-        InputError: If a key is unknown or a file is no result.
+        InputError: If a key is unknown, a file is no result, or has no figures of the row's kind.
     """
     entries = {row.key: describe(row) for row in ROWS}
+    shapes = {row.key: shape_of(row) for row in ROWS} if results else {}
+    measurements: list[Measurement] = []
+    asked_for: dict[str, Measurement] = {}
     for argument in results:
         key, file = _split(argument, entries)
-        measured = _measured(file)
+        found = read_measurements(file)
+        measurements += found
         if key:
-            values = {name: measured[name] for name in ("measured_map", "measured_rank1")}
-            entries[key] = Entry(**{**asdict(entries[key]), **values})
-        else:
-            entries[str(file)] = Entry(key=str(file), **measured)
-    return list(entries.values())
+            asked_for[key] = _of_the_kind(found, key, shapes[key], file)
+    placed = _place(measurements, asked_for, shapes)
+    for key, measured in placed.items():
+        entries[key] = replace(
+            entries[key],
+            measured_map=measured.mean_precision,
+            measured_rank1=measured.rank1,
+            note="; ".join(filter(None, [entries[key].note, measured.remark(shapes[key])])),
+        )
+    return [*entries.values(), *(_further_row(one) for one in measurements if one not in placed.values())]
+
+
+def _place(
+    measurements: Sequence[Measurement], asked_for: Mapping[str, Measurement], shapes: Mapping[str, Shape]
+) -> dict[str, Measurement]:
+    """One measurement for each row that has any: the one asked for, or the first of the latest section that fits."""
+    placed = dict(asked_for)
+    for measured in sorted(measurements, key=lambda one: LATEST_FIRST.index(one.section)):
+        key = next((key for key, shape in shapes.items() if measured.is_of(shape)), None)
+        if key and key not in placed and measured not in placed.values():
+            placed[key] = measured
+    return placed
 
 
 def _split(argument: str, known: Mapping[str, Any]) -> tuple[str, Path]:
     key, separator, file = argument.partition("=")
     if not separator or Path(argument).is_file():
         return "", Path(argument)
-    if key not in {row.key for row in ROWS}:
+    if key not in known:
         raise InputError(f"'{key}' is no row of the published tables; the rows are: {', '.join(known)}.")
     return key, Path(file)
 
 
-def _measured(file: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        name = next(section for section in SECTIONS if section in result)
-        section, config = result[name], result["config"]
-        return {
-            "model": f"measured here: {config['model']['name']}, {name}",
-            "data": next(iter(section["targets"])),
-            "measured_map": 100 * section["mAP"],
-            "measured_rank1": 100 * section["rank1"],
-            "counted_macs": section["macs"] / 1e9,
-            "params": section["params"] / 1e6,
-            "note": f"{result.get('device', 'unknown device')}, seed {result.get('seed', 'unknown')}",
-        }
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, StopIteration) as error:
-        raise InputError(f"'{file}' is no result.json of amg-reid ({type(error).__name__}: {error}).") from error
+def _further_row(measured: Measurement) -> Entry:
+    return Entry(
+        key=f"{measured.file}:{measured.section}:{measured.data}",
+        model=f"measured here: {measured.model}, {measured.section}",
+        data=measured.data,
+        measured_map=measured.mean_precision,
+        measured_rank1=measured.rank1,
+        counted_macs=measured.macs / 1e9,
+        params=measured.params / 1e6,
+        note=f"{measured.conditions}; {measured.heads} heads and {measured.tokens} tokens left",
+    )
+
+
+def _of_the_kind(found: Sequence[Measurement], key: str, shape: Shape, file: Path) -> Measurement:
+    """The measurement that a row named by the user is about."""
+    names = [name for name in LATEST_FIRST if (name == "dense") == shape.is_dense]
+    kind = [measured for name in names for measured in found if measured.section == name]
+    if not kind:
+        raise InputError(
+            f"'{file}' has no section {' or '.join(names)}, which the row '{key}' is about; it has "
+            f"{', '.join(dict.fromkeys(measured.section for measured in found))}."
+        )
+    return next((measured for measured in kind if same_data(measured.data, shape.data)), kind[0])
 
 
 def render(entries: Sequence[Entry], form: str) -> str:
@@ -238,7 +284,7 @@ Generated by `amg-reid tables`; do not edit. Every published model is built with
 totals, spread evenly over the prunable blocks; nothing is trained.
 
 - Columns marked *paper* are the publication's and were not measured here. Columns marked *measured* come from
-  `result.json` files of own runs. The two never mix.
+  `result.json` files of own runs (`--results`), and the note says which section, device and seed. The two never mix.
 - *published* is the published figure; *by its formula* is the accounting of its program: blocks only, the
   last block once under the jigsaw patch module; the LA program counts queries and projection as pruned although they
   are not.

@@ -74,14 +74,23 @@ def write_result(folder: str | Path, result: Mapping[str, Any]) -> Path:
     Raises:
         RunError: If it cannot be written.
     """
-    path = Path(folder) / FILE_NAME
-    temporary = path.with_suffix(".json.part")
+    return write_text(Path(folder) / FILE_NAME, json.dumps(result, indent=1) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file, with its folders; an old one is replaced only once the new one is complete.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise RunError(f"The result '{path}' cannot be written: {error}.") from error
+        raise RunError(f"The file '{path}' cannot be written: {error}.") from error
     return path
 
 

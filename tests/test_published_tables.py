@@ -12,10 +12,11 @@ import torch
 from published_state import la_transformer, transreid
 from torch import nn
 
+from amg_plugin.cli import main
 from amg_plugin.complexity import published_accounting
 from amg_plugin.errors import InputError
 from amg_plugin.published_rows import ROWS
-from amg_plugin.published_tables import build_table, even_plan, render
+from amg_plugin.published_tables import HEADINGS, build, build_table, even_plan, render
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +73,109 @@ def test_csv_and_json_hold_the_same_rows(entries):
     assert float(rows[0]["formula_macs"]) == data[0]["formula_macs"]
 
 
-def test_measured_results_stand_beside_the_papers(tmp_path, monkeypatch):
-    monkeypatch.setattr("amg_plugin.published_tables.ROWS", ROWS[:1])
-    section = {"mAP": 0.5, "rank1": 0.75, "macs": 2e9, "params": 3e6, "targets": {"market1501": {}}}
-    result = {"dense": section, "config": {"model": {"name": "vit_amg"}}, "device": "cpu", "seed": 1}
-    file = tmp_path / "result.json"
-    file.write_text(json.dumps(result))
-    first, other = build_table([f"{ROWS[0].key}={file}", str(file)])
-    assert (first.measured_map, first.measured_rank1, first.paper_map) == (50, 75, 89.0)
-    assert (other.measured_map, other.counted_macs, other.paper_map) == (50, 2, None)
+DENSE, PRUNED = (next(row for row in ROWS if row.key == f"la_tiny_{name}") for name in ("dense", "token40"))
 
 
-@pytest.mark.parametrize("argument", ["nobody=result.json", "missing.json"])
-def test_results_that_cannot_be_used_are_refused(argument, monkeypatch):
-    monkeypatch.setattr("amg_plugin.published_tables.ROWS", ROWS[:1])
-    with pytest.raises(InputError, match=r"no row|no result"):
-        build_table([argument])
+class TestMeasuredResults:
+    """``--results``: own figures beside the paper's, never in their columns."""
+
+    @pytest.fixture(autouse=True)
+    def two_rows(self, monkeypatch):
+        monkeypatch.setattr("amg_plugin.published_tables.ROWS", (DENSE, PRUNED))
+
+    @staticmethod
+    def section(row, scores, **changes):
+        from amg_plugin.report import structure
+
+        model, _, _ = build(row)
+        targets = {name: {"mAP": value, "rank1": value + 0.1, "cmc": {}} for name, value in scores.items()}
+        first = next(iter(targets.values()))
+        return {
+            "mAP": first["mAP"],
+            "rank1": first["rank1"],
+            "targets": targets,
+            **structure(model, 224, 224),
+            **changes,
+        }
+
+    @staticmethod
+    def write(folder, name="result.json", **sections):
+        content = {**sections, "config": {"model": {"name": "vit_amg_tiny"}}, "device": "cpu (x)", "seed": 3}
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+        return str(folder / name)
+
+    def run(self, folder, **changes):
+        scores = {"market1501": 0.2, "occluded_duke": 0.4}
+        return self.write(
+            folder,
+            dense=self.section(DENSE, scores, **changes),
+            pruned=self.section(PRUNED, {"occluded_duke": 0.1}),
+            finetuned=self.section(PRUNED, {"occluded_duke": 0.3}),
+        )
+
+    def test_go_to_the_row_of_their_data_set_and_structure(self, tmp_path):
+        dense, pruned, *_ = build_table([self.run(tmp_path)])
+        assert (dense.measured_map, dense.measured_rank1) == (pytest.approx(40), pytest.approx(50))
+        assert (pruned.measured_map, pruned.paper_map) == (pytest.approx(30), 86.91)
+        assert "measured: finetuned, cpu (x), seed 3" in pruned.note
+
+    def test_of_other_sections_and_targets_follow_as_rows_of_their_own(self, tmp_path):
+        market, cut = build_table([self.run(tmp_path)])[2:]
+        assert (market.model, market.data) == ("measured here: vit_amg_tiny, dense", "market1501")
+        assert (cut.model, cut.data) == ("measured here: vit_amg_tiny, pruned", "occluded_duke")
+        assert cut.measured_map == pytest.approx(10)
+        assert cut.paper_map is cut.published_macs is None
+        assert "cpu (x), seed 3" in cut.note
+
+    @pytest.mark.parametrize("change", [{"params": 1}, {"heads_per_block": [1]}, {"tokens_per_block": [1]}])
+    def test_of_another_structure_are_not_taken_for_the_published_one(self, tmp_path, change):
+        dense = build_table([self.run(tmp_path, **change)])[0]
+        assert dense.measured_map is None
+
+    def test_a_second_one_of_the_same_row_follows(self, tmp_path):
+        again = self.write(tmp_path, "again.json", dense=self.section(DENSE, {"occluded_duke": 0.9}))
+        table = build_table([self.run(tmp_path), again])
+        assert table[0].measured_map == pytest.approx(40)
+        assert [entry.measured_map for entry in table if entry.key.startswith(again)] == [pytest.approx(90)]
+
+    def test_can_be_put_into_a_row_on_demand_which_says_what_differs(self, tmp_path):
+        file = self.write(tmp_path, dense=self.section(DENSE, {"market1501": 0.2}, params=1_500_000))
+        dense = build_table([f"{DENSE.key}={file}"])[0]
+        assert dense.measured_map == pytest.approx(20)
+        assert "on market1501" in dense.note
+        assert "1.50 M parameters left" in dense.note
+
+    def test_must_have_figures_of_the_kind_of_their_row(self, tmp_path):
+        file = self.write(tmp_path, dense=self.section(DENSE, {"occluded_duke": 0.2}))
+        with pytest.raises(InputError, match=r"no section finetuned or pruned or start, .*it has dense"):
+            build_table([f"{PRUNED.key}={file}"])
+
+    @pytest.mark.parametrize("form", ["markdown", "csv"])
+    def test_are_marked_as_measured_in_print(self, tmp_path, form):
+        header, row = (
+            (HEADINGS["measured_map"], "| 86.91 | 94.61 | 30.00 | 40.00 |")
+            if form == "markdown"
+            else ("measured_map", "86.91,94.61,30.0,40.0")
+        )
+        text = render(build_table([self.run(tmp_path)]), form)
+        assert header in text
+        assert row in text
+
+    @pytest.mark.parametrize("argument", ["nobody=result.json", "missing.json"])
+    def test_that_cannot_be_used_are_refused(self, argument):
+        with pytest.raises(InputError, match=r"no row|no result"):
+            build_table([argument])
+
+    def test_are_taken_by_the_command(self, tmp_path, capsys):
+        assert main(["tables", "--results", self.run(tmp_path), "--output", str(tmp_path / "new" / "table.md")]) == 0
+        assert capsys.readouterr().out == f"{tmp_path / 'new' / 'table.md'}\n"
+        assert "| 30.00 | 40.00 |" in (tmp_path / "new" / "table.md").read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"dense": {"targets": {"a": {}}}}', '{"dense": 1}'])
+    def test_of_another_form_are_refused(self, tmp_path, content):
+        (tmp_path / "result.json").write_text(content, encoding="utf-8")
+        with pytest.raises(InputError, match=r"is no result\.json of amg-reid"):
+            build_table([str(tmp_path / "result.json")])
 
 
 def test_even_plans_take_the_totals_from_prunable_blocks_only():
@@ -124,8 +212,6 @@ class TestAccounting:
 
 
 def test_structure_needs_no_memory():
-    from amg_plugin.published_tables import build
-
     model, heads, tokens = build(ROWS[-1])
     assert {value.device for value in model.parameters()} == {torch.device("meta")}
     assert (heads, tokens) == (24, 940)

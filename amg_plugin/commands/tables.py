@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from amg_plugin.errors import RunError
 from amg_plugin.published_tables import FORMATS, build_table, render
+from amg_plugin.report import write_text
 
 HELP = "print the published tables: published, published accounting, counted"
 DESCRIPTION = """Build every published model without weights, prune it at the published rates and print published,
 published-accounting and counted MACs, MSA parameters and parameters. No data is needed.
 
+Accuracies are the paper's, in columns of their own beside the measured ones. Those come from the result.json files
+given with --results: every section (dense, start, pruned, finetuned) and target of them. A measurement goes to the
+row of the same data set, parameters, heads and tokens; all others follow as rows of their own. ROW=FILE puts the run's
+last figures (for dense rows, its dense ones) into that row, and the note tells what differs.
+
 example: amg-reid tables --output docs/paper_tables.md
+         amg-reid tables --results log/transreid/result.json log/transreid_pruned/result.json
          amg-reid tables --format csv --results tr_base_duke_dense=log/transreid/result.json"""
 
 
@@ -39,9 +44,5 @@ def run(args: argparse.Namespace) -> int:
     if not args.output:
         print(text, end="")
         return 0
-    try:
-        Path(args.output).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"The table '{args.output}' cannot be written: {error}.") from error
-    print(args.output)
+    print(write_text(args.output, text))
     return 0
