@@ -17,6 +17,7 @@ COMMANDS = {
     "test": "amg_plugin.commands.test",
     "inspect": "amg_plugin.commands.inspect",
     "import": "amg_plugin.commands.import_model",
+    "occlude": "amg_plugin.commands.occlude",
     "tables": "amg_plugin.commands.tables",
     "demo": "amg_plugin.commands.demo",
     "doctor": "amg_plugin.commands.doctor",
