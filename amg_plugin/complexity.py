@@ -40,7 +40,7 @@ def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
     image = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
     with _evaluating(model), explicit_attention(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         if getattr(model, "uses_cameras", False):
-            model(image, torch.zeros(1, dtype=torch.int64, device=image.device))
+            model(image, *torch.zeros(2, 1, dtype=torch.int64, device=image.device))
         else:
             model(image)
     by_module = {}

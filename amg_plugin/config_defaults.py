@@ -148,14 +148,37 @@ def _amg_node() -> CfgNode:
     amg.override.num_heads = 0  # heads per block; 0 = the architecture's own
     amg.override.patch_size = 0  # patch side in pixels; 0 = the architecture's own
     amg.override.mlp_ratio = 0.0  # MLP hidden width / embedding width; 0 = the architecture's own
+    amg.override.qkv_bias = True  # False: queries, keys and values without bias
+    amg.override.attention_scale = 0.0  # factor of query times key; 0 = the architecture's own
     amg.drop_path = 0.0  # stochastic depth rate of the last block
     amg.weights = ""  # local .pth or .safetensors file of backbone weights
     amg.neck_feat = "after"  # evaluation feature 'before' or 'after' the batch-norm neck
+    amg.head = "bnneck"  # 'bnneck' (batch-norm neck and one classifier) or 'parts' (LA-Transformer)
+    amg.parts = CfgNode()  # the head 'parts'
+    amg.parts.number = 14  # groups of patch tokens, one classifier each
+    amg.parts.hidden = 256  # hidden width of a part classifier
+    amg.parts.dropout = 0.5  # dropout rate of a part classifier
+    amg.sie = CfgNode()  # side information embedding (TransReID)
+    amg.sie.enabled = False  # add a learned vector per camera (and view) to every token
+    amg.sie.cameras = -1  # training cameras; -1 = as many as the training data has, 0 = cameras do not count
+    amg.sie.views = 0  # views of the training data; 0 = views do not count
+    amg.sie.coefficient = 3.0  # factor of the vector
+    amg.sie.unseen = "none"  # for cameras and views that training has not seen: 'none' (nothing) or 'mean'
+    amg.jpm = CfgNode()  # jigsaw patch module (TransReID)
+    amg.jpm.enabled = False  # a second copy of the last block over shuffled groups of patches
+    amg.jpm.parts = 4  # groups, one local feature each
+    amg.jpm.shift = 5  # the patches are rolled by shift - 1 places
+    amg.jpm.groups = 2  # piles that they are dealt out over
 
     # Training
     amg.engine = ""  # name in the engine registry; empty = amg_<loss.name>
     amg.precision = "fp32"  # 'fp32' or 'bf16' (autocast in training; evaluation stays fp32)
     amg.warmup_epochs = 0  # epochs of dense training over which the learning rate rises linearly
+    amg.warmup_start = 0.01  # where it starts, as a share of the learning rate
+    amg.min_lr_factor = 0.0  # where the schedule 'cosine' ends, as a share of the learning rate
+    amg.bias_lr_factor = 1.0  # factor of the learning rate of biases
+    amg.unfreeze = CfgNode()  # gradual unfreezing in dense training (LA-Transformer)
+    amg.unfreeze.every = 0  # epochs after which one more block is trained, from the top; 0 = all from the start
     amg.soft_margin = False  # triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin
     amg.check_images = True  # open every image before training and name the unreadable ones
 

@@ -27,6 +27,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 _AMG_CHOICES: dict[str, tuple[str, ...]] = {
     "amg.neck_feat": ("before", "after"),
+    "amg.head": ("bnneck", "parts"),
+    "amg.sie.unseen": ("none", "mean"),
     "amg.precision": ("fp32", "bf16"),
     "amg.token_variant": ("block", "kv"),
     "amg.head_scorer": ("amg", "random", "magnitude"),
@@ -34,7 +36,6 @@ _AMG_CHOICES: dict[str, tuple[str, ...]] = {
     "amg.calibration.mode": ("eval", "train"),
 }
 
-MODEL_PARTS = ("backbone", "bottleneck", "classifier")  # attributes of a vit_amg model that hold weights
 
 _Rule = tuple[Callable[[Any], bool], str]
 _AT_LEAST_0: _Rule = (lambda value: value >= 0, "at least 0")
@@ -92,6 +93,9 @@ _AMG_RULES: dict[str, _Rule] = {
             "amg.override.num_heads",
             "amg.override.patch_size",
             "amg.override.mlp_ratio",
+            "amg.override.attention_scale",
+            "amg.sie.views",
+            "amg.unfreeze.every",
             "amg.warmup_epochs",
             "amg.layer_growth",
             "amg.final_epochs",
@@ -105,6 +109,14 @@ _AMG_RULES: dict[str, _Rule] = {
         "empty or [height, width], two integers of at least 1",
     ),
     "amg.drop_path": _BELOW_1,
+    **dict.fromkeys(
+        ("amg.parts.number", "amg.parts.hidden", "amg.jpm.parts", "amg.jpm.shift", "amg.jpm.groups"), _AT_LEAST_1
+    ),
+    "amg.parts.dropout": _BELOW_1,
+    "amg.sie.cameras": (lambda value: value >= -1, "-1 (as many as the training data has) or at least 0"),
+    **dict.fromkeys(("amg.sie.coefficient", "amg.bias_lr_factor"), _POSITIVE),
+    "amg.warmup_start": (lambda value: 0 < value <= 1, "greater than 0 and at most 1"),
+    "amg.min_lr_factor": _BELOW_1,
     "amg.layer_decay": _BELOW_1,
     "amg.min_heads_per_block": _AT_LEAST_1,
     "amg.min_tokens_per_block": _AT_LEAST_1,
@@ -148,6 +160,34 @@ def validate_amg(amg: CfgNode) -> None:
         )
     if override.patch_size and amg.stride > override.patch_size:
         raise _error("amg.stride", amg.stride, f"at most amg.override.patch_size, which is {override.patch_size}")
+    _check_published_networks(amg)
+
+
+def _check_published_networks(amg: CfgNode) -> None:
+    """Side information and jigsaw module are TransReID's, the head 'parts' is LA-Transformer's."""
+    if amg.head == "parts":
+        for name in ("sie", "jpm"):
+            if amg[name].enabled:
+                raise _error(f"amg.{name}.enabled", True, "False with amg.head 'parts'")
+        if amg.neck_feat == "before":
+            raise _error("amg.neck_feat", "before", "'after' (the default) with amg.head 'parts', which has no neck")
+    if amg.sie.enabled and not amg.sie.cameras and not amg.sie.views:
+        raise ConfigError(
+            "'amg.sie.enabled' is True, but 'amg.sie.cameras' and 'amg.sie.views' are both 0: side information needs "
+            "one of them."
+        )
+
+
+def model_parts(amg: CfgNode | None) -> tuple[str, ...]:
+    """Attributes that hold the weights of the network that an ``amg`` node describes; of a plain one for None."""
+    if amg is not None and amg.head == "parts":
+        return ("backbone", "classifiers")
+    parts = ["backbone", "bottleneck", "classifier"]
+    if amg is not None and amg.sie.enabled:
+        parts.append("side_information")
+    if amg is not None and amg.jpm.enabled:
+        parts += ["jigsaw", "local_bottlenecks", "local_classifiers"]
+    return tuple(parts)
 
 
 def complete_schedule(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -220,10 +260,21 @@ def _check_training(cfg: CfgNode) -> None:
         if epochs >= train.max_epoch:
             raise _error(key, epochs, f"less than train.max_epoch, which is {train.max_epoch}")
     if cfg.model.name.startswith("vit_amg"):  # a model of torchreid has attributes of its own
-        for key in ("open_layers", "new_layers"):
-            if any(layer and layer not in MODEL_PARTS for layer in train[key]):
-                allowed = f"a list out of {', '.join(map(repr, MODEL_PARTS))} with the model '{cfg.model.name}'"
+        parts = model_parts(cfg.amg)
+        for key, used in (("open_layers", train.fixbase_epoch), ("new_layers", train.staged_lr)):
+            # The default, ['classifier'], is no mistake of a user who never asked for it.
+            names = [layer for layer in train[key] if layer and (used or layer != "classifier")]
+            if any(layer not in parts for layer in names):
+                allowed = f"a list out of {', '.join(map(repr, parts))} with the model '{cfg.model.name}'"
+                if parts[1:] != model_parts(None)[1:]:
+                    allowed += " as amg.head, amg.sie and amg.jpm describe it"
                 raise _error(f"train.{key}", train[key], allowed)
+    if cfg.amg.min_lr_factor and train.lr_scheduler != "cosine":
+        raise _error("amg.min_lr_factor", cfg.amg.min_lr_factor, "0 unless train.lr_scheduler is 'cosine'")
+    if cfg.amg.unfreeze.every and train.fixbase_epoch:
+        raise _error(
+            "amg.unfreeze.every", cfg.amg.unfreeze.every, "0 with train.fixbase_epoch, which freezes by itself"
+        )
     if train.lr_scheduler == "multi_step" and sorted(set(train.stepsize)) != train.stepsize:
         raise _error("train.stepsize", train.stepsize, "ascending with the scheduler 'multi_step'")
     if train.staged_lr and not train.new_layers:

@@ -16,9 +16,11 @@ from torch import nn
 from amg_plugin import compat
 from amg_plugin.active import using_amg_config
 from amg_plugin.checkpoint import Checkpoint
+from amg_plugin.data.cameras import TrainingCameras
 from amg_plugin.errors import CheckpointError, ConfigError, InputError
+from amg_plugin.modeling.compare import differences
 from amg_plugin.modeling.factory import ARCHITECTURES, spec_from_config
-from amg_plugin.modeling.reid_model import ReIDModel
+from amg_plugin.modeling.networks import build_network
 from amg_plugin.modeling.weights import check_weight_file
 from amg_plugin.registry import ENGINES, MODELS, build_engine, register
 
@@ -89,21 +91,39 @@ def check_precision(cfg: Any) -> None:
         )
 
 
-def build_model(cfg: Any, num_classes: int) -> nn.Module:
+def build_model(cfg: Any, num_classes: int, cameras: TrainingCameras | None = None) -> nn.Module:
     """The network of ``model.name``, by torchreid's ``build_model``.
 
+    Args:
+        cfg: The configuration.
+        num_classes: Training identities.
+        cameras: Cameras of the training data, for side information; they reach the network through the ``amg`` node,
+            since torchreid passes it only the number of identities.
+
     Raises:
-        ConfigError: If the name is none of the plugin's.
+        ConfigError: If the name is none of the plugin's, or ``amg.sie.cameras`` is another number than the data has.
     """
     check_model_name(cfg)
-    with using_amg_config(cfg.amg):
-        return compat.torchreid().models.build_model(
+    amg, with_cameras = cfg.amg.clone(), cfg.amg.sie.enabled and cfg.amg.sie.cameras != 0
+    if with_cameras and cameras is not None:
+        if amg.sie.cameras not in (-1, cameras.count):
+            raise ConfigError(
+                f"amg.sie.cameras is {amg.sie.cameras}, but the training data has {cameras.count} cameras; "
+                "leave it at -1 to have them counted."
+            )
+        amg.defrost()
+        amg.sie.cameras = cameras.count
+    with using_amg_config(amg):
+        model = compat.torchreid().models.build_model(
             name=cfg.model.name,
             num_classes=num_classes,
             loss=cfg.loss.name,
             pretrained=cfg.model.pretrained,
             use_gpu=use_gpu(cfg),
         )
+    if with_cameras and cameras is not None:
+        model.name_cameras(cameras.table)
+    return model
 
 
 def check_model_name(cfg: Any) -> None:
@@ -129,7 +149,7 @@ def check_buildable(cfg: Any) -> None:
         check_weight_file(cfg.amg.weights)
     spec = spec_from_config(cfg.amg, num_classes=1, loss=cfg.loss.name, default_arch=ARCHITECTURES[cfg.model.name])
     with torch.device("meta"):
-        ReIDModel(replace(spec, drop_path=0.0))  # whose rates timm may read from a tensor, which meta has none of
+        build_network(replace(spec, drop_path=0.0))  # whose rates timm may read from a tensor, which meta has none of
 
 
 def check_fits(checkpoint: Checkpoint, cfg: Any) -> None:
@@ -149,13 +169,12 @@ def check_fits(checkpoint: Checkpoint, cfg: Any) -> None:
     if arch is None:  # the configuration names no network of ours
         return
     wanted = spec_from_config(cfg.amg, num_classes=spec.num_classes, loss=cfg.loss.name, default_arch=arch)
-    for field, key in (("arch", "amg.arch"), ("stride", "amg.stride"), ("overrides", "amg.override")):
-        ours, theirs = getattr(spec, field), getattr(wanted, field)
-        if ours != theirs:
-            raise CheckpointError(
-                f"The checkpoint is of another structure: its {key} is {ours!r}, the configuration says {theirs!r}; "
-                "use the configuration that it was trained with, or none."
-            )
+    counted = cfg.amg.sie.cameras >= 0
+    for key, ours, theirs in differences(spec, wanted, count_cameras=counted):
+        raise CheckpointError(
+            f"The checkpoint is of another structure: its {key} is {ours!r}, the configuration says {theirs!r}; "
+            "use the configuration that it was trained with, or none."
+        )
 
 
 def _check_preprocessing(checkpoint: Checkpoint, cfg: Any) -> None:
@@ -189,7 +208,15 @@ def restore_model(checkpoint: Checkpoint, cfg: Any, num_classes: int | None = No
             f"The checkpoint knows {checkpoint.spec.num_classes} identities, the training data has {num_classes}; "
             "use the training data (--sources, --root) that the checkpoint was trained on."
         )
-    spec = replace(checkpoint.spec, loss=cfg.loss.name, neck_feat=cfg.amg.neck_feat, drop_path=cfg.amg.drop_path)
+    spec = replace(
+        checkpoint.spec,
+        loss=cfg.loss.name,
+        neck_feat=cfg.amg.neck_feat,
+        drop_path=cfg.amg.drop_path,
+        part_dropout=cfg.amg.parts.dropout,
+    )
+    if spec.side_information is not None:
+        spec = replace(spec, side_information=replace(spec.side_information, unseen=cfg.amg.sie.unseen))
     return replace(checkpoint, spec=spec).build()
 
 

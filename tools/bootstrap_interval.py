@@ -47,9 +47,7 @@ def scores_of(path: str, root: str, target: str) -> dict:
     engine = assemble(cfg, build_datamanager(cfg), restore_model(checkpoint, cfg), [], 1)
     engine.set_model_mode("eval")
 
-    def extract(images: torch.Tensor) -> torch.Tensor:
-        return engine.extract_features(images.to(engine.device))
-
+    extract = engine.extractor(target)
     query, gallery = (
         embed(engine.test_loader[target][part], engine.parse_data_for_eval, extract, part)
         for part in ("query", "gallery")

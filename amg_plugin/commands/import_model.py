@@ -147,5 +147,19 @@ def _config(model: ReIDModel, mean: list[float], std: list[float]) -> dict[str, 
         "test.normalize_feature": True,
         "amg.neck_feat": spec.neck_feat,
         "amg.token_variant": model.plan.variant,
+        "amg.arch": spec.arch,
+        "amg.stride": spec.stride,
+        "amg.head": spec.head,
+        **{f"amg.override.{key}": value for key, value in spec.overrides.items()},
     }
+    if spec.attention_scale:
+        values["amg.override.attention_scale"] = spec.attention_scale
+    if spec.head == "parts":
+        values |= {"amg.parts.number": spec.parts, "amg.parts.hidden": spec.part_hidden}
+    if side := spec.side_information:
+        values |= {f"amg.sie.{key}": getattr(side, key) for key in ("cameras", "views", "coefficient")}
+        values["amg.sie.enabled"] = True
+    if jigsaw := spec.jigsaw:
+        values |= {f"amg.jpm.{key}": getattr(jigsaw, key) for key in ("parts", "shift", "groups")}
+        values["amg.jpm.enabled"] = True
     return to_plain_dict(load_config(None, [word for pair in values.items() for word in pair], use_schedule=False))

@@ -16,6 +16,7 @@ from amg_plugin.commands.common import (
     logged,
     refuse_to_overwrite,
 )
+from amg_plugin.data.cameras import TrainingCameras
 from amg_plugin.pruning import current_plan
 from amg_plugin.session import (
     assemble,
@@ -70,7 +71,10 @@ def train(cfg: Any, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
         check_fits(checkpoint, cfg)
     datamanager = build_datamanager(cfg)
     classes = datamanager.num_train_pids
-    model = build_model(cfg, classes) if checkpoint is None else restore_model(checkpoint, cfg, classes)
+    if checkpoint is None:
+        model = build_model(cfg, classes, TrainingCameras.of(datamanager))
+    else:
+        model = restore_model(checkpoint, cfg, classes)
     shape = report.structure(model, cfg.data.height, cfg.data.width)
     best = BestModelHook(cfg.data.save_dir)
     engine = assemble(cfg, datamanager, model, [ProgressHook(), best], cfg.train.max_epoch)

@@ -57,7 +57,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         names = check_transform_names(transforms)
         sources = _names_of("data.sources", sources)
         targets = _names_of("data.targets", targets) if targets else sources
-        _check_input(root, sources, targets, check_images, kwargs)
+        found = _check_input(root, sources, targets, check_images, kwargs)
         super().__init__(
             root=root,
             sources=sources,
@@ -69,6 +69,8 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         )
         # The data sets share these two objects, so changing their lists is enough.
         place_plugin_transforms(names, self.transform_tr, self.transform_te, height, width)
+        #: What torchreid has added to the camera labels of each source when it added the training sets up.
+        self.camera_offsets = _camera_offsets(self.train_loader.dataset.train, [found[name] for name in sources])
 
 
 def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
@@ -123,7 +125,20 @@ def _names_of(key: str, value: str | Sequence[str] | None) -> list[str]:
     return names
 
 
-def _check_input(root: str, sources: list[str], targets: list[str], decode: bool, options: dict[str, Any]) -> None:
+def _camera_offsets(combined: list[tuple[Any, ...]], parts: list[Any]) -> list[int]:
+    """Compare the first image of each training set with itself in the sum."""
+    if len(parts) == 1:
+        return [0]
+    offsets, place = [], 0
+    for part in parts:
+        offsets.append(combined[place][2] - part.train[0][2])
+        place += len(part.train)
+    return offsets
+
+
+def _check_input(
+    root: str, sources: list[str], targets: list[str], decode: bool, options: dict[str, Any]
+) -> dict[str, Any]:
     """Checks names, folders, the training set's size and (``decode``) every image.
 
     Args:
@@ -132,6 +147,9 @@ def _check_input(root: str, sources: list[str], targets: list[str], decode: bool
         targets: Test data sets.
         decode: Read every image.
         options: Further arguments of torchreid's manager.
+
+    Returns:
+        The data sets by name.
 
     Raises:
         ConfigError: An unknown name, or sources and targets that must not overlap do.
@@ -165,6 +183,7 @@ def _check_input(root: str, sources: list[str], targets: list[str], decode: bool
             items += [item for name in targets for item in found[name].train]
         count = check_images((item[0] for item in items), options.get("workers", 4))
         logger.info("%d images read without error", count)
+    return found
 
 
 def _check_part(names: list[str], found: dict[str, Any], sampler: str, *sizes: int) -> None:

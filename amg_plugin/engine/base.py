@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint, unwrap
 from amg_plugin.config import to_plain_dict
 from amg_plugin.engine.evaluation import distances, embed, score
 from amg_plugin.engine.hooks import Hook
+from amg_plugin.engine.labels import SideLabels
 from amg_plugin.engine.optim import build_optimizer, build_scheduler
 from amg_plugin.errors import RunError
 
@@ -37,6 +38,8 @@ class HookedEngine:
     Attributes:
         results: Scores per target of the latest evaluation: ``{name: {"mAP", "rank1", "cmc"}}``.
         history: Evaluations and cuts of this run, plain data.
+        batch: The latest batch of a loader, as torchreid's data sets make it.
+        labels: Turns its camera labels into what networks know.
     """
 
     def __init__(self, *args: Any, cfg: Any, hooks: Iterable[Hook] = (), **kwargs: Any) -> None:
@@ -47,6 +50,8 @@ class HookedEngine:
         self.history: list[dict[str, Any]] = []
         self.max_epoch = 0
         self.test_arguments: dict[str, Any] = {}
+        self.batch: dict[str, Any] = {}
+        self.labels = SideLabels(self.datamanager, list(cfg.data.sources))
 
     # Phases ----------------------------------------------------------------------------------------------------------
 
@@ -64,6 +69,7 @@ class HookedEngine:
         if bound.arguments["test_only"]:
             super().run(*args, **kwargs)
             return
+        self.labels.check_training(self.model)
         self.call("before_run")
         super().run(*args, **kwargs)
         self.call("after_run")
@@ -120,6 +126,23 @@ class HookedEngine:
         enabled = self.cfg.amg.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
+    def parse_data_for_train(self, data: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """torchreid's images and identities; the whole batch is kept in ``batch``."""
+        self.batch = data
+        return super().parse_data_for_train(data)
+
+    def parse_data_for_eval(self, data: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """torchreid's images, identities and cameras; the whole batch is kept in ``batch``."""
+        self.batch = data
+        return super().parse_data_for_eval(data)
+
+    def labels_for(self, model: torch.nn.Module) -> tuple[Tensor | None, ...]:
+        """What ``model`` wants after the images of the current training batch: rows of cameras and views, or nothing.
+
+        Each network has its own table of cameras, so a teacher may ask as well as the student.
+        """
+        return self.labels.of_training(model, self.batch, self.device)
+
     def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
         """One training step with the task loss and the hooks' losses.
 
@@ -133,7 +156,7 @@ class HookedEngine:
         images, pids = images.to(self.device), pids.to(self.device)
         self.call("before_step", images)
         with self.autocast():
-            outputs = self.model(images)
+            outputs = self.model(images, *self.labels_for(self.model))
         logits = self.logits_of(outputs)
         terms = self.task_losses(outputs, pids)
         for hook in self.hooks:
@@ -161,6 +184,17 @@ class HookedEngine:
 
     # Evaluation and files --------------------------------------------------------------------------------------------
 
+    def extractor(self, target: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """What gives features ``[B, D]`` of query or gallery images of ``target`` and their camera labels ``[B]``."""
+        self.labels.announce_unseen(self.model, target)
+
+        def extract(images: Tensor, camids: Tensor) -> Tensor:
+            images = images.to(self.device)
+            labels = self.labels.of_target(self.model, target, camids, self.batch, images.device)
+            return self.model(images, *labels) if labels else self.extract_features(images)
+
+        return extract
+
     def _evaluate(
         self,
         dataset_name: str = "",
@@ -175,9 +209,7 @@ class HookedEngine:
         ranks: Iterable[int] = (1, 5, 10, 20),
         rerank: bool = False,
     ) -> tuple[float, float]:
-        def extract(images: Tensor) -> Tensor:
-            return self.extract_features(images.to(self.device))
-
+        extract = self.extractor(dataset_name)
         query = embed(query_loader, self.parse_data_for_eval, extract, f"{dataset_name} query")
         gallery = embed(gallery_loader, self.parse_data_for_eval, extract, f"{dataset_name} gallery")
         matrix = distances(query, gallery, dist_metric, normalize_feature, rerank)

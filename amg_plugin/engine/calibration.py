@@ -46,17 +46,18 @@ def build_calibration(engine: HookedEngine, label: str) -> Calibration:
     loader = engine.train_loader if options.augment else plain_train_loader(engine)
     length = min(options.batches, len(loader)) if options.batches else len(loader)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    def batches() -> Iterator[tuple[Tensor, Tensor, tuple[Tensor | None, ...]]]:
         for data in tqdm(islice(loader, length), total=length, desc=label, leave=False, disable=None):
             images, pids = engine.parse_data_for_train(data)
-            yield images.to(engine.device), pids.to(engine.device)
+            yield images.to(engine.device), pids.to(engine.device), engine.labels_for(model)
 
-    def forward(batch: tuple[Tensor, Tensor]) -> Tensor:
-        return model.embed(batch[0])
+    def forward(batch: tuple[Tensor, Tensor, tuple[Tensor | None, ...]]) -> Tensor:
+        images, _, labels = batch
+        return model.embed(images, *labels)
 
-    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, pids = batch
-        return engine.task_loss(model.training_outputs(images), pids)
+    def loss(batch: tuple[Tensor, Tensor, tuple[Tensor | None, ...]]) -> Tensor:
+        images, pids, labels = batch
+        return engine.task_loss(model.training_outputs(images, *labels), pids)
 
     return Calibration(
         batches=batches,

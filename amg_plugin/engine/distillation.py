@@ -66,13 +66,28 @@ class DistillationHook(Hook):
                 f"The teacher knows {self.teacher.spec.num_classes} identities, the training data has "
                 f"{student.spec.num_classes}; amg.distill.teacher must come from the same data."
             )
+        if (ours := _outputs(student)) != (theirs := _outputs(self.teacher)):
+            raise ConfigError(
+                f"The teacher has {theirs} classifiers, the model {ours}; amg.distill.teacher must have the same head "
+                "(amg.head, amg.parts.number, amg.jpm)."
+            )
+        sides = [getattr(model, "side_information", None) for model in (self.teacher, student)]
+        if all(sides):
+            sides[0].warn_with(sides[1])
         self.teacher = self.teacher.to(engine.device).eval().requires_grad_(False)
 
     def loss(self, engine: HookedEngine, images: Tensor, logits: Any) -> dict[str, Tensor]:
         """The distillation term, ``loss_d``."""
         with torch.no_grad(), engine.autocast():
-            target = self.teacher.logits(images)
+            target = self.teacher.logits(images, *engine.labels_for(self.teacher))
         return {"loss_d": self.alpha * distillation_loss(logits, target, self.tau)}
+
+
+def _outputs(model: nn.Module) -> int:
+    spec = model.spec
+    if spec.head == "parts":
+        return spec.parts
+    return 1 + (spec.jigsaw.parts if spec.jigsaw else 0)
 
 
 def _size(model: nn.Module) -> str:

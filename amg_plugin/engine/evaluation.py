@@ -39,19 +39,19 @@ class Embedded:
 
 
 @torch.no_grad()
-def embed(loader: Iterable[Any], parse: Callable, extract: Callable[[Tensor], Tensor], label: str) -> Embedded:
+def embed(loader: Iterable[Any], parse: Callable, extract: Callable[[Tensor, Tensor], Tensor], label: str) -> Embedded:
     """Extract the features of a loader.
 
     Args:
         loader: torchreid's query or gallery loader.
         parse: Gives images, pids and camids of a batch.
-        extract: Gives features ``[B, D]`` of images.
+        extract: Gives features ``[B, D]`` of images and their camera labels ``[B]``.
         label: What the progress bar says.
     """
     features, pids, camids = [], [], []
     for batch in tqdm(loader, desc=label, leave=False, disable=None):
         images, batch_pids, batch_camids = parse(batch)
-        features.append(extract(images).float().cpu())
+        features.append(extract(images, batch_camids).float().cpu())
         pids.extend(batch_pids.tolist())
         camids.extend(batch_camids.tolist())
     return Embedded(torch.cat(features), np.asarray(pids), np.asarray(camids))

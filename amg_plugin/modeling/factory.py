@@ -6,8 +6,10 @@ from typing import Any
 
 from amg_plugin.active import active_amg_config
 from amg_plugin.errors import InputError
+from amg_plugin.modeling.jigsaw import JigsawSpec
 from amg_plugin.modeling.networks import build_network
 from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
+from amg_plugin.modeling.side_information import SideInformationSpec
 from amg_plugin.modeling.weights import load_backbone_weights
 
 ARCHITECTURES = {
@@ -22,7 +24,8 @@ def spec_from_config(amg: Any, *, num_classes: int, loss: str, default_arch: str
     """Describe the network that an ``amg`` configuration node stands for.
 
     Args:
-        amg: The node, see :mod:`amg_plugin.config`.
+        amg: The node, see :mod:`amg_plugin.config`; ``amg.sie.cameras`` -1 counts as 1, see
+            :func:`amg_plugin.session.build_model`.
         num_classes: Number of training identities.
         loss: ``"softmax"`` or ``"triplet"``.
         default_arch: timm's name that counts where ``amg.arch`` is empty.
@@ -31,6 +34,16 @@ def spec_from_config(amg: Any, *, num_classes: int, loss: str, default_arch: str
         The description; nothing is built.
     """
     overrides = {key: value for key, value in dict(amg.override).items() if value}
+    attention_scale = overrides.pop("attention_scale", None)
+    if overrides.pop("qkv_bias", False) is False:
+        overrides["qkv_bias"] = False
+    side = jigsaw = None
+    if amg.sie.enabled:
+        # torchreid's build_model does not say how many cameras there are, and its engines pass none: one row will do.
+        cameras = 1 if amg.sie.cameras < 0 else amg.sie.cameras
+        side = SideInformationSpec(cameras, amg.sie.views, amg.sie.coefficient, amg.sie.unseen)
+    if amg.jpm.enabled:
+        jigsaw = JigsawSpec(amg.jpm.parts, amg.jpm.shift, amg.jpm.groups)
     return ModelSpec(
         arch=amg.arch or default_arch,
         image_size=tuple(amg.image_size) or DEFAULT_IMAGE_SIZE,
@@ -40,13 +53,20 @@ def spec_from_config(amg: Any, *, num_classes: int, loss: str, default_arch: str
         neck_feat=amg.neck_feat,
         drop_path=amg.drop_path,
         overrides=overrides,
+        attention_scale=attention_scale,
+        head=amg.head,
+        parts=amg.parts.number,
+        part_hidden=amg.parts.hidden,
+        part_dropout=amg.parts.dropout,
+        side_information=side,
+        jigsaw=jigsaw,
     )
 
 
 def _build(name: str, num_classes: int, loss: str, pretrained: bool) -> ReIDModel:
     amg = active_amg_config()
     spec = spec_from_config(amg, num_classes=num_classes, loss=loss, default_arch=ARCHITECTURES[name])
-    if spec.overrides and pretrained and not amg.weights:
+    if (spec.overrides or spec.attention_scale) and pretrained and not amg.weights:
         raise InputError(
             "timm has no pretrained weights for a changed architecture (amg.override); "
             "set model.pretrained to False or give amg.weights."

@@ -74,12 +74,15 @@ class LATransformer(ReIDModel):
         """Build the part classifiers."""
         parts, patches = self.spec.parts, self.backbone.patch_embed.num_patches
         if not 1 <= parts <= patches:
-            raise ConfigError(f"amg.parts {parts} is impossible; allowed: 1 to {patches}, the number of patches.")
+            raise ConfigError(
+                f"amg.parts.number {parts} is impossible; allowed: 1 to {patches}, the number of patches."
+            )
         if not self.backbone.has_class_token:
             raise ConfigError("amg.head 'parts' needs a ViT with a class token.")
         width, classes = self.backbone.num_features, self.spec.num_classes
         self.classifiers = nn.ModuleList(
-            PartClassifier(width, classes, self.spec.part_hidden or HIDDEN) for _ in range(parts)
+            PartClassifier(width, classes, self.spec.part_hidden or HIDDEN, self.spec.part_dropout)
+            for _ in range(parts)
         )
         self.feature_dim = parts * width
 

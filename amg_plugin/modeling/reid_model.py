@@ -40,6 +40,7 @@ class ModelSpec:
         head: ``"bnneck"`` or ``"parts"`` (LA-Transformer).
         parts: Parts of the head ``"parts"``.
         part_hidden: Hidden width of its classifiers; 0 means the published one.
+        part_dropout: Dropout rate of its classifiers.
         side_information: TransReID's camera and view embedding, or None.
         jigsaw: TransReID's jigsaw patch module, or None.
     """
@@ -57,6 +58,7 @@ class ModelSpec:
     head: str = "bnneck"
     parts: int = 14
     part_hidden: int = 0
+    part_dropout: float = 0.5
     side_information: SideInformationSpec | None = None
     jigsaw: JigsawSpec | None = None
 

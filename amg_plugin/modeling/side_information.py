@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,15 @@ class SideInformationSpec:
         views: Training views; 0 means that views do not count.
         coefficient: Factor of the embedding.
         unseen: What an image of an unknown camera or view gets: ``"none"`` (nothing) or ``"mean"`` (the mean vector).
+        camera_table: Which cameras the rows stand for: camera numbers by training data set, in the order of the rows;
+            empty if unknown (imported networks).
     """
 
     cameras: int = 0
     views: int = 0
     coefficient: float = 3.0
     unseen: str = "none"
+    camera_table: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.cameras < 0 or self.views < 0 or self.cameras + self.views == 0:
@@ -39,6 +43,9 @@ class SideInformationSpec:
             )
         if self.unseen not in UNSEEN:
             raise ConfigError(f"amg.sie.unseen '{self.unseen}' is unknown; allowed: {', '.join(UNSEEN)}.")
+        named = sum(len(numbers) for numbers in self.camera_table.values())
+        if self.camera_table and named != self.cameras:
+            raise ConfigError(f"Side information of {self.cameras} cameras cannot name {named} of them.")
 
     @property
     def rows(self) -> int:
@@ -46,10 +53,20 @@ class SideInformationSpec:
         return max(self.cameras, 1) * max(self.views, 1)
 
 
+class _Once:
+    """Whether the warning was given; copies and DataParallel's replicas of a module share it."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Once:
+        return self
+
+
 class SideInformation(nn.Module):
     """Looks up the side information of a batch (TransReID, ICCV 2021, section on SIE).
 
-    Labels that training has not seen never fail: they get what ``spec.unseen`` says, with one warning per module.
+    Labels that training has not seen never fail: they get what ``spec.unseen`` says, with one warning per network.
 
     Args:
         spec: Size and use.
@@ -61,7 +78,7 @@ class SideInformation(nn.Module):
         self.spec = spec
         self.embedding = nn.Parameter(torch.empty(spec.rows, width))
         nn.init.trunc_normal_(self.embedding, std=0.02)
-        self._warned = False
+        self._warned = _Once()
 
     def forward(self, camids: Tensor | None = None, viewids: Tensor | None = None) -> Tensor | None:
         """Vectors ``[B, 1, D]`` to add to the tokens; None if there is nothing to add.
@@ -75,27 +92,32 @@ class SideInformation(nn.Module):
             if not count:
                 continue
             if labels is None:
-                return self._unlabelled()
+                self.warn("the images come without labels of cameras or views")
+                return None if self.spec.unseen == "none" else self.spec.coefficient * self._fallback()[None, None]
             labels = torch.as_tensor(labels, device=self.embedding.device).long()
             known = (labels >= 0) & (labels < count)
             row = labels if row is None else row * count + labels
             valid = known if valid is None else valid & known
-        if not self._warned and not valid.is_meta and not bool(valid.all()):
-            self._warn(f"{int((~valid).sum())} of {len(valid)} images come from cameras or views")
+        if not self._warned.done and not valid.is_meta and not bool(valid.all()):
+            self.warn(f"{int((~valid).sum())} of {len(valid)} images come from cameras or views unseen in training")
         vectors = self.embedding[row.clamp(0, self.spec.rows - 1)]
         vectors = torch.where(valid[:, None], vectors, self._fallback())
         return self.spec.coefficient * vectors[:, None]
 
+    def warn(self, what: str) -> None:
+        """Say once, for this module and its copies, what is unseen and what becomes of it."""
+        if not self._warned.done:
+            self._warned.done = True
+            logger.warning(
+                "%s: for them side information %s (amg.sie.unseen)",
+                what,
+                "is left out" if self.spec.unseen == "none" else "is averaged over all that training has seen",
+            )
+
+    def warn_with(self, other: SideInformation) -> None:
+        """Share the one warning with another network of the same run."""
+        self._warned = other._warned
+
     def _fallback(self) -> Tensor:
         mean = self.embedding.mean(0)
         return mean if self.spec.unseen == "mean" else torch.zeros_like(mean)
-
-    def _unlabelled(self) -> Tensor | None:
-        if not self._warned:
-            self._warn("images come without labels of cameras or views")
-        return None if self.spec.unseen == "none" else self.spec.coefficient * self._fallback()[None, None]
-
-    def _warn(self, what: str) -> None:
-        self._warned = True
-        treatment = "is left out" if self.spec.unseen == "none" else "is averaged over all that training has seen"
-        logger.warning("%s that training has seen: for these the side information %s", what, treatment)

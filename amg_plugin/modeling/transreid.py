@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +29,7 @@ class TransReID(ReIDModel):
         pretrained: Take timm's weights for the backbone.
 
     Attributes:
-        uses_cameras: Whether camera labels make a difference.
+        uses_cameras: Whether labels of cameras or views make a difference.
     """
 
     def __init__(self, spec: ModelSpec, pretrained: bool = False) -> None:
@@ -34,7 +37,7 @@ class TransReID(ReIDModel):
         side, jigsaw, width = spec.side_information, spec.jigsaw, self.backbone.num_features
         self.side_information = SideInformation(side, width) if side else None
         self.jigsaw = JigsawBranch(self.backbone, jigsaw) if jigsaw else None
-        self.uses_cameras = bool(side and side.cameras)
+        self.uses_cameras = side is not None
         parts = jigsaw.parts if jigsaw else 0
         self.local_bottlenecks = nn.ModuleList(FrozenBiasBatchNorm1d(width) for _ in range(parts))
         self.local_classifiers = nn.ModuleList(build_classifier(width, spec.num_classes) for _ in range(parts))
@@ -45,6 +48,20 @@ class TransReID(ReIDModel):
         """Blocks that may be pruned; the last one is not under the jigsaw module, which runs it twice."""
         depth = len(self.backbone.blocks)
         return list(range(depth - 1 if self.jigsaw is not None else depth))
+
+    def name_cameras(self, table: Mapping[str, Sequence[int]]) -> None:
+        """Record which cameras the rows of the side information stand for.
+
+        Args:
+            table: Camera numbers by training data set, in the order of the rows.
+
+        Raises:
+            ConfigError: If they are not as many as the rows.
+        """
+        plain = {str(name): [int(number) for number in numbers] for name, numbers in table.items()}
+        side = replace(self.spec.side_information, camera_table=plain)
+        self.spec = replace(self.spec, side_information=side)
+        self.side_information.spec = side
 
     def backbone_loaded(self) -> None:
         """Start the local branch from the weights that the backbone has now."""

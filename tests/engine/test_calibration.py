@@ -13,7 +13,7 @@ AUGMENTED = {"data__transforms": ["random_flip", "random_crop", "random_erase"]}
 
 
 def images_of(calibration):
-    return torch.cat([images for images, _ in calibration.batches()])
+    return torch.cat([images for images, *_ in calibration.batches()])
 
 
 def known_images(engine):
