@@ -182,6 +182,12 @@ def _amg_node() -> CfgNode:
     amg.soft_margin = False  # triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin
     amg.check_images = True  # open every image before training and name the unreadable ones
 
+    # Occlusion of training images, with the transform random_occlusion
+    amg.occlusion = CfgNode()
+    amg.occlusion.probability = 0.5  # share of the training images that get an object in front of the person
+    amg.occlusion.min_coverage = 0.15  # smallest hidden share of such an image
+    amg.occlusion.max_coverage = 0.6  # largest; between the two the share follows a Beta(2, 3) distribution
+
     # Pruning
     amg.token_variant = "block"  # a removed token skips the whole block ('block') or only its key and value ('kv')
     amg.head_scorer = "amg"  # 'amg' (entropy), or for comparison 'random' or 'magnitude'

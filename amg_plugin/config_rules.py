@@ -43,6 +43,7 @@ _AT_LEAST_1: _Rule = (lambda value: value >= 1, "at least 1")
 _POSITIVE: _Rule = (lambda value: value > 0, "greater than 0")
 _BELOW_1: _Rule = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 _UP_TO_1: _Rule = (lambda value: 0 <= value <= 1, "from 0 to 1")
+_HIDDEN_SHARE: _Rule = (lambda value: 0.05 <= value <= 0.7, "from 0.05 to 0.7")
 _NOT_EMPTY: _Rule = (bool, "not empty")
 _COUNTS: _Rule = (
     lambda value: bool(value) and all(item >= 1 for item in value),
@@ -121,6 +122,8 @@ _AMG_RULES: dict[str, _Rule] = {
     "amg.min_heads_per_block": _AT_LEAST_1,
     "amg.min_tokens_per_block": _AT_LEAST_1,
     "amg.distill.tau": _POSITIVE,
+    "amg.occlusion.probability": _UP_TO_1,
+    **dict.fromkeys(("amg.occlusion.min_coverage", "amg.occlusion.max_coverage"), _HIDDEN_SHARE),
 }
 
 
@@ -151,6 +154,10 @@ def validate_amg(amg: CfgNode) -> None:
     """
     _check_tables({"amg": amg}, _AMG_CHOICES, _AMG_RULES)
     complete_schedule(amg.schedule)
+    hidden = amg.occlusion
+    if hidden.min_coverage > hidden.max_coverage:
+        allowed = f"at most amg.occlusion.max_coverage, which is {hidden.max_coverage:g}"
+        raise _error("amg.occlusion.min_coverage", hidden.min_coverage, allowed)
     override = amg.override
     if override.embed_dim and override.num_heads and override.embed_dim % override.num_heads:
         raise _error(

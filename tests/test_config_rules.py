@@ -59,6 +59,9 @@ TOKENS = {"target": "tokens", "rate": 0.25, "iterations": 1, "epochs": 0}
         ("amg.calibration.mode", "test", "'eval', 'train'"),
         ("amg.distill.alpha", -1.0, "at least 0"),
         ("amg.distill.tau", 0.0, "greater than 0"),
+        ("amg.occlusion.probability", 1.5, "from 0 to 1"),
+        ("amg.occlusion.max_coverage", 0.8, r"from 0\.05 to 0\.7"),
+        ("amg.occlusion.min_coverage", 0.65, r"at most amg\.occlusion\.max_coverage, which is 0\.6"),
     ],
 )
 def test_impossible_value_names_key_and_what_is_allowed(key, value, allowed):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amg_plugin import compat
 from amg_plugin.data.checks import check_dataset_folder, check_images, check_training_set
-from amg_plugin.data.transforms import TORCHREID_TRANSFORMS, check_transform_names, place_plugin_transforms
+from amg_plugin.data.occlusion import Coverage
+from amg_plugin.data.transforms import (
+    TORCHREID_TRANSFORMS,
+    RandomOcclusion,
+    check_transform_names,
+    place_plugin_transforms,
+)
 from amg_plugin.errors import AMGError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -35,6 +41,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         width: Image width in pixels.
         transforms: Names out of :data:`amg_plugin.data.transforms.TRANSFORMS`.
         check_images: Decode every image before the run.
+        transform_settings: Per transform of the plugin, further arguments of what places it.
         **kwargs: Everything else that torchreid's manager takes, with its defaults.
 
     Raises:
@@ -52,6 +59,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         transforms: str | Sequence[str] | None = "random_flip",
         *,
         check_images: bool = True,
+        transform_settings: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ):
         names = check_transform_names(transforms)
@@ -68,7 +76,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
             **kwargs,
         )
         # The data sets share these two objects, so changing their lists is enough.
-        place_plugin_transforms(names, self.transform_tr, self.transform_te, height, width)
+        place_plugin_transforms(names, self.transform_tr, self.transform_te, height, width, transform_settings)
         #: What torchreid has added to the camera labels of each source when it added the training sets up.
         self.camera_offsets = _camera_offsets(self.train_loader.dataset.train, [found[name] for name in sources])
 
@@ -96,6 +104,7 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
         width=cfg.data.width,
         transforms=list(cfg.data.transforms),
         check_images=cfg.amg.check_images,
+        transform_settings={"random_occlusion": {"occlusion": _occlusion(cfg.amg.occlusion)}},
         k_tfm=cfg.data.k_tfm,
         norm_mean=list(cfg.data.norm_mean),
         norm_std=list(cfg.data.norm_std),
@@ -115,6 +124,11 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
         cuhk03_classic_split=cfg.cuhk03.classic_split,
         market1501_500k=cfg.market1501.use_500k_distractors,
     )
+
+
+def _occlusion(options: CfgNode) -> RandomOcclusion:
+    """The step that ``amg.occlusion`` describes."""
+    return RandomOcclusion(options.probability, Coverage(options.min_coverage, options.max_coverage))
 
 
 def _names_of(key: str, value: str | Sequence[str] | None) -> list[str]:

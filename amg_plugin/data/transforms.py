@@ -6,11 +6,15 @@ refused, and the plugin's own are put into the ``Compose`` objects that torchrei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize, ToTensor
 
+from amg_plugin.data.occlusion import Coverage, occlude
 from amg_plugin.errors import ConfigError, RunError
 
 TORCHREID_TRANSFORMS = ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase")
@@ -19,8 +23,8 @@ TORCHREID_TRANSFORMS = ("random_flip", "random_crop", "random_patch", "color_jit
 PAD = 10
 """Width in pixels of the black border that ``pad_crop`` adds on each side."""
 
-Placement = Callable[[Compose, Compose, int, int], None]
-"""Puts a transform into the training and the test pipeline; gets both, and the image height and width."""
+Placement = Callable[..., None]
+"""Puts a transform into the training and the test pipeline; gets both, the image height and width, and its settings."""
 
 
 def place_pad_crop(train: Compose, test: Compose, height: int, width: int) -> None:
@@ -50,7 +54,53 @@ def place_bicubic(train: Compose, test: Compose, height: int, width: int) -> Non
         pipeline.transforms[_index_of(pipeline, Resize)] = resize
 
 
-PLUGIN_TRANSFORMS: dict[str, Placement] = {"pad_crop": place_pad_crop, "bicubic": place_bicubic}
+class RandomOcclusion:
+    """Puts a drawn object (a bar, a box, a vehicle) in front of some images; see :mod:`amg_plugin.data.occlusion`.
+
+    Random numbers start from torch's generator, which torchreid seeds and which every loader process has its own of.
+
+    Args:
+        probability: Share of the images that get an object.
+        coverage: Distribution of the covered share of an image.
+    """
+
+    def __init__(self, probability: float = 0.5, coverage: Coverage | None = None) -> None:
+        if not 0 <= probability <= 1:
+            raise ConfigError(f"amg.occlusion.probability is {probability!r}, but must be from 0 to 1.")
+        self.probability = probability
+        self.coverage = coverage or Coverage()
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image, or the image behind an object."""
+        if torch.rand(()).item() >= self.probability:
+            return image
+        rng = np.random.default_rng(torch.randint(2**62, ()).item())
+        return occlude(image, rng, self.coverage).image
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(probability={self.probability}, coverage={self.coverage})"
+
+
+def place_random_occlusion(
+    train: Compose, test: Compose, height: int, width: int, occlusion: RandomOcclusion | None = None
+) -> None:
+    """Adds :class:`RandomOcclusion` as the last step on the training image.
+
+    Args:
+        train: Training pipeline, changed in place.
+        test: Test pipeline, left as it is.
+        height: Image height in pixels.
+        width: Image width in pixels.
+        occlusion: The step; one with its defaults if omitted.
+    """
+    train.transforms.insert(_index_of(train, ToTensor), occlusion or RandomOcclusion())
+
+
+PLUGIN_TRANSFORMS: dict[str, Placement] = {
+    "pad_crop": place_pad_crop,
+    "bicubic": place_bicubic,
+    "random_occlusion": place_random_occlusion,
+}
 """Transforms that the plugin adds: name -> what places it. They are placed in this order."""
 
 TRANSFORMS = (*TORCHREID_TRANSFORMS, *PLUGIN_TRANSFORMS)
@@ -83,7 +133,14 @@ def check_transform_names(names: str | Sequence[str] | None) -> list[str]:
     return result
 
 
-def place_plugin_transforms(names: Sequence[str], train: Compose, test: Compose, height: int, width: int) -> None:
+def place_plugin_transforms(
+    names: Sequence[str],
+    train: Compose,
+    test: Compose,
+    height: int,
+    width: int,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Puts those of ``names`` that are the plugin's into torchreid's pipelines.
 
     Args:
@@ -92,13 +149,14 @@ def place_plugin_transforms(names: Sequence[str], train: Compose, test: Compose,
         test: Test pipeline, changed in place.
         height: Image height in pixels.
         width: Image width in pixels.
+        settings: Per transform, further arguments of its :data:`Placement`.
 
     Raises:
         RunError: A pipeline has not the steps that torchreid is known to build.
     """
     for name, place in PLUGIN_TRANSFORMS.items():
         if name in names:
-            place(train, test, height, width)
+            place(train, test, height, width, **(settings or {}).get(name, {}))
 
 
 def _index_of(pipeline: Compose, kind: type[Any]) -> int:

@@ -152,6 +152,18 @@ def test_it_is_built_from_a_configuration(drawn_root):
     assert query.batch_size == 5
 
 
+def test_a_configuration_decides_how_training_images_are_occluded(drawn_root):
+    cfg = amg_plugin.get_default_config()
+    cfg.data.root = str(drawn_root)
+    cfg.data.sources = cfg.data.targets = ["synthetic_reid"]
+    cfg.data.transforms = ["random_occlusion"]
+    cfg.train.batch_size, cfg.data.workers = 4, 0
+    cfg.amg.occlusion.probability, cfg.amg.occlusion.max_coverage = 0.75, 0.3
+    made = build_datamanager(cfg)
+    (step,) = (one for one in made.transform_tr.transforms if type(one).__name__ == "RandomOcclusion")
+    assert (step.probability, step.coverage.low, step.coverage.high) == (0.75, 0.15, 0.3)
+
+
 def test_video_is_refused():
     cfg = amg_plugin.get_default_config()
     cfg.data.type = "video"

@@ -5,10 +5,12 @@ from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, Normalize, RandomCrop, Resize, ToTensor
 
 from amg_plugin import compat
+from amg_plugin.data.occlusion import Coverage
 from amg_plugin.data.transforms import (
     PAD,
     TORCHREID_TRANSFORMS,
     TRANSFORMS,
+    RandomOcclusion,
     check_transform_names,
     place_plugin_transforms,
 )
@@ -81,6 +83,45 @@ def test_bicubic_resizes_training_and_test_images():
         resize = pipeline.transforms[0]
         assert resize.interpolation == InterpolationMode.BICUBIC
         assert np.array_equal(np.asarray(resize(noise)), expected)
+
+
+def occluded_copies(count=40, **changes):
+    """What the step makes of a white image, from torch's seed 0."""
+    step, white = RandomOcclusion(**changes), Image.new("RGB", (20, 40), "white")
+    torch.manual_seed(0)
+    return [np.asarray(step(white)) for _ in range(count)]
+
+
+def test_random_occlusion_is_the_last_step_on_the_image_and_for_training_only():
+    train, test = pipelines(["random_flip", "random_occlusion", "pad_crop", "random_erase"])
+    steps = kinds(train)
+    assert steps.index("RandomCrop") < steps.index("RandomOcclusion") == steps.index("ToTensor") - 1
+    assert "RandomOcclusion" not in kinds(test)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
+def test_random_occlusion_hides_a_part_of_the_asked_share_of_images(probability):
+    hidden = [(image != 255).any(axis=-1).mean() for image in occluded_copies(200, probability=probability)]
+    assert np.mean([share > 0 for share in hidden]) == pytest.approx(probability, abs=0.12)
+    assert all(share < 0.75 for share in hidden)
+
+
+def test_random_occlusion_repeats_from_torchs_seed_and_draws_anew_each_time():
+    first, second = (occluded_copies(probability=1.0, coverage=Coverage(0.3, 0.4)) for _ in range(2))
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+    assert len({image.tobytes() for image in first}) == len(first)
+
+
+def test_the_settings_of_a_transform_reach_random_occlusion():
+    step = RandomOcclusion(0.25, Coverage(0.1, 0.2))
+    train = Compose([Resize((40, 20)), ToTensor()])
+    place_plugin_transforms(["random_occlusion"], train, train, 40, 20, {"random_occlusion": {"occlusion": step}})
+    assert train.transforms[1] is step
+
+
+def test_an_impossible_probability_is_refused():
+    with pytest.raises(ConfigError, match="probability"):
+        RandomOcclusion(1.5)
 
 
 def test_without_plugin_names_the_pipelines_stay_as_they_are():
