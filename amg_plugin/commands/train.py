@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 def train(cfg: Any, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     """Train the dense model of ``cfg``, from ``checkpoint`` if given; returns the result's sections."""
     from amg_plugin.data.manager import build_datamanager
-    from amg_plugin.engine import BestModelHook, ProgressHook
+    from amg_plugin.engine import BestModelHook, ProgressHook, UnfreezingHook
 
     arguments = run_arguments(cfg, cfg.train.max_epoch)
     if checkpoint is None:
@@ -77,7 +77,8 @@ def train(cfg: Any, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
         model = restore_model(checkpoint, cfg, classes)
     shape = report.structure(model, cfg.data.height, cfg.data.width)
     best = BestModelHook(cfg.data.save_dir)
-    engine = assemble(cfg, datamanager, model, [ProgressHook(), best], cfg.train.max_epoch)
+    freezing = [UnfreezingHook(cfg.amg.unfreeze.every)] if cfg.amg.unfreeze.every else []
+    engine = assemble(cfg, datamanager, model, [*freezing, ProgressHook(), best], cfg.train.max_epoch)
     engine.run(**arguments)
     # Going on from a pruned checkpoint is fine-tuning; its figures must not pass for those of a dense model.
     name = "dense" if current_plan(model).is_dense else "finetuned"

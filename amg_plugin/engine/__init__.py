@@ -7,6 +7,7 @@ from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.image import AMGSoftmaxEngine, AMGTripletEngine
 from amg_plugin.engine.progress import ProgressHook
 from amg_plugin.engine.pruning_hook import AMGPruningHook
+from amg_plugin.engine.unfreezing import UnfreezingHook
 
 __all__ = [
     "AMGPruningHook",
@@ -17,4 +18,5 @@ __all__ = [
     "Hook",
     "HookedEngine",
     "ProgressHook",
+    "UnfreezingHook",
 ]

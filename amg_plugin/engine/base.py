@@ -112,6 +112,19 @@ class HookedEngine:
         """The logits (a tensor, or a list) among the model's training outputs."""
         return outputs
 
+    def compute_loss(self, criterion: Callable[[Any, Tensor], Tensor], outputs: Any, targets: Tensor) -> Tensor:
+        """A loss of one output, or of several with the weights of the network, or their mean if it has none."""
+        weights = getattr(unwrap(self.model), "output_weights", None)
+        if weights is None or not isinstance(outputs, list | tuple):
+            return super().compute_loss(criterion, outputs, targets)
+        terms = [weight * criterion(output, targets) for weight, output in zip(weights, outputs, strict=True)]
+        return torch.stack(terms).sum()
+
+    def two_stepped_transfer_learning(self, *args: Any, **kwargs: Any) -> None:
+        """torchreid's opening of the layers for this epoch, then ``layers_opened``."""
+        super().two_stepped_transfer_learning(*args, **kwargs)
+        self.call("layers_opened")
+
     def task_loss(self, outputs: Any, pids: Tensor) -> Tensor:
         """The whole task loss, as scoring needs it."""
         return sum(weight * value for weight, value in self.task_losses(outputs, pids).values())

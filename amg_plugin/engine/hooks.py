@@ -4,6 +4,7 @@ Order inside one ``engine.run(...)``::
 
     before_run
       before_epoch                    once per epoch
+        layers_opened                 torchreid has said what this epoch trains
         before_step, loss, after_step   once per training batch
       after_epoch
       before_test, after_test         at each evaluation torchreid asks for
@@ -37,6 +38,9 @@ class Hook:
 
     def after_epoch(self, engine: HookedEngine) -> None:
         """Called after each training epoch, its learning-rate step included."""
+
+    def layers_opened(self, engine: HookedEngine) -> None:
+        """Called once per epoch when torchreid has opened all layers for training, or those of a fixed-base epoch."""
 
     def before_step(self, engine: HookedEngine, images: Tensor) -> None:
         """Called before the forward pass of a training batch ``[B, 3, height, width]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,13 +10,10 @@ from torch import nn
 
 from amg_plugin import compat
 
-#: Where the linear warm-up starts, as a share of the learning rate (TransReID's recipe).
-WARMUP_START = 0.01
-
 
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """torchreid's optimiser for ``cfg``."""
-    return compat.torchreid().optim.build_optimizer(
+    """torchreid's optimiser for ``cfg``; biases learn at ``amg.bias_lr_factor`` times the rate."""
+    optimizer = compat.torchreid().optim.build_optimizer(
         model,
         optim=cfg.train.optim,
         lr=cfg.train.lr,
@@ -30,12 +28,29 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         new_layers=list(cfg.train.new_layers),
         base_lr_mult=cfg.train.base_lr_mult,
     )
+    if cfg.amg.bias_lr_factor != 1:
+        _split_off_biases(optimizer, model, cfg.amg.bias_lr_factor)
+    return optimizer
+
+
+def _split_off_biases(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:
+    biases = {id(value) for name, value in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+    groups = list(optimizer.param_groups)
+    optimizer.param_groups.clear()
+    for group in groups:
+        # Biases first: torchreid reports the rate of the last group.
+        for wanted, rate in ((True, factor * group["lr"]), (False, group["lr"])):
+            chosen = [value for value in group["params"] if (id(value) in biases) == wanted]
+            if chosen:
+                optimizer.add_param_group({**group, "params": chosen, "lr": rate})
 
 
 def build_scheduler(
     cfg: Any, optimizer: torch.optim.Optimizer, epochs: int, warmup_epochs: int = 0
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """torchreid's schedule over ``epochs``, with a linear warm-up in front if asked for.
+
+    The warm-up starts at ``amg.warmup_start`` times the rate; ``cosine`` ends at ``amg.min_lr_factor`` times the rate.
 
     There is always a schedule: torchreid fails without one when it saves, after the whole training.
 
@@ -45,14 +60,30 @@ def build_scheduler(
         epochs: Length of the phase.
         warmup_epochs: Epochs of it that the learning rate rises over.
     """
-    scheduler = compat.torchreid().optim.build_lr_scheduler(
-        optimizer,
-        lr_scheduler=cfg.train.lr_scheduler,
-        stepsize=cfg.train.stepsize if isinstance(cfg.train.stepsize, int) else list(cfg.train.stepsize),
-        gamma=cfg.train.gamma,
-        max_epoch=max(epochs - warmup_epochs, 1),
-    )
+    remaining = max(epochs - warmup_epochs, 1)
+    if cfg.amg.min_lr_factor:  # torchreid's cosine ends at 0
+        scheduler = cosine_schedule(optimizer, remaining, cfg.amg.min_lr_factor)
+    else:
+        scheduler = compat.torchreid().optim.build_lr_scheduler(
+            optimizer,
+            lr_scheduler=cfg.train.lr_scheduler,
+            stepsize=cfg.train.stepsize if isinstance(cfg.train.stepsize, int) else list(cfg.train.stepsize),
+            gamma=cfg.train.gamma,
+            max_epoch=remaining,
+        )
     if not warmup_epochs:
         return scheduler
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=WARMUP_START, total_iters=warmup_epochs)
+    start = cfg.amg.warmup_start
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=start, total_iters=warmup_epochs)
     return torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, scheduler], milestones=[warmup_epochs])
+
+
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer, epochs: int, floor: float
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Half a cosine from the rate of each group down to ``floor`` times it, over ``epochs``."""
+
+    def factor(epoch: int) -> float:
+        return floor + (1 - floor) * (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -49,6 +49,13 @@ class TransReID(ReIDModel):
         depth = len(self.backbone.blocks)
         return list(range(depth - 1 if self.jigsaw is not None else depth))
 
+    @property
+    def output_weights(self) -> list[float] | None:
+        """Weights of the branches in the task loss: half for the global one, half for the mean of the local ones."""
+        if self.jigsaw is None:
+            return None
+        return [0.5, *[0.5 / self.jigsaw.parts] * self.jigsaw.parts]
+
     def name_cameras(self, table: Mapping[str, Sequence[int]]) -> None:
         """Record which cameras the rows of the side information stand for.
 

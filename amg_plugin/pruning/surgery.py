@@ -39,12 +39,14 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         ``model``.
 
     Raises:
-        PlanError: If the plan belongs to another dense model or brings back what was removed.
+        PlanError: If the plan belongs to another dense model, brings back what was removed or prunes a block that the
+            network names unprunable.
         UnsupportedModelError: If the ViT is not plain.
     """
     backbone = backbone_of(model)
     current = current_plan(backbone)
     _check_fit(current, plan)
+    _check_prunable(model, plan)
     for block, kept, present in zip(backbone.blocks, plan.heads, current.heads, strict=True):
         if kept != present:
             _check_norm(block.attn)
@@ -71,6 +73,16 @@ def _check_fit(current: PruningPlan, plan: PruningPlan) -> None:
         raise PlanError(
             f"The model's tokens were removed in variant '{current.variant}'; the plan says '{plan.variant}'."
         )
+
+
+def _check_prunable(model: nn.Module, plan: PruningPlan) -> None:
+    prunable = getattr(model, "prunable_blocks", None)
+    for block in set(range(plan.depth)) - set(range(plan.depth) if prunable is None else prunable):
+        if plan.heads_per_block[block] < plan.num_heads[block] or plan.tokens_per_block[block] < plan.num_patches:
+            raise PlanError(
+                f"The plan prunes block {block}, which is never pruned in this network (the jigsaw patch module has a "
+                "copy of it)."
+            )
 
 
 def _keep_tokens(backbone: VisionTransformer, index: int, plan: PruningPlan) -> None:

@@ -155,3 +155,30 @@ def test_the_learning_rate_rises_and_then_follows_the_schedule(make_engine, run)
     assert rates[0] == pytest.approx(0.01 * 0.01)
     assert rates[0] < rates[1] < rates[2] == pytest.approx(0.01)
     assert rates[2] > rates[3] > rates[4] > 0
+
+
+JIGSAW = {"amg__jpm__enabled": True, "amg__jpm__parts": 2}
+
+
+@pytest.mark.parametrize("loss", ["softmax", "triplet"])
+def test_under_the_jigsaw_module_half_of_each_loss_is_the_global_branchs(make_engine, loss):
+    engine = make_engine(
+        loss__name=loss, loss__triplet__weight_x=1.0, amg__soft_margin=True, loss__softmax__label_smooth=False, **JIGSAW
+    )
+    torch.manual_seed(1)
+    logits, features = list(torch.randn(3, 6, 6)), list(torch.randn(3, 6, 5))
+    weights = [0.5, 0.25, 0.25]
+    expected = sum(w * F.cross_entropy(branch, PIDS).item() for w, branch in zip(weights, logits, strict=True))
+    if loss == "triplet":
+        margins = [naive_soft_margin(branch, PIDS.tolist()) for branch in features]
+        expected += sum(w * value for w, value in zip(weights, margins, strict=True))
+    outputs = logits if loss == "softmax" else (logits, features)
+    assert engine.task_loss(outputs, PIDS).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_part_classifiers_count_alike(make_engine):
+    engine = make_engine(amg__head="parts", amg__parts__number=4, loss__softmax__label_smooth=False)
+    torch.manual_seed(1)
+    logits = list(torch.randn(4, 6, 6))
+    expected = sum(F.cross_entropy(part, PIDS).item() for part in logits) / 4
+    assert engine.task_loss(logits, PIDS).item() == pytest.approx(expected, rel=1e-5)
