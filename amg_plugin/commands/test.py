@@ -67,10 +67,13 @@ def test(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def evaluation_config(cfg: Any) -> Any:
-    """``cfg`` without its training data: torchreid's data manager wants some, so the first target stands in."""
+    """``cfg`` without its training data: torchreid's data manager wants some, so something stands in."""
+    from amg_plugin.data.datasets import NO_TRAINING_DATA
+
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.data.sources = list(cfg.data.targets[:1])
+    cfg.data.sources = [NO_TRAINING_DATA]
+    cfg.data.combineall = False
     cfg.data.load_train_targets = False
     cfg.sampler.train_sampler = "RandomSampler"
     cfg.train.batch_size = 1

@@ -48,6 +48,8 @@ def check_dataset_folder(name: str, root: str | Path) -> Path | None:
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise DataError(f"The data root {root} (data.root, --root) does not exist or is not a folder.")
+    if hasattr(known[name], "locate"):  # a class of the plugin that knows several layouts
+        return known[name].locate(root)
     below = getattr(known[name], "dataset_dir", None)
     if not isinstance(below, str) or not below:
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amg_plugin import compat
+from amg_plugin.data.occluded import OCCLUDED_DATASETS
 from amg_plugin.data.synthetic import FOLDER, GALLERY_DIR, QUERY_DIR, TRAIN_DIR
 from amg_plugin.errors import DataError
 
@@ -58,5 +59,34 @@ def _read_folder(folder: Path) -> list[Item]:
     return items
 
 
-DATASETS: dict[str, type] = {FOLDER: SyntheticReID}
+NO_TRAINING_DATA = "no_training_data"
+
+
+class NoTrainingData(compat.torchreid().data.ImageDataset):
+    """Stands in as the source where targets are evaluated only: torchreid's data manager wants one.
+
+    A target cannot stand in for it, since it may have no training part.
+
+    Args:
+        root: Not used.
+        **kwargs: What torchreid gives every image data set.
+    """
+
+    def __init__(self, root: str = "", **kwargs: Any):
+        item = ("", 0, 0)
+        super().__init__([item], [item], [item], **kwargs)
+
+    def __getitem__(self, index: int) -> Any:
+        """Refuses: there are no images.
+
+        Raises:
+            DataError: Always.
+        """
+        raise DataError(f"{NO_TRAINING_DATA} holds no images: it only stands in where targets are evaluated.")
+
+    def show_summary(self) -> None:
+        """Prints nothing."""
+
+
+DATASETS: dict[str, type] = {FOLDER: SyntheticReID, **OCCLUDED_DATASETS, NO_TRAINING_DATA: NoTrainingData}
 """What is registered with torchreid: data set name -> class."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amg_plugin import compat
 from amg_plugin.data.checks import check_dataset_folder, check_images, check_training_set
+from amg_plugin.data.datasets import NO_TRAINING_DATA
 from amg_plugin.data.occlusion import Coverage
 from amg_plugin.data.transforms import (
     TORCHREID_TRANSFORMS,
@@ -181,7 +182,11 @@ def _check_input(
         if value not in _SAMPLERS:
             raise ConfigError(f"{key} is {value!r}; allowed are {', '.join(_SAMPLERS)}.")
     folders = {name: check_dataset_folder(name, root) for name in dict.fromkeys([*sources, *targets])}
-    found = {name: _open_dataset(name, root, folder, options) for name, folder in folders.items()}
+    trained_on = {*sources, *targets} if load_targets else set(sources)
+    found = {
+        name: _open_dataset(name, root, folder, "train" if name in trained_on else "query", options)
+        for name, folder in folders.items()
+    }
 
     batch_size = options.get("batch_size_train", 32)
     num_instances = options.get("num_instances", 4)
@@ -191,7 +196,7 @@ def _check_input(
         _check_part(targets, found, samplers["sampler.train_sampler_t"], *sizes)
 
     if decode:
-        items = [item for name in sources for item in found[name].train]
+        items = [item for name in sources if name != NO_TRAINING_DATA for item in found[name].train]
         items += [item for name in targets for item in (*found[name].query, *found[name].gallery)]
         if load_targets:
             items += [item for name in targets for item in found[name].train]
@@ -207,11 +212,11 @@ def _check_part(names: list[str], found: dict[str, Any], sampler: str, *sizes: i
     check_training_set(train, sampler, *sizes)
 
 
-def _open_dataset(name: str, root: str, folder: Path | None, options: dict[str, Any]) -> Any:
+def _open_dataset(name: str, root: str, folder: Path | None, mode: str, options: dict[str, Any]) -> Any:
     """Lists a data set's images by its own class; its errors become a DataError that names the folder."""
     chosen = {key: options[key] for key in _DATASET_OPTIONS if key in options}
     try:
-        dataset = compat.image_dataset_factory()[name](root=root, mode="train", verbose=False, **chosen)
+        dataset = compat.image_dataset_factory()[name](root=root, mode=mode, verbose=False, **chosen)
     except AMGError:
         raise
     except IndexError as error:  # torchreid looks at the first image of each part

@@ -1,0 +1,137 @@
+"""Where a data set's images lie: folders looked for, images listed, and messages that show expected and found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from amg_plugin.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+"""What counts as an image, in upper or lower case; other files are left alone."""
+
+_SHOWN = 8  # entries of a folder named in a message
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """Folders of a data set.
+
+    Attributes:
+        name: The data set's registered name.
+        folders: Folders below the data root that may hold it, the usual one first. Each may hold the parts directly or
+            in one folder of its own, as unpacked archives do.
+        parts: Part (``train``, ``query``, ``gallery``) -> the names its folder may have, the usual one first.
+        advice: What a user without the data set can do; ends the message about a missing one.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    parts: Mapping[str, tuple[str, ...]]
+    advice: str = "docs/datasets.md says where it comes from"
+
+    def locate(self, root: str | Path) -> Path:
+        """Finds the folder that holds every part.
+
+        Args:
+            root: Data root.
+
+        Raises:
+            DataError: There is none; the message shows what was expected and what was found.
+        """
+        root = Path(root).expanduser().resolve()
+        there = [folder for folder in dict.fromkeys(root / name for name in self.folders) if folder.is_dir()]
+        for folder in there:
+            if self._is_complete(folder):
+                return folder
+            inner = [entry for entry in _subfolders(folder) if self._is_complete(entry)]
+            if len(inner) == 1:
+                return inner[0]
+            if inner:
+                names = ", ".join(path.name for path in inner)
+                raise DataError(
+                    f"The data set {self.name} is in {folder} more than once ({names}); leave one of them there."
+                )
+        expected = f"{root / self.folders[0]} with the folders {', '.join(map(_either, self.parts.values()))}"
+        if not there:
+            found = f"{root} holds {_listing(root)}" if root.is_dir() else f"{root} does not exist"
+            found = f"{root / self.folders[0]} does not exist; {found}"
+        else:
+            found = "; ".join(f"{folder} holds {_listing(folder)}" for folder in there)
+        raise DataError(f"The data set {self.name} is expected in {expected}; found: {found} ({self.advice}).")
+
+    def part_folders(self, folder: Path) -> dict[str, Path]:
+        """Part -> its folder inside ``folder``, which :meth:`locate` found."""
+        return {
+            part: next(path for path in (folder / name for name in names) if path.is_dir())
+            for part, names in self.parts.items()
+        }
+
+    def _is_complete(self, folder: Path) -> bool:
+        return all(any((folder / name).is_dir() for name in names) for names in self.parts.values())
+
+
+def list_images(folder: str | Path, nested: bool = False) -> list[str]:
+    """Paths of the images in a folder, sorted.
+
+    Args:
+        folder: The folder.
+        nested: Look into its subfolders as well.
+
+    Raises:
+        DataError: There are none, or the folder cannot be read.
+    """
+    images: list[str] = []
+    folders = [str(folder)]
+    try:
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith("."):
+                        images.append(entry.path)
+                    elif nested and entry.is_dir():
+                        folders.append(entry.path)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error}.") from error
+    if not images:
+        raise DataError(
+            f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); found there: {_listing(Path(folder))}."
+        )
+    images.sort()
+    return images
+
+
+def name_of(path: str) -> str:
+    """The last part of a path; quicker than a Path object, which counts for tens of thousands."""
+    return path.rpartition(os.sep)[2]
+
+
+def first_of(names: list[str], shown: int = 5) -> str:
+    """The first names of a list and how many more there are, for messages."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (or {', '.join(names[1:])})"
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    except OSError:  # the message that follows says so
+        return []
+
+
+def _listing(folder: Path) -> str:
+    """What a folder holds, in short."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+        shown = [f"{name}/" if (folder / name).is_dir() else name for name in names[:_SHOWN]]
+    except OSError as error:
+        return f"nothing readable ({error.strerror})"
+    if len(names) > _SHOWN:
+        shown.append(f"and {len(names) - _SHOWN} more")
+    return ", ".join(shown) or "nothing"
