@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "amg_plugin.commands.inspect",
     "import": "amg_plugin.commands.import_model",
     "occlude": "amg_plugin.commands.occlude",
+    "zoo": "amg_plugin.commands.zoo",
     "tables": "amg_plugin.commands.tables",
     "demo": "amg_plugin.commands.demo",
     "doctor": "amg_plugin.commands.doctor",

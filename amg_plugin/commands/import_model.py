@@ -57,21 +57,36 @@ def run(args: argparse.Namespace) -> int:
     """Import; 0 on success."""
     state = clean(read_published(args.file))
     model = (import_transreid if args.source == "transreid" else import_la)(state, args)
-    height, width = model.spec.image_size
-    mean, std = _PIXELS[args.source]
-    save_checkpoint(
-        args.out,
-        model,
-        config=_config(model, mean, std),
-        history=[{"event": "import", "from": args.source, "file": Path(args.file).name}],
-        preprocessing={"height": height, "width": width, "mean": mean, "std": std, "interpolation": "bicubic"},
-    )
+    save_imported(args.out, model, args.source, Path(args.file).name)
     checkpoint = read_checkpoint(args.out)
     print(render(checkpoint, describe(checkpoint)))
     if not checkpoint.plan.heads_known:
         print("\nwhich heads were kept is not recorded in the file; only their numbers are known")
     print(f"\n{args.out}")
     return 0
+
+
+def save_imported(path: str | Path, model: ReIDModel, source: str, file_name: str) -> None:
+    """Write an imported network as a checkpoint of the plugin.
+
+    Args:
+        path: Where to.
+        model: The network.
+        source: The program that wrote the file, one of :data:`SOURCES`.
+        file_name: The file's name, for the history.
+
+    Raises:
+        RunError: If the checkpoint cannot be written.
+    """
+    height, width = model.spec.image_size
+    mean, std = _PIXELS[source]
+    save_checkpoint(
+        path,
+        model,
+        config=_config(model, mean, std),
+        history=[{"event": "import", "from": source, "file": file_name}],
+        preprocessing={"height": height, "width": width, "mean": mean, "std": std, "interpolation": "bicubic"},
+    )
 
 
 def import_transreid(state: Mapping[str, Tensor], args: argparse.Namespace) -> ReIDModel:
