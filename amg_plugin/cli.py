@@ -20,6 +20,7 @@ COMMANDS = {
     "occlude": "amg_plugin.commands.occlude",
     "zoo": "amg_plugin.commands.zoo",
     "tables": "amg_plugin.commands.tables",
+    "check": "amg_plugin.commands.check",
     "demo": "amg_plugin.commands.demo",
     "doctor": "amg_plugin.commands.doctor",
 }

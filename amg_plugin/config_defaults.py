@@ -181,6 +181,7 @@ def _amg_node() -> CfgNode:
     amg.unfreeze.every = 0  # epochs after which one more block is trained, from the top; 0 = all from the start
     amg.soft_margin = False  # triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin
     amg.check_images = True  # open every image before training and name the unreadable ones
+    amg.skip_unreadable = False  # leave out unreadable images and queries without a match, in place of stopping
 
     # Occlusion of training images, with the transform random_occlusion
     amg.occlusion = CfgNode()

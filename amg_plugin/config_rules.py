@@ -158,6 +158,8 @@ def validate_amg(amg: CfgNode) -> None:
     if hidden.min_coverage > hidden.max_coverage:
         allowed = f"at most amg.occlusion.max_coverage, which is {hidden.max_coverage:g}"
         raise _error("amg.occlusion.min_coverage", hidden.min_coverage, allowed)
+    if amg.skip_unreadable and not amg.check_images:
+        raise _error("amg.skip_unreadable", True, "False while amg.check_images is False (nothing would be found)")
     override = amg.override
     if override.embed_dim and override.num_heads and override.embed_dim % override.num_heads:
         raise _error(

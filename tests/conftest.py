@@ -6,6 +6,9 @@ from pathlib import Path
 # Before torch is imported, for started processes too: DataParallel around a CPU model fails where it sees a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import tempfile
+from collections.abc import Iterator
+
 import pytest
 from torchreid_layouts import Layout, make_layout
 
@@ -15,6 +18,14 @@ import amg_plugin
 def pytest_report_header() -> str:
     """Say what is tested: the installed package, unless the checkout was put in front of it."""
     return f"amg_plugin: {amg_plugin.__version__} from {Path(amg_plugin.__file__).parent}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder() -> Iterator[None]:
+    """Keep what is remembered about images out of the user's cache folder, in started processes too."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", folder)
+        yield
 
 
 @pytest.fixture(scope="session", params=["pypi", "git"])

@@ -30,6 +30,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="FOLDER", help="folder that holds the data sets")
     parser.add_argument("--transforms", nargs="+", metavar="NAME", help="training transforms")
     parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out images that cannot be read and queries without a match, and say which, in place of stopping",
+    )
+    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="key value", help="any configuration keys, for example train.lr 0.001"
     )
 
@@ -64,6 +69,8 @@ def config_from_arguments(
         base: A checkpoint's configuration, used when no ``--config-file`` is given.
     """
     overrides: list[object] = ["data.root", args.root] if args.root else []
+    if getattr(args, "skip_unreadable", False):
+        overrides += ["amg.skip_unreadable", True]
     trailing = list(args.opts)
     for name in ("sources", "targets", "transforms"):
         words = getattr(args, name) or []

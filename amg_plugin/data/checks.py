@@ -1,7 +1,7 @@
-"""Checks of the input images before a run starts.
+"""Checks of data set folders and of the training set's size before a run starts.
 
-torchreid downloads where a folder is missing (and leaves an empty one behind), loops for ever over an unreadable
-image and trains nothing where a batch is larger than the training set. Here each of these is an error up front.
+torchreid downloads where a folder is missing (and leaves an empty one behind) and trains nothing where a batch is
+larger than the training set. Here each of these is an error up front.
 """
 
 from __future__ import annotations
@@ -10,20 +10,13 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
-from tqdm import tqdm
 
 from amg_plugin import compat
 from amg_plugin.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
-
-_LISTED = 10  # unreadable images named in the message
-_MOST_THREADS = 16
 
 
 def check_dataset_folder(name: str, root: str | Path) -> Path | None:
@@ -60,50 +53,6 @@ def check_dataset_folder(name: str, root: str | Path) -> Path | None:
     if not any(files for _, _, files in os.walk(folder)):
         raise DataError(f"The data set {name} is expected in {folder}, which holds no files{hint}.")
     return folder
-
-
-def check_images(paths: Iterable[str | Path], workers: int = 0) -> int:
-    """Decodes every image once.
-
-    Args:
-        paths: Image files; repeated ones are read once.
-        workers: Number of threads; 0 takes one per processor.
-
-    Returns:
-        Number of images read.
-
-    Raises:
-        DataError: Some cannot be decoded; names the first ten and their total.
-    """
-    unique = list(dict.fromkeys(str(path) for path in paths))
-    threads = min(_MOST_THREADS, workers if workers > 0 else (os.cpu_count() or 1))
-    bad: list[str] = []
-    with ThreadPoolExecutor(threads) as pool:
-        results = pool.map(_why_unreadable, unique)
-        for path, reason in tqdm(
-            zip(unique, results, strict=True), total=len(unique), desc="checking images", unit="image", disable=None
-        ):
-            if reason:
-                bad.append(f"{path} ({reason})")
-    if bad:
-        more = f"; and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
-        raise DataError(
-            f"{len(bad)} of {len(unique)} images cannot be read: {'; '.join(bad[:_LISTED])}{more}. "
-            "Replace or remove them."
-        )
-    return len(unique)
-
-
-def _why_unreadable(path: str) -> str:
-    """Empty string for an image that decodes, else the reason."""
-    try:
-        if Path(path).stat().st_size == 0:
-            return "empty file"
-        with Image.open(path) as image:
-            image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise more than OSError on damaged files
-        return str(error).replace(repr(path), "").strip() or type(error).__name__
-    return ""
 
 
 def check_identity_sampler(train: Sequence[tuple[Any, ...]], num_instances: int) -> int:

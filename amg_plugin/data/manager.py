@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import DataLoader
+
 from amg_plugin import compat
-from amg_plugin.data.checks import check_dataset_folder, check_images, check_training_set
-from amg_plugin.data.datasets import NO_TRAINING_DATA
+from amg_plugin.data.checks import check_training_set
+from amg_plugin.data.inspection import DATASET_OPTIONS, Inspection, inspect_data
+from amg_plugin.data.leave_out import leave_out_of_tests, relabelled, remake_train_loader, usable_items
 from amg_plugin.data.occlusion import Coverage
 from amg_plugin.data.transforms import (
     TORCHREID_TRANSFORMS,
@@ -17,7 +19,7 @@ from amg_plugin.data.transforms import (
     check_transform_names,
     place_plugin_transforms,
 )
-from amg_plugin.errors import AMGError, ConfigError, DataError
+from amg_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -27,8 +29,6 @@ logger = logging.getLogger(__name__)
 _SAMPLERS = (
     "RandomIdentitySampler", "RandomDomainSampler", "RandomDatasetSampler", "SequentialSampler", "RandomSampler",
 )  # fmt: skip
-# What torchreid's manager hands on to the data sets.
-_DATASET_OPTIONS = ("combineall", "split_id", "cuhk03_labeled", "cuhk03_classic_split", "market1501_500k")
 
 
 class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
@@ -41,13 +41,15 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         height: Image height in pixels.
         width: Image width in pixels.
         transforms: Names out of :data:`amg_plugin.data.transforms.TRANSFORMS`.
-        check_images: Decode every image before the run.
+        check_images: Decode every image before the run, except those known to be fine from an earlier one.
+        skip_unreadable: Leave out images that cannot be read, and queries without a match, in place of refusing them.
         transform_settings: Per transform of the plugin, further arguments of what places it.
         **kwargs: Everything else that torchreid's manager takes, with its defaults.
 
     Raises:
         ConfigError: Unknown transform, data set or sampler.
-        DataError: Missing or empty folder, unreadable image, training set that fills no batch.
+        DataError: Missing or empty folder, file names or labels that cannot be used, unreadable images, queries without
+            a match (all of these together), or a training set that fills no batch.
     """
 
     def __init__(
@@ -60,13 +62,14 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         transforms: str | Sequence[str] | None = "random_flip",
         *,
         check_images: bool = True,
+        skip_unreadable: bool = False,
         transform_settings: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ):
         names = check_transform_names(transforms)
         sources = _names_of("data.sources", sources)
         targets = _names_of("data.targets", targets) if targets else sources
-        found = _check_input(root, sources, targets, check_images, kwargs)
+        inspection = _check_input(root, sources, targets, check_images, skip_unreadable, kwargs)
         super().__init__(
             root=root,
             sources=sources,
@@ -79,7 +82,33 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         # The data sets share these two objects, so changing their lists is enough.
         place_plugin_transforms(names, self.transform_tr, self.transform_te, height, width, transform_settings)
         #: What torchreid has added to the camera labels of each source when it added the training sets up.
+        found = inspection.datasets
         self.camera_offsets = _camera_offsets(self.train_loader.dataset.train, [found[name] for name in sources])
+        if inspection.leaves_out:
+            self._leave_out(inspection, kwargs)
+
+    def _leave_out(self, inspection: Inspection, options: dict[str, Any]) -> None:
+        """Takes files out of every loader."""
+        unusable = inspection.unusable
+        choices = {key: options[key] for key in ("num_instances", "num_cams", "num_datasets") if key in options}
+
+        def remade(loader: DataLoader, sampler: str) -> DataLoader:
+            def make(train: list[tuple[Any, ...]]) -> Any:
+                build = compat.torchreid().data.sampler.build_train_sampler
+                return build(train, sampler, batch_size=loader.batch_size, **choices)
+
+            return remake_train_loader(loader, unusable, make)
+
+        self.train_loader = remade(self.train_loader, options.get("train_sampler", "RandomSampler"))
+        # The number of cameras stays: theirs are not counted anew.
+        self._num_train_pids = self.train_loader.dataset.num_train_pids
+        if self.train_loader_t is not None:
+            self.train_loader_t = remade(self.train_loader_t, options.get("train_sampler_t", "RandomSampler"))
+        for name, loaders in self.test_loader.items():
+            for part, loader in loaders.items():
+                alone = inspection.unmatched.get(name, set()) if part == "query" else set()
+                leave_out_of_tests(loader, part, unusable | alone)
+                self.test_dataset[name][part] = loader.dataset.data
 
 
 def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
@@ -105,13 +134,12 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
         width=cfg.data.width,
         transforms=list(cfg.data.transforms),
         check_images=cfg.amg.check_images,
+        skip_unreadable=cfg.amg.skip_unreadable,
         transform_settings={"random_occlusion": {"occlusion": _occlusion(cfg.amg.occlusion)}},
         k_tfm=cfg.data.k_tfm,
         norm_mean=list(cfg.data.norm_mean),
         norm_std=list(cfg.data.norm_std),
         use_gpu=cfg.use_gpu,
-        split_id=cfg.data.split_id,
-        combineall=cfg.data.combineall,
         load_train_targets=cfg.data.load_train_targets,
         batch_size_train=cfg.train.batch_size,
         batch_size_test=cfg.test.batch_size,
@@ -121,15 +149,24 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
         num_datasets=cfg.sampler.num_datasets,
         train_sampler=cfg.sampler.train_sampler,
         train_sampler_t=cfg.sampler.train_sampler_t,
-        cuhk03_labeled=cfg.cuhk03.labeled_images,
-        cuhk03_classic_split=cfg.cuhk03.classic_split,
-        market1501_500k=cfg.market1501.use_500k_distractors,
+        **dataset_options(cfg),
     )
 
 
 def _occlusion(options: CfgNode) -> RandomOcclusion:
     """The step that ``amg.occlusion`` describes."""
     return RandomOcclusion(options.probability, Coverage(options.min_coverage, options.max_coverage))
+
+
+def dataset_options(cfg: CfgNode) -> dict[str, Any]:
+    """What a configuration says to the data set classes themselves."""
+    return {
+        "split_id": cfg.data.split_id,
+        "combineall": cfg.data.combineall,
+        "cuhk03_labeled": cfg.cuhk03.labeled_images,
+        "cuhk03_classic_split": cfg.cuhk03.classic_split,
+        "market1501_500k": cfg.market1501.use_500k_distractors,
+    }
 
 
 def _names_of(key: str, value: str | Sequence[str] | None) -> list[str]:
@@ -152,19 +189,20 @@ def _camera_offsets(combined: list[tuple[Any, ...]], parts: list[Any]) -> list[i
 
 
 def _check_input(
-    root: str, sources: list[str], targets: list[str], decode: bool, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Checks names, folders, the training set's size and (``decode``) every image.
+    root: str, sources: list[str], targets: list[str], decode: bool, skip: bool, options: dict[str, Any]
+) -> Inspection:
+    """Checks names and samplers, everything about the data, and that the training set fills a batch.
 
     Args:
         root: Data root.
         sources: Training data sets.
         targets: Test data sets.
         decode: Read every image.
+        skip: Leave out what cannot be used in place of refusing it.
         options: Further arguments of torchreid's manager.
 
     Returns:
-        The data sets by name.
+        What was found.
 
     Raises:
         ConfigError: An unknown name, or sources and targets that must not overlap do.
@@ -181,46 +219,37 @@ def _check_input(
     for key, value in samplers.items():
         if value not in _SAMPLERS:
             raise ConfigError(f"{key} is {value!r}; allowed are {', '.join(_SAMPLERS)}.")
-    folders = {name: check_dataset_folder(name, root) for name in dict.fromkeys([*sources, *targets])}
-    trained_on = {*sources, *targets} if load_targets else set(sources)
-    found = {
-        name: _open_dataset(name, root, folder, "train" if name in trained_on else "query", options)
-        for name, folder in folders.items()
-    }
+    inspection = inspect_data(
+        root,
+        sources,
+        targets,
+        train_targets=load_targets,
+        decode=decode,
+        skip=skip,
+        workers=options.get("workers", 4),
+        options={key: options[key] for key in DATASET_OPTIONS if key in options},
+    )
+    inspection.refuse()
+    if images := inspection.images:
+        readable = images.count - len(images.unreadable)
+        logger.info("%d images can be read (%d known from an earlier pass)", readable, images.cached)
 
+    unusable = inspection.unusable
     batch_size = options.get("batch_size_train", 32)
     num_instances = options.get("num_instances", 4)
     sizes = (batch_size, num_instances, options.get("num_cams", 1), options.get("num_datasets", 1))
-    _check_part(sources, found, samplers["sampler.train_sampler"], *sizes)
+    parts = {
+        name: relabelled(usable_items(dataset.train, unusable)) if unusable else dataset.train
+        for name, dataset in inspection.datasets.items()
+    }
+    _check_part(sources, parts, samplers["sampler.train_sampler"], *sizes)
     if load_targets:
-        _check_part(targets, found, samplers["sampler.train_sampler_t"], *sizes)
-
-    if decode:
-        items = [item for name in sources if name != NO_TRAINING_DATA for item in found[name].train]
-        items += [item for name in targets for item in (*found[name].query, *found[name].gallery)]
-        if load_targets:
-            items += [item for name in targets for item in found[name].train]
-        count = check_images((item[0] for item in items), options.get("workers", 4))
-        logger.info("%d images read without error", count)
-    return found
+        _check_part(targets, parts, samplers["sampler.train_sampler_t"], *sizes)
+    return inspection
 
 
-def _check_part(names: list[str], found: dict[str, Any], sampler: str, *sizes: int) -> None:
+def _check_part(names: list[str], parts: dict[str, Any], sampler: str, *sizes: int) -> None:
     """Checks that the training sets of ``names`` together fill a batch."""
     # pids and camids count from 0 in each data set; torchreid shifts them when it adds data sets up.
-    train = [(item[0], (name, item[1]), f"{item[2]} of {name}", name) for name in names for item in found[name].train]
+    train = [(item[0], (name, item[1]), f"{item[2]} of {name}", name) for name in names for item in parts[name]]
     check_training_set(train, sampler, *sizes)
-
-
-def _open_dataset(name: str, root: str, folder: Path | None, mode: str, options: dict[str, Any]) -> Any:
-    """Lists a data set's images by its own class; its errors become a DataError that names the folder."""
-    chosen = {key: options[key] for key in _DATASET_OPTIONS if key in options}
-    try:
-        dataset = compat.image_dataset_factory()[name](root=root, mode=mode, verbose=False, **chosen)
-    except AMGError:
-        raise
-    except IndexError as error:  # torchreid looks at the first image of each part
-        raise DataError(f"The data set {name} in {folder or root} lacks training, query or gallery images.") from error
-    except Exception as error:  # a stock class raises whatever its parser meets
-        raise DataError(f"The data set {name} in {folder or root} cannot be read: {error}.") from error
-    return dataset

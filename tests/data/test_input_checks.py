@@ -1,11 +1,10 @@
 import logging
 
 import pytest
-from PIL import Image
 
 from amg_plugin import compat
 from amg_plugin.data import checks
-from amg_plugin.data.checks import check_dataset_folder, check_identity_sampler, check_images, check_training_set
+from amg_plugin.data.checks import check_dataset_folder, check_identity_sampler, check_training_set
 from amg_plugin.errors import ConfigError, DataError
 
 needs_torchreid = pytest.mark.skipif(not compat.is_installed(), reason="torchreid is not installed")
@@ -13,48 +12,6 @@ needs_torchreid = pytest.mark.skipif(not compat.is_installed(), reason="torchrei
 
 def train_of(*counts):
     return [(f"{pid}-{i}.jpg", pid, i % 2, 0) for pid, count in enumerate(counts) for i in range(count)]
-
-
-@pytest.fixture
-def images(tmp_path):
-    paths = [tmp_path / f"{i}.jpg" for i in range(14)]
-    for path in paths:
-        Image.effect_noise((64, 128), 60).convert("RGB").save(path)
-    return paths
-
-
-def test_good_images_are_counted_once_each(images):
-    assert check_images([*images, *images], workers=2) == 14
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        truncate,
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_text("no image"),
-        lambda path: path.unlink(),
-    ],
-    ids=["truncated", "empty", "text", "missing"],
-)
-def test_a_damaged_image_is_named(images, damage):
-    damage(images[5])
-    with pytest.raises(DataError, match=r"1 of 14 images") as error:
-        check_images(images, workers=2)
-    assert str(images[5]) in str(error.value)
-    assert str(images[6]) not in str(error.value)
-
-
-def test_of_many_damaged_images_ten_are_named_and_all_are_counted(images):
-    for path in images[:12]:
-        path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"12 of 14 images.*and 2 more") as error:
-        check_images(images)
-    assert sum(str(path) in str(error.value) for path in images) == 10
 
 
 @needs_torchreid
