@@ -200,6 +200,8 @@ def _amg_node() -> CfgNode:
     amg.min_tokens_per_block = 1  # patch tokens that every block keeps
     amg.schedule = []  # stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS
     amg.final_epochs = 0  # epochs of fine-tuning after the last stage
+    amg.reducer = "amg"  # 'amg' (pruning), for comparison 'tome' or 'evit' (tokens merged or dropped per image), 'none'
+    amg.target_macs_saving = 0.0  # share of the dense model's MACs to save, instead of rates; 0 = rates count
 
     # Scoring
     amg.calibration = CfgNode()

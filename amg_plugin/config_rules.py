@@ -34,6 +34,7 @@ _AMG_CHOICES: dict[str, tuple[str, ...]] = {
     "amg.head_scorer": ("amg", "random", "magnitude"),
     "amg.token_scorer": ("amg", "random", "cls_attention"),
     "amg.calibration.mode": ("eval", "train"),
+    "amg.reducer": ("amg", "tome", "evit", "none"),
 }
 
 
@@ -118,6 +119,7 @@ _AMG_RULES: dict[str, _Rule] = {
     **dict.fromkeys(("amg.sie.coefficient", "amg.bias_lr_factor"), _POSITIVE),
     "amg.warmup_start": (lambda value: 0 < value <= 1, "greater than 0 and at most 1"),
     "amg.min_lr_factor": _BELOW_1,
+    "amg.target_macs_saving": _BELOW_1,
     "amg.layer_decay": _BELOW_1,
     "amg.min_heads_per_block": _AT_LEAST_1,
     "amg.min_tokens_per_block": _AT_LEAST_1,
@@ -160,6 +162,11 @@ def validate_amg(amg: CfgNode) -> None:
         raise _error("amg.occlusion.min_coverage", hidden.min_coverage, allowed)
     if amg.skip_unreadable and not amg.check_images:
         raise _error("amg.skip_unreadable", True, "False while amg.check_images is False (nothing would be found)")
+    if amg.reducer in ("tome", "evit") and not amg.target_macs_saving:
+        raise ConfigError(
+            f"'amg.reducer' is '{amg.reducer}', which needs 'amg.target_macs_saving' above 0 to know how many tokens "
+            "to take away."
+        )
     override = amg.override
     if override.embed_dim and override.num_heads and override.embed_dim % override.num_heads:
         raise _error(

@@ -19,8 +19,9 @@ from amg_plugin.pruning import current_plan
 from amg_plugin.version import __version__
 
 FILE_NAME = "result.json"
-#: ``start`` takes the place of ``dense`` where a run began with a model that was pruned already.
-SECTIONS = ("dense", "start", "pruned", "finetuned")
+#: ``start`` takes the place of ``dense`` where a run began with a model that was pruned already; ``reduced`` is a
+#: network that merges or drops tokens per image (``amg.reducer``).
+SECTIONS = ("dense", "start", "pruned", "finetuned", "reduced")
 _PACKAGES = ("torch", "torchvision", "timm", "torchreid", "numpy")
 
 
@@ -29,7 +30,7 @@ def structure(model: nn.Module, height: int, width: int) -> dict[str, Any]:
 
     Returns:
         ``params`` (without classifier), ``macs`` (one image, without classifier), ``heads_per_block``,
-        ``tokens_per_block`` (without prefix tokens).
+        ``tokens_per_block`` (without prefix tokens; with a reducer, those that enter the block).
     """
     model = unwrap(model)
     counted, plan = complexity.count(model, height, width), current_plan(model)
@@ -37,7 +38,7 @@ def structure(model: nn.Module, height: int, width: int) -> dict[str, Any]:
         "params": counted["params"],
         "macs": counted["macs"],
         "heads_per_block": plan.heads_per_block,
-        "tokens_per_block": plan.tokens_per_block,
+        "tokens_per_block": getattr(model, "tokens_per_block", None) or plan.tokens_per_block,
     }
 
 

@@ -19,8 +19,9 @@ from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.data.cameras import TrainingCameras
 from amg_plugin.errors import CheckpointError, ConfigError, InputError
 from amg_plugin.modeling.compare import differences
-from amg_plugin.modeling.factory import ARCHITECTURES, spec_from_config
+from amg_plugin.modeling.factory import ARCHITECTURES, fit_reducer, spec_from_config
 from amg_plugin.modeling.networks import build_network
+from amg_plugin.modeling.reducers import METHODS as REDUCERS
 from amg_plugin.modeling.weights import check_weight_file
 from amg_plugin.registry import ENGINES, MODELS, build_engine, register
 
@@ -148,6 +149,7 @@ def check_buildable(cfg: Any) -> None:
     if cfg.amg.weights:
         check_weight_file(cfg.amg.weights)
     spec = spec_from_config(cfg.amg, num_classes=1, loss=cfg.loss.name, default_arch=ARCHITECTURES[cfg.model.name])
+    spec = fit_reducer(spec, cfg.amg)
     with torch.device("meta"):
         build_network(replace(spec, drop_path=0.0))  # whose rates timm may read from a tensor, which meta has none of
 
@@ -191,6 +193,21 @@ def _check_preprocessing(checkpoint: Checkpoint, cfg: Any) -> None:
             )
 
 
+def check_reducer(checkpoint: Checkpoint, cfg: Any) -> None:
+    """Check that the network of a checkpoint can have the reducer that a configuration asks for.
+
+    Raises:
+        CheckpointError: If it has another one, or is pruned.
+        ConfigError: If the target cannot be met.
+    """
+    if not checkpoint.plan.is_dense and cfg.amg.reducer in REDUCERS:
+        raise CheckpointError(
+            f"The checkpoint is pruned, but amg.reducer '{cfg.amg.reducer}' starts from a dense network; give a dense "
+            "checkpoint, or set amg.reducer to amg."
+        )
+    fit_reducer(checkpoint.spec, cfg.amg)
+
+
 def restore_model(checkpoint: Checkpoint, cfg: Any, num_classes: int | None = None) -> nn.Module:
     """The network of a checkpoint, with this run's loss, evaluation features and stochastic depth.
 
@@ -217,7 +234,8 @@ def restore_model(checkpoint: Checkpoint, cfg: Any, num_classes: int | None = No
     )
     if spec.side_information is not None:
         spec = replace(spec, side_information=replace(spec.side_information, unseen=cfg.amg.sie.unseen))
-    return replace(checkpoint, spec=spec).build()
+    check_reducer(checkpoint, cfg)
+    return replace(checkpoint, spec=fit_reducer(spec, cfg.amg)).build()
 
 
 def assemble(cfg: Any, datamanager: Any, model: nn.Module, hooks: Iterable[Any], epochs: int) -> Any:

@@ -35,10 +35,11 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Structure and counted cost of the checkpoint's network."""
     model, spec, plan = checkpoint.build(), checkpoint.spec, checkpoint.plan
     counted = complexity.count(model, *spec.image_size)
+    tokens = getattr(model, "tokens_per_block", None) or plan.tokens_per_block
     blocks = [
         {
             "heads": list(plan.heads[index]),
-            "tokens": len(plan.tokens[index]),
+            "tokens": tokens[index],
             "macs": counted["macs_by_module"][f"backbone.blocks.{index}"],
             "params": sum(p.numel() for p in block.parameters()),
         }
@@ -72,11 +73,13 @@ def render(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
         for index, block in enumerate(content["blocks"])
     ]
     height, width = spec.image_size
-    heads, tokens = sum(plan.heads_per_block), sum(plan.tokens_per_block)
+    heads, tokens = sum(plan.heads_per_block), sum(block["tokens"] for block in content["blocks"])
+    how = f"token variant {plan.variant}"
+    if spec.reducer:
+        how = f"reducer {spec.reducer.method} (tokens that enter a block; which ones depends on the image)"
     summary = [
         f"{spec.arch}, {height}x{width}, stride {spec.stride or 'patch'}, {spec.num_classes} training identities",
-        f"token variant {plan.variant}; heads {heads}/{sum(plan.num_heads)}; "
-        f"tokens {tokens}/{plan.num_patches * plan.depth}",
+        f"{how}; heads {heads}/{sum(plan.num_heads)}; tokens {tokens}/{plan.num_patches * plan.depth}",
         f"{content['macs']:,} MACs and {content['params']:,} parameters without the classifier",
         f"plan {plan.digest[:16]}",
     ]

@@ -18,6 +18,7 @@ from amg_plugin.commands.common import (
     required_weights,
 )
 from amg_plugin.config import schedule_epochs
+from amg_plugin.errors import ConfigError
 from amg_plugin.session import assemble, check_fits, prepare, restore_model, run_arguments
 
 HELP = "prune a checkpoint by the schedule, fine-tune with distillation"
@@ -59,6 +60,7 @@ def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     # Everything is fine-tuned from the first epoch on; a frozen start belongs to dense training.
     arguments = {**run_arguments(cfg, epochs), "fixbase_epoch": 0}
     check_fits(checkpoint, cfg)
+    _check_reducer(cfg, checkpoint)
     pruning = AMGPruningHook.from_config(cfg)
     pruning.check(checkpoint.build())  # what is not feasible should fail before the data is looked at
     teaching = [DistillationHook.from_config(cfg)] if cfg.amg.distill.enabled else []
@@ -77,3 +79,13 @@ def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         scores["finetuned"] = engine.results
     sections = {name: report.section(scores[name], shapes[name]) for name in report.SECTIONS if name in scores}
     return {**sections, "best": best.best, "history": engine.history}
+
+
+def _check_reducer(cfg: Any, checkpoint: Checkpoint) -> None:
+    held = checkpoint.spec.reducer.method if checkpoint.spec.reducer else "amg"
+    for where, name in (("", cfg.amg.reducer), (" in the checkpoint", held)):
+        if name != "amg":
+            raise ConfigError(
+                f"amg.reducer is '{name}'{where}, but amg.schedule prunes only with amg.reducer amg; 'amg-reid test' "
+                "and 'amg-reid train --weights' work with the others."
+            )

@@ -16,7 +16,7 @@ from amg_plugin.commands.common import (
     logged,
     required_weights,
 )
-from amg_plugin.session import assemble, check_fits, prepare, restore_model
+from amg_plugin.session import assemble, check_fits, check_reducer, prepare, restore_model
 
 HELP = "evaluate a checkpoint on the targets"
 DESCRIPTION = """Evaluate a checkpoint, pruned or not, with torchreid's evaluator on every target.
@@ -49,6 +49,7 @@ def test(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     from amg_plugin.data.manager import build_datamanager
 
     check_fits(checkpoint, cfg)
+    check_reducer(checkpoint, cfg)
     datamanager = build_datamanager(evaluation_config(cfg))
     model = restore_model(checkpoint, cfg)
     shape = report.structure(model, cfg.data.height, cfg.data.width)
@@ -63,7 +64,7 @@ def test(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         ranks=list(cfg.test.ranks),
         rerank=cfg.test.rerank,
     )
-    return {section_name(checkpoint): report.section(engine.results, shape)}
+    return {"reduced" if model.spec.reducer else section_name(checkpoint): report.section(engine.results, shape)}
 
 
 def evaluation_config(cfg: Any) -> Any:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from amg_plugin import report
-from amg_plugin.checkpoint import Checkpoint, read_checkpoint
+from amg_plugin.checkpoint import Checkpoint, read_checkpoint, unwrap
 from amg_plugin.commands.common import (
     add_config_arguments,
     add_weights_argument,
@@ -23,6 +23,7 @@ from amg_plugin.session import (
     build_model,
     check_buildable,
     check_fits,
+    check_reducer,
     prepare,
     restore_model,
     run_arguments,
@@ -69,6 +70,7 @@ def train(cfg: Any, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
         check_buildable(cfg)
     else:
         check_fits(checkpoint, cfg)
+        check_reducer(checkpoint, cfg)
     datamanager = build_datamanager(cfg)
     classes = datamanager.num_train_pids
     if checkpoint is None:
@@ -81,5 +83,5 @@ def train(cfg: Any, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     engine = assemble(cfg, datamanager, model, [*freezing, ProgressHook(), best], cfg.train.max_epoch)
     engine.run(**arguments)
     # Going on from a pruned checkpoint is fine-tuning; its figures must not pass for those of a dense model.
-    name = "dense" if current_plan(model).is_dense else "finetuned"
+    name = "reduced" if unwrap(model).spec.reducer else "dense" if current_plan(model).is_dense else "finetuned"
     return {name: report.section(engine.results, shape), "best": best.best, "history": engine.history}

@@ -157,9 +157,9 @@ def check_plain(model: nn.Module) -> None:
             f"patch embedding {type(model.patch_embed).__name__} is not plain; allowed: PatchEmbed."
         )
     for index, block in enumerate(model.blocks):
-        if type(block) not in (Block, PrunableBlock):
+        if type(block) is not Block and not isinstance(block, PrunableBlock):
             raise UnsupportedModelError(f"block {index} is a {type(block).__name__}; allowed: {allowed}.")
-        if type(block.attn) not in (Attention, PrunableAttention):
+        if type(block.attn) is not Attention and not isinstance(block.attn, PrunableAttention):
             raise UnsupportedModelError(
                 f"the attention of block {index} is a {type(block.attn).__name__}; allowed: {allowed}."
             )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from amg_plugin.active import active_amg_config
-from amg_plugin.errors import InputError
+from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.modeling.jigsaw import JigsawSpec
 from amg_plugin.modeling.networks import build_network
+from amg_plugin.modeling.reducers import METHODS as REDUCERS
+from amg_plugin.modeling.reducers.solve import with_reducer
 from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
 from amg_plugin.modeling.side_information import SideInformationSpec
 from amg_plugin.modeling.weights import load_backbone_weights
@@ -63,6 +65,29 @@ def spec_from_config(amg: Any, *, num_classes: int, loss: str, default_arch: str
     )
 
 
+def fit_reducer(spec: ModelSpec, amg: Any) -> ModelSpec:
+    """Give a network the reducer that the configuration asks for.
+
+    Args:
+        spec: The network, of a configuration or of a checkpoint.
+        amg: The node; ``amg.reducer`` and ``amg.target_macs_saving`` count.
+
+    Raises:
+        CheckpointError: If the network has another reducer.
+        ConfigError: If the target cannot be met.
+    """
+    wanted = amg.reducer if amg.reducer in REDUCERS else None
+    if spec.reducer is None:
+        return spec if wanted is None else with_reducer(spec, wanted, amg.target_macs_saving)
+    if (spec.reducer.method, spec.reducer.saving) != (wanted, amg.target_macs_saving):
+        raise CheckpointError(
+            f"The checkpoint's network has amg.reducer '{spec.reducer.method}' with amg.target_macs_saving "
+            f"{spec.reducer.saving:g}, the configuration says '{amg.reducer}' with {amg.target_macs_saving:g}; use the "
+            "checkpoint's values."
+        )
+    return spec
+
+
 def _build(name: str, num_classes: int, loss: str, pretrained: bool) -> ReIDModel:
     amg = active_amg_config()
     spec = spec_from_config(amg, num_classes=num_classes, loss=loss, default_arch=ARCHITECTURES[name])
@@ -71,6 +96,7 @@ def _build(name: str, num_classes: int, loss: str, pretrained: bool) -> ReIDMode
             "timm has no pretrained weights for a changed architecture (amg.override); "
             "set model.pretrained to False or give amg.weights."
         )
+    spec = fit_reducer(spec, amg)
     model = build_network(spec, pretrained=pretrained and not amg.weights)
     if amg.weights:
         load_backbone_weights(model.backbone, amg.weights)

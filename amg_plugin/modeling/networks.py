@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from amg_plugin.modeling.la_transformer import LATransformer
+from amg_plugin.modeling.reducers.network import ReducedReIDModel
 from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
 from amg_plugin.modeling.transreid import TransReID
 
@@ -18,6 +19,8 @@ def build_network(spec: ModelSpec, pretrained: bool = False) -> ReIDModel:
         ConfigError: If the description is impossible.
         InputError: If the weights cannot be had.
     """
+    if spec.reducer:
+        return ReducedReIDModel(spec, pretrained)
     if spec.head == "parts":
         return LATransformer(spec, pretrained)
     if spec.side_information or spec.jigsaw:

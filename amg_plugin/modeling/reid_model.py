@@ -12,6 +12,7 @@ from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.modeling.backbone import build_backbone, pooled_features
 from amg_plugin.modeling.head import FrozenBiasBatchNorm1d, build_classifier
 from amg_plugin.modeling.jigsaw import JigsawSpec
+from amg_plugin.modeling.reducers.spec import ReducerSpec
 from amg_plugin.modeling.side_information import SideInformationSpec
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ModelSpec:
         part_dropout: Dropout rate of its classifiers.
         side_information: TransReID's camera and view embedding, or None.
         jigsaw: TransReID's jigsaw patch module, or None.
+        reducer: Token merging or dropping to compare AMG with, or None.
     """
 
     arch: str
@@ -61,12 +63,17 @@ class ModelSpec:
     part_dropout: float = 0.5
     side_information: SideInformationSpec | None = None
     jigsaw: JigsawSpec | None = None
+    reducer: ReducerSpec | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
         if not isinstance(self.stride, int):
             object.__setattr__(self, "stride", tuple(int(step) for step in self.stride))
-        for name, kind in (("side_information", SideInformationSpec), ("jigsaw", JigsawSpec)):
+        for name, kind in (
+            ("side_information", SideInformationSpec),
+            ("jigsaw", JigsawSpec),
+            ("reducer", ReducerSpec),
+        ):
             if isinstance(value := getattr(self, name), dict):
                 object.__setattr__(self, name, kind(**value))
         if self.loss not in LOSSES:
@@ -77,6 +84,11 @@ class ModelSpec:
             raise ConfigError(f"amg.head '{self.head}' is unknown; allowed: {', '.join(HEADS)}.")
         if self.head == "parts" and (self.side_information or self.jigsaw):
             raise ConfigError("amg.head 'parts' cannot be joined with side information (amg.sie) or amg.jpm.")
+        if self.reducer and (self.head == "parts" or self.side_information or self.jigsaw):
+            raise ConfigError(
+                f"amg.reducer '{self.reducer.method}' works on a plain ViT only: parts, the jigsaw module and side "
+                "information need every token in its place."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""

@@ -1,0 +1,77 @@
+"""Token merging, from "Token Merging: Your ViT But Faster" (arXiv 2210.03461): functions on tensors.
+
+Tokens are dealt alternately into two halves; each token of the first proposes the most similar one of the second; the
+most similar pairs are merged into averages that are weighted by how many patches each token stands for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which tokens merge, per image; positions count all tokens.
+
+    Attributes:
+        stay: Tokens of the first half that stay as they are, ``[B, first - merges]``, ascending.
+        source: Tokens of the first half that are merged away, ``[B, merges]``.
+        target: For each of them, the index within the second half that takes it in, ``[B, merges]``.
+        second: Positions of the second half, ``[second]``.
+        prefix: Leading tokens that take no part.
+    """
+
+    stay: Tensor
+    source: Tensor
+    target: Tensor
+    second: Tensor
+    prefix: int
+
+
+def match(keys: Tensor, merges: int, prefix: int) -> Matching:
+    """Bipartite soft matching by cosine similarity (section 3 of the paper).
+
+    Args:
+        keys: What tokens are compared by, ``[B, N, C]``; the paper takes the attention's keys, averaged over heads.
+        merges: Pairs to merge, at most half of the tokens behind the prefix.
+        prefix: Leading tokens that are protected, as the class token.
+    """
+    first = torch.arange(prefix, keys.shape[1], 2, device=keys.device)
+    second = torch.arange(prefix + 1, keys.shape[1], 2, device=keys.device)
+    unit = F.normalize(keys.detach(), dim=-1)
+    similarity = unit[:, first] @ unit[:, second].transpose(1, 2)
+    best, partner = similarity.max(dim=2)
+    order = best.argsort(dim=1, descending=True, stable=True)
+    merged, stay = order[:, :merges], order[:, merges:].sort(dim=1).values
+    return Matching(first[stay], first[merged], partner.gather(1, merged), second, prefix)
+
+
+def merge(tokens: Tensor, sizes: Tensor, matching: Matching) -> tuple[Tensor, Tensor]:
+    """Average matched tokens, weighted by their sizes.
+
+    Args:
+        tokens: ``[B, N, D]``.
+        sizes: Patches that each token stands for, ``[B, N]``.
+        matching: Which tokens merge.
+
+    Returns:
+        Tokens ``[B, N - merges, D]`` (prefix, what stays of the first half, second half) and their sizes.
+    """
+    weighted = torch.cat((tokens * sizes.unsqueeze(-1), sizes.unsqueeze(-1)), dim=-1)
+    width = weighted.shape[-1]
+    source = weighted.gather(1, matching.source.unsqueeze(-1).expand(-1, -1, width))
+    stay = weighted.gather(1, matching.stay.unsqueeze(-1).expand(-1, -1, width))
+    second = weighted.index_select(1, matching.second)
+    second = second.scatter_add(1, matching.target.unsqueeze(-1).expand(-1, -1, width), source)
+    weighted = torch.cat((weighted[:, : matching.prefix], stay, second), dim=1)
+    sizes = weighted[..., -1]
+    return weighted[..., :-1] / sizes.unsqueeze(-1), sizes
+
+
+def proportional_bias(sizes: Tensor) -> Tensor:
+    """What is added to attention logits so that a token counts as often as it has patches, ``[B, 1, 1, N]``."""
+    return sizes.log()[:, None, None]
