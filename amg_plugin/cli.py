@@ -19,6 +19,7 @@ COMMANDS = {
     "import": "amg_plugin.commands.import_model",
     "occlude": "amg_plugin.commands.occlude",
     "zoo": "amg_plugin.commands.zoo",
+    "build-occluded-duke": "amg_plugin.commands.build_occluded_duke",
     "tables": "amg_plugin.commands.tables",
     "check": "amg_plugin.commands.check",
     "demo": "amg_plugin.commands.demo",

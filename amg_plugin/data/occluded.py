@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from amg_plugin import compat
 from amg_plugin.data.folders import FolderLayout, first_of, list_images, name_of
+from amg_plugin.data.occluded_duke import DATASET_DIR, OFFICIAL
 from amg_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -192,14 +193,14 @@ class OccludedDuke(LocalDataset):
     ``amg-reid build-occluded-duke`` makes it from a user's own DukeMTMC-reID.
     """
 
-    dataset_dir = "occluded_duke"
+    dataset_dir = DATASET_DIR
     layout = FolderLayout(
         "occluded_duke",
         ("occluded_duke", "Occluded_Duke", "Occluded-DukeMTMC"),
         _MARKET_PARTS,
         "`amg-reid build-occluded-duke` builds it from DukeMTMC-reID, see docs/datasets.md",
     )
-    official: ClassVar = {"train": (15_618, 702), "query": (2_210, 519), "gallery": (17_661, 1_110)}
+    official: ClassVar = OFFICIAL
 
 
 class OccludedMarket1501(LocalDataset):
