@@ -47,6 +47,22 @@ TOKENS = {"target": "tokens", "rate": 0.25, "iterations": 1, "epochs": 0}
         ("amg.neck_feat", "beside", "'before', 'after'"),
         ("amg.precision", "fp16", "'fp32', 'bf16'"),
         ("amg.warmup_epochs", -1, "at least 0"),
+        ("amg.head", "neck", "'bnneck', 'parts'"),
+        ("amg.parts.number", 0, "at least 1"),
+        ("amg.parts.hidden", 0, "at least 1"),
+        ("amg.parts.dropout", 1.0, "less than 1"),
+        ("amg.sie.cameras", -2, "-1 .*or at least 0"),
+        ("amg.sie.views", -1, "at least 0"),
+        ("amg.sie.coefficient", 0.0, "greater than 0"),
+        ("amg.sie.unseen", "zero", "'none', 'mean'"),
+        ("amg.jpm.parts", 0, "at least 1"),
+        ("amg.jpm.shift", 0, "at least 1"),
+        ("amg.jpm.groups", 0, "at least 1"),
+        ("amg.override.attention_scale", -1.0, "at least 0"),
+        ("amg.warmup_start", 0.0, "greater than 0 and at most 1"),
+        ("amg.min_lr_factor", 1.0, "less than 1"),
+        ("amg.bias_lr_factor", 0.0, "greater than 0"),
+        ("amg.unfreeze.every", -1, "at least 0"),
         ("amg.token_variant", "query", "'block', 'kv'"),
         ("amg.head_scorer", "entropy", "'amg', 'random', 'magnitude'"),
         ("amg.token_scorer", "entropy", "'amg', 'random', 'cls_attention'"),
@@ -83,6 +99,15 @@ def test_impossible_value_names_key_and_what_is_allowed(key, value, allowed):
             ["amg.override.embed_dim", "amg.override.num_heads"],
         ),
         (["amg.stride", "9", "amg.override.patch_size", "8"], ["amg.stride", "amg.override.patch_size"]),
+        (["amg.head", "parts", "amg.sie.enabled", "True"], ["amg.sie.enabled", "amg.head"]),
+        (["amg.head", "parts", "amg.jpm.enabled", "True"], ["amg.jpm.enabled", "amg.head"]),
+        (["amg.head", "parts", "amg.neck_feat", "before"], ["amg.neck_feat", "amg.head"]),
+        (["amg.sie.enabled", "True", "amg.sie.cameras", "0"], ["amg.sie.cameras", "amg.sie.views"]),
+        (["amg.min_lr_factor", "0.1"], ["amg.min_lr_factor", "cosine"]),
+        (
+            ["amg.unfreeze.every", "2", "train.fixbase_epoch", "2"],
+            ["amg.unfreeze.every", "train.fixbase_epoch"],
+        ),
         (
             ["sampler.train_sampler", "RandomIdentitySampler", "train.batch_size", "3"],
             ["train.batch_size", "sampler.num_instances"],
@@ -117,6 +142,35 @@ def test_layers_of_a_network_of_the_plugin_must_exist(key, model, layers, accept
     else:
         with pytest.raises(ConfigError, match=f"'{key}' is .*neck.*'backbone', 'bottleneck', 'classifier'"):
             load_config(None, words)
+
+
+SIE, JPM, LA = ["amg.sie.enabled", "True"], ["amg.jpm.enabled", "True"], ["amg.head", "parts"]
+
+
+@pytest.mark.parametrize(
+    ("network", "layers", "accepted"),
+    [
+        (SIE, "[classifier, side_information]", True),
+        (SIE, "[jigsaw]", False),
+        (JPM, "[classifier, local_classifiers, jigsaw, local_bottlenecks]", True),
+        (JPM, "[classifiers]", False),
+        (LA, "[classifiers]", True),
+        (LA, "[classifier]", False),
+    ],
+)
+def test_layers_that_are_trained_first_are_those_of_the_published_network(network, layers, accepted):
+    words = ["model.name", "vit_amg", *network, "train.open_layers", layers, "train.fixbase_epoch", "1"]
+    if accepted:
+        load_config(None, words)
+    else:
+        with pytest.raises(
+            ConfigError, match=r"'train\.open_layers' is .*as amg\.head, amg\.sie and amg\.jpm describe"
+        ):
+            load_config(None, words)
+
+
+def test_the_default_layers_do_not_bother_a_network_that_has_no_such_layer():
+    assert load_config(None, ["model.name", "vit_amg", *LA]).train.open_layers == ["classifier"]
 
 
 @pytest.mark.parametrize(("batch", "accepted"), [(4, False), (7, False), (8, True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
@@ -60,7 +61,25 @@ def test_unseen_cameras_are_warned_about_once(caplog):
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("options", [{}, {"cameras": -1, "views": 2}, {"cameras": 3, "unseen": "guess"}])
+def test_copies_share_the_one_warning(caplog):
+    side = module_of(cameras=3)
+    other = module_of(cameras=3)
+    other.warn_with(side)
+    with caplog.at_level(logging.WARNING):
+        for module in (side, copy.deepcopy(side), other):
+            module(torch.tensor([7]))
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cameras": -1, "views": 2},
+        {"cameras": 3, "unseen": "guess"},
+        {"cameras": 3, "camera_table": {"market1501": [0, 1]}},
+    ],
+)
 def test_impossible_descriptions_are_refused(options):
     with pytest.raises(ConfigError):
         SideInformationSpec(**options)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from amg_plugin import complexity
 from amg_plugin.checkpoint import load_model, save_checkpoint
-from amg_plugin.errors import ConfigError, InputError
+from amg_plugin.errors import ConfigError, InputError, PlanError
 from amg_plugin.modeling.backbone import build_backbone
 from amg_plugin.modeling.networks import build_network
 from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
@@ -182,3 +182,16 @@ def test_strides_may_differ_in_both_directions():
     vit = build_backbone("vit_tiny_patch16_224", image_size=(64, 32), overrides=TINY, stride=(12, 8))
     assert vit.patch_embed.grid_size == (5, 3)
     assert vit(torch.zeros(1, 3, 64, 32)).shape == (1, 16)
+
+
+def test_a_plan_that_prunes_the_block_of_the_jigsaw_module_is_refused():
+    model = build_network(spec_of(jigsaw={"parts": 2}))
+    plan = current_plan(model)
+    last = plan.depth - 1
+    for less in (
+        plan.narrow(heads=[[0] if block == last else range(count) for block, count in enumerate(plan.num_heads)]),
+        plan.narrow(tokens=[[0] if block == last else range(plan.num_patches) for block in range(plan.depth)]),
+    ):
+        with pytest.raises(PlanError, match=f"prunes block {last}, which is never pruned"):
+            apply_plan(model, less)
+    assert current_plan(model) == plan
