@@ -109,7 +109,6 @@ class PrunableBlock(Block):
         if not isinstance(module, cls):
             module.__class__ = cls
             module.register_buffer("kept_tokens", None, persistent=False)
-            module.register_buffer("dropped_tokens", None, persistent=False)
             module.register_buffer("restore_order", None, persistent=False)
         PrunableAttention.convert(module.attn)
         return module
@@ -128,9 +127,8 @@ class PrunableBlock(Block):
         if x.shape[1] != len(self.restore_order):
             raise ValueError(f"the block was pruned for {len(self.restore_order)} tokens, but got {x.shape[1]}")
         kept = super().forward(x.index_select(1, self.kept_tokens))
-        carried = x.index_select(1, self.dropped_tokens)
         # Gathers only: they export everywhere, scatters do not.
-        return torch.cat((kept, carried), dim=1).index_select(1, self.restore_order)
+        return torch.cat((kept, x), dim=1).index_select(1, self.restore_order)
 
     def keep_tokens(self, kept: list[int] | None, num_tokens: int, variant: str) -> None:
         """Set the tokens that take part, prefix tokens included, as ascending positions below ``num_tokens``.
@@ -143,15 +141,12 @@ class PrunableBlock(Block):
         device = self.norm1.weight.device if self.norm1.weight is not None else self.attn.qkv.weight.device
         index = None if kept is None else torch.tensor(kept, dtype=torch.int64, device=device)
         self.attn.kept_tokens = index if variant == "kv" else None
-        self.kept_tokens = self.dropped_tokens = self.restore_order = None
+        self.kept_tokens = self.restore_order = None
         if index is not None and variant == "block":
-            held = set(kept)
-            dropped = [position for position in range(num_tokens) if position not in held]
-            order = [0] * num_tokens
-            for place, position in enumerate([*kept, *dropped]):
-                order[position] = place
+            # Places in the kept tokens followed by the whole sequence that came in.
+            place = {position: number for number, position in enumerate(kept)}
+            order = [place.get(position, len(kept) + position) for position in range(num_tokens)]
             self.kept_tokens = index
-            self.dropped_tokens = torch.tensor(dropped, dtype=torch.int64, device=device)
             self.restore_order = torch.tensor(order, dtype=torch.int64, device=device)
 
 

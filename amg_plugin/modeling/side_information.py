@@ -98,7 +98,9 @@ class SideInformation(nn.Module):
             known = (labels >= 0) & (labels < count)
             row = labels if row is None else row * count + labels
             valid = known if valid is None else valid & known
-        if not self._warned.done and not valid.is_meta and not bool(valid.all()):
+        # A traced program can neither look at labels nor log.
+        silent = torch.compiler.is_compiling() or self._warned.done or valid.is_meta
+        if not silent and not bool(valid.all()):
             self.warn(f"{int((~valid).sum())} of {len(valid)} images come from cameras or views unseen in training")
         vectors = self.embedding[row.clamp(0, self.spec.rows - 1)]
         vectors = torch.where(valid[:, None], vectors, self._fallback())
@@ -106,7 +108,7 @@ class SideInformation(nn.Module):
 
     def warn(self, what: str) -> None:
         """Say once, for this module and its copies, what is unseen and what becomes of it."""
-        if not self._warned.done:
+        if not torch.compiler.is_compiling() and not self._warned.done:
             self._warned.done = True
             logger.warning(
                 "%s: for them side information %s (amg.sie.unseen)",
