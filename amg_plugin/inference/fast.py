@@ -215,6 +215,11 @@ class FastNetwork(nn.Module):
         return self.head(tokens if carried is None else torch.cat((tokens, carried)), batch)
 
 
+def has_fast_form(model: nn.Module) -> bool:
+    """Whether :func:`fast` takes the network. Token reducers choose tokens for each image; they have none."""
+    return type(model) in (ReIDModel, TransReID, LATransformer)
+
+
 def fast(model: nn.Module, pack: bool | None = None) -> FastNetwork:
     """The form of a network that is deployed: same features to 1e-5 of the largest, less work.
 
@@ -234,8 +239,8 @@ def fast(model: nn.Module, pack: bool | None = None) -> FastNetwork:
     """
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
-    if not isinstance(model, ReIDModel):
-        raise InputError(f"A {type(model).__name__} has no fast form; allowed are networks that amg_plugin builds.")
+    if not has_fast_form(model):
+        raise InputError(f"A {type(model).__name__} has no fast form; allowed are the networks that AMG prunes.")
     reference = next(model.parameters())
     possible = can_pack() and reference.device.type == "cpu" and reference.dtype == torch.float32
     if pack and not possible:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch import nn
 
 from amg_plugin import complexity
 from amg_plugin.errors import InputError
-from amg_plugin.inference import fast
+from amg_plugin.inference import fast, has_fast_form
 from amg_plugin.inference.layers import FastLinear, can_pack
+from amg_plugin.modeling.networks import build_network
+from amg_plugin.modeling.reducers.spec import ReducerSpec
 from amg_plugin.pruning import apply_plan, current_plan
 
 LIMIT = 1e-5
@@ -137,3 +140,11 @@ def test_wrapped_networks_are_taken_and_foreign_ones_refused():
     assert relative_error(fast(nn.DataParallel(model))(images), model(images)) < LIMIT
     with pytest.raises(InputError, match="Linear has no fast form"):
         fast(nn.Linear(1, 1))
+
+
+def test_token_reducers_which_choose_anew_for_each_image_have_no_fast_form():
+    spec = replace(build().spec, reducer=ReducerSpec("tome", (12, 10, 8, 6)))
+    model = build_network(spec)
+    assert not has_fast_form(model)
+    with pytest.raises(InputError, match="no fast form"):
+        fast(model)
