@@ -110,7 +110,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def comparison_table(result: Mapping[str, Any]) -> str:
-    """Before/after table of a result: one row per section that it has."""
+    """Before/after table of a result as text."""
+    return text_table(*comparison_rows(result))
+
+
+def comparison_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the before/after table: one row per section that a result has."""
     present = [name for name in SECTIONS if name in result]
     base = result[present[0]]
 
@@ -131,4 +136,4 @@ def comparison_table(result: Mapping[str, Any]) -> str:
         for name in present
         for data in [result[name]]
     ]
-    return text_table(["model", "Rank-1 %", "mAP %", "params", "MACs", "heads", "tokens"], rows)
+    return ["model", "Rank-1 %", "mAP %", "params", "MACs", "heads", "tokens"], rows

@@ -17,6 +17,7 @@ from amg_plugin import report
 from amg_plugin.checkpoint import BEST_CHECKPOINT, LAST_CHECKPOINT
 from amg_plugin.config import load_config, to_plain_dict
 from amg_plugin.errors import InputError
+from amg_plugin.report_targets import as_text, further_tables
 from amg_plugin.session import use_gpu
 
 
@@ -174,5 +175,6 @@ def finish(cfg: Any, command: str, sections: dict[str, Any], started: float) -> 
         "seconds": round(time.time() - started, 1),
     }
     path = report.write_result(cfg.data.save_dir, result)
-    print(f"\n{report.comparison_table(result)}\n\n{path}", file=sys.stdout)
+    tables = [report.comparison_table(result), *map(as_text, further_tables(result))]
+    print("\n" + "\n\n".join([*tables, str(path)]), file=sys.stdout)
     return result

@@ -16,55 +16,103 @@ from amg_plugin.commands.common import (
     logged,
     required_weights,
 )
+from amg_plugin.errors import InputError
+from amg_plugin.report_targets import ATTENTION, write_markdown
 from amg_plugin.session import assemble, check_fits, check_reducer, prepare, restore_model
 
 HELP = "evaluate a checkpoint on the targets"
 DESCRIPTION = """Evaluate a checkpoint, pruned or not, with torchreid's evaluator on every target.
 
-Without --config-file the checkpoint's own configuration counts, and result.json goes to the folder 'test' inside its
-data.save_dir; -t, --root and key value pairs change it.
+Several targets are set side by side: with '-t market1501 occluded_market1501' the table says what occlusion costs.
+Where a target has masks (amg-reid occlude makes them), another table says, block by block, what share of the class
+token's attention falls on covered patches; --dense adds the dense model that a pruned one was made from, for before and
+after.
 
-example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --root reid-data"""
+Without --config-file the checkpoint's own configuration counts, and result.json goes to the folder 'test' inside its
+data.save_dir, beside its tables in result.md; -t, --root and key value pairs change it.
+
+example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --root reid-data
+         amg-reid test --weights log/pruned/best.pth --dense log/dense/best.pth -t market1501 occluded_market1501"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_weights_argument(parser, "the checkpoint to evaluate")
+    parser.add_argument(
+        "--dense", metavar="CKPT", help="dense model to set beside a pruned one, in scores and in attention"
+    )
     add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; 0 on success."""
     checkpoint = read_checkpoint(required_weights(args))
+    dense = read_dense(args.dense, checkpoint) if args.dense else None
     cfg = config_from_arguments(args, use_schedule=False, base=checkpoint.config)
     prepare(cfg)
     started = time.time()
     with logged(cfg.data.save_dir, "test"):
-        finish(cfg, "test", test(cfg, checkpoint), started)
+        result = finish(cfg, "test", test(cfg, checkpoint, dense), started)
+        write_markdown(cfg.data.save_dir, result)
     return 0
 
 
-def test(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Evaluate ``checkpoint`` on the targets of ``cfg``; returns the result's section."""
-    from amg_plugin.data.manager import build_datamanager
+def read_dense(path: str, checkpoint: Checkpoint) -> Checkpoint:
+    """The dense model to set beside a pruned one.
 
-    check_fits(checkpoint, cfg)
-    check_reducer(checkpoint, cfg)
+    Raises:
+        InputError: If it is pruned, or the other one is not.
+    """
+    dense = read_checkpoint(path)
+    if checkpoint.plan.is_dense:
+        raise InputError(
+            "--dense is for comparison with a pruned model, but --weights holds a dense one; leave it out."
+        )
+    if not dense.plan.is_dense:
+        raise InputError(f"--dense must be a dense model, but '{path}' is pruned.")
+    return dense
+
+
+def test(cfg: Any, checkpoint: Checkpoint, dense: Checkpoint | None = None) -> dict[str, Any]:
+    """Evaluate ``checkpoint`` on the targets of ``cfg``, and ``dense`` before it; returns the result's sections."""
+    from amg_plugin.data.manager import build_datamanager
+    from amg_plugin.engine.covered_attention import covered_attention, covered_section, covered_targets
+
+    checkpoints = [dense, checkpoint] if dense else [checkpoint]
+    for each in checkpoints:
+        check_fits(each, cfg)
+        check_reducer(each, cfg)
     datamanager = build_datamanager(evaluation_config(cfg))
-    model = restore_model(checkpoint, cfg)
-    shape = report.structure(model, cfg.data.height, cfg.data.width)
-    engine = assemble(cfg, datamanager, model, [], 1)
+    *before, tested = (restore_model(each, cfg) for each in checkpoints)
+    models = {"dense": before[0]} if before else {}
+    models["reduced" if tested.spec.reducer else section_name(checkpoint)] = tested
+    covered = covered_targets(datamanager, tested)
+    sections: dict[str, Any] = {}
+    shares: dict[str, dict[str, Any]] = {target: {} for target in covered}
+    for name, model in models.items():
+        shape = report.structure(model, cfg.data.height, cfg.data.width)
+        engine = assemble(cfg, datamanager, model, [], 1)
+        evaluate(cfg, engine, visrank=cfg.test.visrank and model is tested)
+        sections[name] = report.section(engine.results, shape)
+        for target, masks in covered.items():
+            shares[target][name] = covered_attention(engine, target, masks)
+    if covered:
+        sections[ATTENTION] = {target: covered_section(masks, shares[target]) for target, masks in covered.items()}
+    return sections
+
+
+def evaluate(cfg: Any, engine: Any, *, visrank: bool) -> None:
+    """Run torchreid's ``test`` as the configuration says; the scores are in ``engine.results``."""
     engine.test(
         dist_metric=cfg.test.dist_metric,
         normalize_feature=cfg.test.normalize_feature,
-        visrank=cfg.test.visrank,
+        visrank=visrank,
         visrank_topk=cfg.test.visrank_topk,
         save_dir=cfg.data.save_dir,
         use_metric_cuhk03=cfg.cuhk03.use_metric_cuhk03,
         ranks=list(cfg.test.ranks),
         rerank=cfg.test.rerank,
     )
-    return {"reduced" if model.spec.reducer else section_name(checkpoint): report.section(engine.results, shape)}
 
 
 def evaluation_config(cfg: Any) -> Any:
