@@ -206,7 +206,8 @@ def _inspect_matches(found: Inspection, name: str, dataset: Any, bad: dict[str, 
     if not alone:
         return
     items = tuple(f"{item[0]} (identity {item[1]}, camera {item[2]})" for item in alone)
-    text = f"{len(alone)} of {len(query)} queries of {name} have no image of their identity under another camera"
+    counted = f"{len(alone)} of {len(query)} queries of {name}"
+    text = f"{counted} have no gallery image of their identity under another camera"
     if len(alone) == len(query):
         found.problems.append(Problem(name, f"{text}, so that nothing can be evaluated", items))
     elif skip:
@@ -227,7 +228,9 @@ def _open_dataset(found: Inspection, name: str, root: str | Path, mode: str, opt
     except ConfigError:
         raise
     except Exception as error:  # a stock class raises whatever its parser meets
-        found.problems.append(_why_not_opened(name, folder or root, error))
+        problem = _why_not_opened(name, folder or root, error)
+        if problem.text not in (known.text for known in found.problems):  # a missing root concerns all data sets
+            found.problems.append(problem)
     else:
         found.datasets[name] = dataset
 

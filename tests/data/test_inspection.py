@@ -82,6 +82,11 @@ def test_unknown_data_sets_are_refused_at_once(drawn_root):
         inspect(drawn_root, sources=["market1502"])
 
 
+def test_a_missing_root_is_one_problem_for_all_data_sets(tmp_path):
+    (problem,) = inspect(tmp_path / "nowhere", targets=[NAME, "market1501"]).problems
+    assert str(tmp_path / "nowhere") in problem.text
+
+
 @pytest.mark.parametrize("name", [NAME, "market1501"])
 def test_names_that_do_not_parse_are_all_listed(own_root, name):
     folder = own_root / NAME if name == NAME else as_market(own_root)
@@ -127,7 +132,7 @@ def test_queries_that_lose_their_matches_to_unreadable_files_are_found(own_root)
             path.write_bytes(b"")
     texts = [problem.text for problem in inspect(own_root).problems]
     assert len(texts) == 2
-    assert "no image of their identity" in texts[1]
+    assert "no gallery image of their identity" in texts[1]
 
 
 def test_a_target_without_any_match_cannot_be_evaluated(own_root):
