@@ -9,6 +9,7 @@ from typing import Any
 from amg_plugin import complexity
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.modeling.backbone import backbone_of
+from amg_plugin.modeling.reid_model import ModelSpec
 from amg_plugin.report import text_table
 
 HELP = "print a checkpoint's structure and cost per block"
@@ -58,6 +59,22 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def published_parts(spec: ModelSpec) -> list[str]:
+    """What the network has of TransReID and LA-Transformer, a line each."""
+    lines = []
+    if side := spec.side_information:
+        known = ", ".join(f"{name} {' '.join(map(str, numbers))}" for name, numbers in side.camera_table.items())
+        sizes = f"{side.cameras} cameras, {side.views} views" if side.views else f"{side.cameras} cameras"
+        lines.append(
+            f"side information: {sizes} ({known or 'data set not recorded'}), coefficient {side.coefficient:g}"
+        )
+    if spec.jigsaw:
+        lines.append(f"jigsaw patch module: {spec.jigsaw.parts} parts; the last block is never pruned")
+    if spec.head == "parts":
+        lines.append(f"part classifiers: {spec.parts}")
+    return lines
+
+
 def render(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
     """The description as text."""
     spec, plan = checkpoint.spec, checkpoint.plan
@@ -79,6 +96,7 @@ def render(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
         how = f"reducer {spec.reducer.method} (tokens that enter a block; which ones depends on the image)"
     summary = [
         f"{spec.arch}, {height}x{width}, stride {spec.stride or 'patch'}, {spec.num_classes} training identities",
+        *published_parts(spec),
         f"{how}; heads {heads}/{sum(plan.num_heads)}; tokens {tokens}/{plan.num_patches * plan.depth}",
         f"{content['macs']:,} MACs and {content['params']:,} parameters without the classifier",
         f"plan {plan.digest[:16]}",

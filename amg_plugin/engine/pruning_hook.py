@@ -48,8 +48,8 @@ class AMGPruningHook(Hook):
         """Check the schedule against a model before any work starts.
 
         Raises:
-            ConfigError: If nothing is scheduled, the floors forbid the rates, or the decay takes all weight from the
-                token scores of the last block.
+            ConfigError: If nothing is scheduled, no block is prunable, the floors forbid the rates, or the decay takes
+                all weight from the token scores of the last block.
         """
         if not self.schedule.cuts:
             raise ConfigError("amg.schedule is empty, so there is nothing to prune; list at least one stage.")
@@ -57,6 +57,10 @@ class AMGPruningHook(Hook):
         if plan.prunes_tokens:
             plan.with_variant(self.token_variant)
         blocks = prunable_blocks(model)
+        if not blocks:
+            raise ConfigError(
+                "No block can be pruned: the network has a single one, which the jigsaw patch module (amg.jpm) copies."
+            )
         self.schedule.check_feasible(plan, blocks, self.rules.min_heads, self.rules.min_tokens)
         weighted = self.rules.token_scorer == "amg" and self.schedule.shares["tokens"] > 0
         if weighted and self.rules.layer_decay * (len(blocks) - 1) >= 1:

@@ -51,6 +51,8 @@ def jigsaw_parts(num_patches: int, spec: JigsawSpec) -> list[list[int]]:
     length = num_patches // spec.parts
     if not length or num_patches < 2:
         raise ConfigError(f"amg.jpm.parts {spec.parts} is too much for {num_patches} patches.")
+    if spec.groups > num_patches:
+        raise ConfigError(f"amg.jpm.groups {spec.groups} is too much for {num_patches} patches.")
     order = [(position + spec.shift - 1) % num_patches for position in range(num_patches)]
     order += [order[-2]] * (-num_patches % spec.groups)
     pile = len(order) // spec.groups

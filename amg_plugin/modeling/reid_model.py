@@ -106,7 +106,7 @@ class ModelSpec:
         """
         try:
             return cls(**data)
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(f"The model description of the checkpoint cannot be read: {error}.") from error
 
     def with_classes(self, num_classes: int) -> ModelSpec:

@@ -111,11 +111,22 @@ def test_a_test_of_the_checkpoint_gives_the_figures_of_the_run(runs, amg_reid, t
     assert (ours["rank1"], ours["macs"], ours["params"]) == (theirs["rank1"], theirs["macs"], theirs["params"])
 
 
-def test_inspect_shows_every_block(runs, amg_reid):
-    _, folder = runs
+def test_inspect_shows_every_block_and_what_is_special(runs, amg_reid):
+    name, folder = runs
     outcome = amg_reid("inspect", folder / "prune" / "last.pth")
     assert outcome.status == 0
     assert f"{DEPTH - 1}  " in outcome.out
+    told = (
+        ["3 cameras (synthetic_reid 0 1 2)", "2 parts; the last block"] if name == "transreid" else ["classifiers: 4"]
+    )
+    assert all(words in outcome.out for words in told)
+
+
+def test_a_network_whose_only_block_is_the_jigsaw_modules_cannot_be_pruned(refused, amg_reid, tiny_root, tmp_path):
+    words = [*settings(tiny_root, tmp_path / "log"), "train.max_epoch", "1", "amg.override.depth", "1"]
+    assert amg_reid("train", *words, "amg.jpm.enabled", "True").status == 0
+    message = refused("prune", "--weights", tmp_path / "log" / "last.pth", "amg.schedule", SCHEDULE)
+    assert "No block can be pruned" in message
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_left_over_patches_are_dropped():
     assert parts == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
-@pytest.mark.parametrize(("patches", "spec"), [(3, JigsawSpec()), (1, JigsawSpec(parts=1))])
+@pytest.mark.parametrize(("patches", "spec"), [(3, JigsawSpec()), (1, JigsawSpec(parts=1)), (8, JigsawSpec(groups=9))])
 def test_too_few_patches_are_refused(patches, spec):
     with pytest.raises(ConfigError, match="too much"):
         jigsaw_parts(patches, spec)

@@ -117,7 +117,16 @@ def test_the_number_of_identities_can_be_changed():
     assert spec_of().with_classes(9) == ModelSpec("vit_tiny_patch16_224", (64, 32), 9, overrides=TINY)
 
 
-@pytest.mark.parametrize("change", [{"colour": "blue"}, {"arch": None}], ids=["unknown", "missing"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"colour": "blue"},
+        {"arch": None},
+        {"jigsaw": {"pieces": 4}},
+        {"side_information": {"cameras": 2, "camera_table": [0, 1]}},
+    ],
+    ids=["unknown", "missing", "unknown inside", "damaged inside"],
+)
 def test_a_description_that_cannot_be_read_is_refused(change):
     data = {**spec_of().to_dict(), **change}
     data = {name: value for name, value in data.items() if value is not None}
