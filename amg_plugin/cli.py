@@ -22,6 +22,7 @@ COMMANDS = {
     "build-occluded-duke": "amg_plugin.commands.build_occluded_duke",
     "tables": "amg_plugin.commands.tables",
     "check": "amg_plugin.commands.check",
+    "compare": "amg_plugin.commands.compare",
     "demo": "amg_plugin.commands.demo",
     "doctor": "amg_plugin.commands.doctor",
 }

@@ -13,10 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amg_plugin.published_accounting import published_accounting
 
-__all__ = ["CLASSIFIERS", "count", "count_parameters", "explicit_attention", "published_accounting"]
+__all__ = [
+    "CLASSIFIERS", "count", "count_parameters", "explicit_attention", "is_classifier", "published_accounting"
+]  # fmt: skip
 
 #: Modules that a re-ID system does not run when it extracts features.
-CLASSIFIERS = ("classifier", "head", "head_dist", "classifiers", "local_classifiers")
+CLASSIFIERS = (
+    "classifier", "head", "head_dist", "classifiers", "local_classifiers", "classifier_global", "classifier_local"
+)  # fmt: skip
 
 
 def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
@@ -46,13 +50,13 @@ def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
     by_module = {}
     for full_name, operations in counter.get_flop_counts().items():
         name = "" if "." not in full_name else full_name.split(".", 1)[1]
-        if full_name != "Global" and not _is_classifier(name):
+        if full_name != "Global" and not is_classifier(name):
             by_module[name] = sum(operations.values()) // 2
     total = counter.get_total_flops() // 2
     total -= sum(
         sum(operations.values()) // 2
         for full_name, operations in counter.get_flop_counts().items()
-        if "." in full_name and _is_classifier(full_name.split(".", 1)[1])
+        if "." in full_name and is_classifier(full_name.split(".", 1)[1])
     )
     by_module.pop("", None)
     return {"macs": total, "params": count_parameters(model), "macs_by_module": by_module}
@@ -60,10 +64,11 @@ def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
 
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters without the classifier."""
-    return sum(value.numel() for name, value in model.named_parameters() if not _is_classifier(name.rsplit(".", 1)[0]))
+    return sum(value.numel() for name, value in model.named_parameters() if not is_classifier(name.rsplit(".", 1)[0]))
 
 
-def _is_classifier(name: str) -> bool:
+def is_classifier(name: str) -> bool:
+    """Whether a module, by its full name, belongs to a classifier."""
     return re.fullmatch(rf"(backbone\.)?({'|'.join(CLASSIFIERS)})(\..+)?", name) is not None
 
 

@@ -29,7 +29,7 @@ from amg_plugin.published_rows import ROWS, Row
 logger = logging.getLogger(__name__)
 
 FORMATS = ("markdown", "csv", "json")
-#: Sections of a result: published figures are those of finished models.
+#: Sections of a result that can be a published model's, finished ones first; one with a reducer cannot.
 LATEST_FIRST = ("dense", "finetuned", "pruned", "start")
 
 
@@ -219,7 +219,8 @@ def _place(
 ) -> dict[str, Measurement]:
     """One measurement for each row that has any: the one asked for, or the first of the latest section that fits."""
     placed = dict(asked_for)
-    for measured in sorted(measurements, key=lambda one: LATEST_FIRST.index(one.section)):
+    able = [measured for measured in measurements if measured.section in LATEST_FIRST]
+    for measured in sorted(able, key=lambda one: LATEST_FIRST.index(one.section)):
         key = next((key for key, shape in shapes.items() if measured.is_of(shape)), None)
         if key and key not in placed and measured not in placed.values():
             placed[key] = measured

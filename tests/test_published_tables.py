@@ -132,6 +132,11 @@ class TestMeasuredResults:
         dense = build_table([self.run(tmp_path, **change)])[0]
         assert dense.measured_map is None
 
+    def test_of_a_token_reducer_are_not_taken_for_the_dense_network(self, tmp_path):
+        dense, _, reduced = build_table([self.write(tmp_path, reduced=self.section(DENSE, {"occluded_duke": 0.2}))])
+        assert dense.measured_map is None
+        assert reduced.model == "measured here: vit_amg_tiny, reduced"
+
     def test_a_second_one_of_the_same_row_follows(self, tmp_path):
         again = self.write(tmp_path, "again.json", dense=self.section(DENSE, {"occluded_duke": 0.9}))
         table = build_table([self.run(tmp_path), again])
