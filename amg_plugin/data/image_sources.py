@@ -172,7 +172,11 @@ def _find_members(path: Path, archive: zipfile.ZipFile) -> dict[str, dict[str, z
         if not parts or parts[0] == "__MACOSX":
             continue
         top.setdefault(parts[0] + ("/" if len(parts) > 1 or info.is_dir() else ""))
-        if info.is_dir() or len(parts) < 2 or parts[-2] not in SPLITS:
+        if info.is_dir():
+            if parts[-1] in SPLITS:
+                found.setdefault(parts[:-1], {}).setdefault(parts[-1], {})
+            continue
+        if len(parts) < 2 or parts[-2] not in SPLITS:
             continue
         members = found.setdefault(parts[:-2], {}).setdefault(parts[-2], {})
         if parts[-1] in members:

@@ -35,22 +35,22 @@ def pixel(name):
     return image_bytes(size=(1, 1), color=sum(name.encode()) % 256) + name.encode()
 
 
-def write_folder(folder, contents):
+def write_folder(folder, contents, content=pixel):
     for split, names in contents.items():
         (folder / split).mkdir(parents=True)
         for name in names:
-            (folder / split / name).write_bytes(pixel(name))
+            (folder / split / name).write_bytes(content(name))
     return folder
 
 
-def write_zip(path, contents, prefix="DukeMTMC-reID/", extra=()):
+def write_zip(path, contents, prefix="DukeMTMC-reID/", extra=(), content=pixel):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for split, names in contents.items():
             archive.writestr(f"{prefix}{split}/", b"")
             for name in names:
-                archive.writestr(f"{prefix}{split}/{name}", pixel(name))
-        for name, content in extra:
-            archive.writestr(name, content)
+                archive.writestr(f"{prefix}{split}/{name}", content(name))
+        for name, added in extra:
+            archive.writestr(name, added)
     return path
 
 
@@ -361,6 +361,12 @@ def test_an_archive_without_the_expected_folder_shows_what_it_holds(refused_unto
     assert "found at its top: Other/" in sentence
 
 
+def test_a_split_that_no_listed_image_lies_in_may_be_empty(amg_reid, tmp_path, root):
+    lists = write_lists(tmp_path / "lists", {**LISTS, "query": MOVED})
+    archive = write_zip(tmp_path / "duke.zip", {**DUKE, "query": []})
+    assert amg_reid(*words(archive, lists, root)).status == 0
+
+
 def test_an_archive_with_two_copies_is_refused(refused_untouched, tmp_path, lists, root):
     extra = [(f"copy/{split}/{name}", b"x") for split, names in DUKE.items() for name in names]
     archive = write_zip(tmp_path / "duke.zip", DUKE, extra=extra)
@@ -488,10 +494,11 @@ def test_the_official_lists_give_the_official_counts(amg_reid, caplog, tmp_path,
         "query": [name for name in names["query"] if name not in gallery],
         "bounding_box_test": names["gallery"],
     }
+    image = image_bytes(size=(1, 1))
     if kind == "folder":
-        source = write_folder(tmp_path / "duke", contents)
+        source = write_folder(tmp_path / "duke", contents, lambda name: image)
     else:
-        source = write_zip(tmp_path / "DukeMTMC-reID.zip", contents)
+        source = write_zip(tmp_path / "DukeMTMC-reID.zip", contents, content=lambda name: image)
     outcome = amg_reid(*words(source, OFFICIAL_LISTS, root))
     assert outcome.status == 0, outcome.err
     assert [line.split()[:3] for line in outcome.out.splitlines()[1:4]] == [
