@@ -18,12 +18,16 @@ Table = tuple[str, list[str], list[list[str]]]
 """Heading (one sentence, or empty), header and rows."""
 
 
-def targets_table(result: Mapping[str, Any]) -> Table | None:
+def targets_table(result: Mapping[str, Any], models: Sequence[str] = SECTIONS) -> Table | None:
     """Scores of every model on every target, one column per target; None if there is one target only.
 
     A target ``occluded_X`` beside the target ``X`` gets a further column: how much is lost by occlusion.
+
+    Args:
+        result: Sections by the name of their model.
+        models: Names that are looked for, in this order.
     """
-    present = [name for name in SECTIONS if name in result]
+    present = [name for name in models if name in result]
     targets = list(result[present[0]]["targets"])
     if len(targets) < 2:
         return None
@@ -71,9 +75,9 @@ def attention_table(target: str, section: Mapping[str, Any]) -> Table:
     return heading, ["block", *(title for title, _ in columns)], rows
 
 
-def further_tables(result: Mapping[str, Any]) -> list[Table]:
-    """What a result has beside the table of its models."""
-    scores = targets_table(result)
+def further_tables(result: Mapping[str, Any], models: Sequence[str] = SECTIONS) -> list[Table]:
+    """What a result has beside the table of its models; arguments as :func:`targets_table`."""
+    scores = targets_table(result, models)
     attention = [attention_table(target, section) for target, section in result.get(ATTENTION, {}).items()]
     return [*([scores] if scores else []), *attention]
 

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from amg_plugin.data.masks import write_mask
 from amg_plugin.data.occluded_copy import CopySettings, write_occluded_copy
 from amg_plugin.data.target_masks import Grid, covered_by_masks
 
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "occlusion_results.py"
+checkout = pytest.mark.skipif(not TOOL.is_file(), reason="the tests do not run from a checkout")
 PAIR = ("-t", "market1501", "occluded_market1501")
 SETTINGS = CopySettings(gallery_share=0.5)
 
@@ -98,6 +103,14 @@ def test_targets_without_masks_report_scores_only(amg_reid, test_words, own_root
     assert "occluded_market1501 - market1501" in outcome.out
 
 
+def test_networks_that_choose_tokens_by_the_image_report_scores_only(amg_reid, trained, test_words, tmp_path):
+    words = ["--weights", trained.last, *test_words[3:], "amg.reducer", "evit", "amg.target_macs_saving", "0.21"]
+    outcome = amg_reid("test", *words)
+    assert outcome.status == 0, outcome.err
+    assert "covered_attention" not in result_of(tmp_path)
+    assert "attention on covered patches is not reported" in outcome.out
+
+
 def test_a_missing_mask_is_named_before_anything_is_evaluated(refused, test_words, own_root, tmp_path):
     mask = sorted((own_root / "occluded_market1501" / "masks" / "query").iterdir())[0]
     mask.unlink()
@@ -130,3 +143,82 @@ def test_a_dense_model_of_another_structure_is_refused(refused, pruned, test_wor
     save_checkpoint(tmp_path / "other.pth", other)
     sentence = refused(*test_words[:3], "--dense", tmp_path / "other.pth", *test_words[3:])
     assert "another structure" in sentence
+
+
+@pytest.fixture
+def page(amg_reid, trained, test_words, pair_root, tmp_path):
+    """Runs tools/occlusion_results.py on the evaluations of a dense and a pruned model and of a control."""
+    assert amg_reid(*test_words[:3], "--dense", trained.last, *test_words[3:]).status == 0
+    control = tmp_path / "control"
+    words = ("--weights", trained.last, *PAIR, "--root", pair_root, "data.save_dir", control)
+    assert amg_reid("test", *words).status == 0
+    arguments = {
+        "--pruned": tmp_path / "log" / "result.json",
+        "--control": control / "result.json",
+        "--manifest": pair_root / "occluded_market1501" / "occlusion.json",
+        "--title": "Drawn people",
+        "--output": tmp_path / "page",
+    }
+
+    def run(**changes):
+        words = {**arguments, **{f"--{name}": value for name, value in changes.items()}}
+        command = [sys.executable, "-W", "ignore", TOOL, *(word for pair in words.items() for word in pair)]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    return run
+
+
+@checkout
+def test_the_page_joins_dense_control_and_pruned(page, tmp_path):
+    outcome = page()
+    assert outcome.returncode == 0, outcome.stderr
+    joined = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
+    result = result_of(tmp_path)
+    assert (joined["dense"], joined["pruned"]) == (result["dense"], result["finetuned"])
+    models = joined["covered_attention"]["occluded_market1501"]["models"]
+    assert list(models) == ["dense", "control", "pruned"]
+    assert models["pruned"] == result["covered_attention"]["occluded_market1501"]["models"]["finetuned"]
+    assert "images" not in joined["occlusion"]
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert text.startswith("# Drawn people\n")
+    assert [line.split(" |")[0] for line in text.splitlines() if line.startswith(("| d", "| c", "| p"))] == [
+        "| dense",
+        "| control",
+        "| pruned",
+    ]
+    assert f"seed {SETTINGS.seed}; bounding_box_train: 0 of 24 images occluded" in text
+
+
+@checkout
+def test_the_page_shows_intervals_and_paired_differences(page, tmp_path):
+    entry = {
+        "queries": 8,
+        **dict.fromkeys(("rank1", "mAP"), 0.5),
+        **{f"{key}_interval": [0.4, 0.6] for key in ("rank1", "mAP")},
+        **{f"{key}_difference": -0.1 for key in ("rank1", "mAP")},
+        **{f"{key}_difference_interval": [-0.2, 0.05] for key in ("rank1", "mAP")},
+    }
+    intervals = tmp_path / "intervals.json"
+    intervals.write_text(json.dumps({"target": "x", "models": {"control": entry, "finetuned": entry}}))
+    assert page(intervals=intervals).returncode == 0
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "| control | 50.0 [40.0, 60.0] | 50.0 [40.0, 60.0] |  |  |" in text
+    assert "| pruned | 50.0 [40.0, 60.0] | 50.0 [40.0, 60.0] | -10.0 [-20.0, +5.0] | -10.0 [-20.0, +5.0] |" in text
+
+
+@checkout
+def test_the_page_refuses_results_that_do_not_belong_together(page, tmp_path):
+    control = json.loads((tmp_path / "control" / "result.json").read_text(encoding="utf-8"))
+    control["covered_attention"]["occluded_market1501"]["patches"] += 0.1
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(control))
+    for changes, message in (
+        ({"control": other}, "different masks"),
+        ({"pruned": tmp_path / "control" / "result.json"}, "lacks finetuned"),
+        ({"manifest": other}, "no manifest"),
+        ({"pruned": tmp_path / "nowhere"}, "cannot be read"),
+    ):
+        outcome = page(**changes)
+        assert outcome.returncode == 2
+        assert outcome.stderr.startswith("occlusion_results: error: ") and message in outcome.stderr
+        assert outcome.stderr.count("\n") == 1
