@@ -7,6 +7,7 @@ loader workers started by ``spawn`` (Windows, macOS) can unpickle them.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 
 from amg_plugin import compat
 from amg_plugin.data.folders import FolderLayout, first_of, list_images, name_of
+from amg_plugin.data.occluded_copy import MANIFEST
 from amg_plugin.data.occluded_duke import DATASET_DIR, OFFICIAL
 from amg_plugin.errors import DataError
 
@@ -218,6 +220,15 @@ class OccludedMarket1501(LocalDataset):
         "`amg-reid occlude` makes it from Market-1501, see docs/datasets.md",
     )
     naming = "PPPP_cCsS_FFFFFF_NN.jpg (identity, camera, sequence, frame, number)"
+
+    @functools.cached_property
+    def cameras_of(self) -> str:
+        """Name of the data set that this is a copy of, whose cameras it has; its own if none is recorded."""
+        manifest = Path(self.query[0][0]).parent.parent / MANIFEST
+        try:
+            return str(json.loads(manifest.read_text(encoding="utf-8"))["source"]["name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.layout.name
 
 
 class TwoCameraDataset(LocalDataset):

@@ -81,7 +81,7 @@ class SideLabels:
         side = _side(model)
         if side is None:
             return ()
-        cameras = target_rows(target, camids.tolist(), self._table(side)).to(device) if side.cameras else None
+        cameras = self._target_rows(side, target, camids.tolist()).to(device) if side.cameras else None
         return cameras, _views(side, batch, device)
 
     def announce_unseen(self, model: nn.Module, target: str) -> None:
@@ -95,11 +95,19 @@ class SideLabels:
         if side is None or not side.cameras:
             return
         numbers = sorted({item[2] for part in self.datamanager.test_dataset[target].values() for item in part})
-        rows = target_rows(target, numbers, self._table(side)).tolist()
+        rows = self._target_rows(side, target, numbers).tolist()
         unseen = [str(number) for number, row in zip(numbers, rows, strict=True) if row == UNSEEN]
         if unseen:
             which = "all cameras" if len(unseen) == len(numbers) else f"cameras {', '.join(unseen)} (counted from 0)"
             unwrap(model).side_information.warn(f"{which} of {target} are unseen in training")
+
+    def _target_rows(self, side: SideInformationSpec, target: str, numbers: Sequence[int]) -> Tensor:
+        table = self._table(side)
+        if target not in table:
+            # A copy of a training set holds the same photographs, so it says whose cameras it has.
+            dataset = self.datamanager.test_loader[target]["query"].dataset
+            target = getattr(dataset, "cameras_of", target)
+        return target_rows(target, numbers, table)
 
     def _table(self, side: SideInformationSpec) -> CameraTable:
         if side.camera_table or len(self.sources) != 1:

@@ -2,17 +2,20 @@
 
 import logging
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_run import HEIGHT, WIDTH
+from tiny_run import HEIGHT, SPEC, WIDTH
 
 from amg_plugin import compat
 from amg_plugin.active import using_amg_config
 from amg_plugin.checkpoint import load_model
 from amg_plugin.data.cameras import UNSEEN, TrainingCameras, target_rows
 from amg_plugin.data.manager import build_datamanager
+from amg_plugin.data.occluded_copy import write_occluded_copy
+from amg_plugin.data.synthetic import write_synthetic_reid
 from amg_plugin.engine import AMGPruningHook, DistillationHook, Hook
 from amg_plugin.engine.labels import SideLabels
 from amg_plugin.errors import ConfigError
@@ -130,7 +133,10 @@ def test_cameras_of_a_target_that_is_no_source_are_unseen_though_their_numbers_o
 
 def test_training_and_evaluation_give_a_camera_the_same_row(build, run, warnings):
     rows = Rows()
-    run(build([rows], data__sources=[DRAWN, OTHER], data__targets=[OTHER, DRAWN]), 2)
+    engine = build([rows], data__sources=[DRAWN, OTHER], data__targets=[OTHER, DRAWN])
+    before = engine.model.side_information.embedding.detach().clone()
+    run(engine, 2)
+    assert (engine.model.side_information.embedding != before).any(1).all()  # every camera has learned
     assert rows.train == own_rows(DRAWN, 0) | own_rows(OTHER, 3)
     assert rows.test == of_test_images(rows.train)
     assert warnings() == []
@@ -163,6 +169,8 @@ def test_scores_and_teacher_get_the_cameras_and_share_the_warning(build, run, wa
     pruning = AMGPruningHook(schedule, PruningRules(), "block")
     run(build([teaching, TeachersRows(teaching, seen), rows, pruning], data__targets=[DRAWN, OTHER]), 1)
     assert rows.train == own_rows(DRAWN, 0)
+    # Scoring runs in evaluation mode.
+    assert rows.test == of_test_images(own_rows(DRAWN, 0) | unseen_rows(OTHER))
     assert seen and all(row in (0, 1, 2) for batch in seen for row in batch)
     assert len(warnings()) == 1
 
@@ -186,6 +194,22 @@ def test_a_checkpoint_knows_its_cameras_and_gives_the_same_features(build, run, 
     images, _, camids = engine.parse_data_for_eval(next(iter(engine.test_loader[OTHER]["query"])))
     assert torch.equal(extract(images, camids), model(images, camids + 3))
     assert not torch.equal(extract(images, camids), model(images, camids))
+
+
+def test_a_copy_of_a_training_set_has_its_cameras(build, warnings, tmp_path):
+    root = tmp_path / "data"
+    write_synthetic_reid(root, replace(SPEC, width=64, height=128), seed=3)
+    write_occluded_copy(root / DRAWN, root / "occluded_market1501", source_name=DRAWN)
+    engine = build(data__root=str(root), data__targets=[DRAWN, "occluded_market1501"])
+    seen = []
+    engine.model.side_information.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
+    engine.set_model_mode("eval")
+    for target in (DRAWN, "occluded_market1501"):
+        batch = next(iter(engine.test_loader[target]["query"]))
+        images, _, camids = engine.parse_data_for_eval(batch)
+        engine.extractor(target)(images, camids)
+    assert seen[0] == seen[1] and UNSEEN not in seen[0]
+    assert warnings() == []
 
 
 # --- Networks that were not built with the data -----------------------------------------------------------------------
@@ -215,8 +239,9 @@ def test_more_cameras_than_rows_are_refused_before_training(make_engine, make_cf
 def test_an_unnamed_network_is_taken_for_the_one_source_of_the_configuration():
     side, device = SideInformationSpec(cameras=2), torch.device("cpu")
     model = SimpleNamespace(uses_cameras=True, spec=SimpleNamespace(side_information=side))
+    targets = SimpleNamespace(test_loader={OTHER: {"query": SimpleNamespace(dataset=object())}})
     for sources, expected in (([OTHER], [1, UNSEEN]), ([DRAWN], [UNSEEN] * 2), ([OTHER, DRAWN], [UNSEEN] * 2)):
-        rows, views = SideLabels(None, sources).of_target(model, OTHER, torch.tensor([1, 2]), {}, device)
+        rows, views = SideLabels(targets, sources).of_target(model, OTHER, torch.tensor([1, 2]), {}, device)
         assert rows.tolist() == expected and views is None
 
 
