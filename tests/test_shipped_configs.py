@@ -39,7 +39,7 @@ def test_leaf_opens_with_what_it_is_and_its_launch_line(name):
 
 @pytest.mark.parametrize("name", PRUNING)
 def test_pruning_leaf_is_launched_by_prune_with_weights(name):
-    launch = opening_comment(name)[-1]
+    (launch,) = [line for line in opening_comment(name) if line.startswith("# Launch: ")]
     assert " prune " in launch
     assert "--weights CKPT" in launch
 
@@ -49,7 +49,7 @@ def test_pruning_leaf_removes_a_quarter_of_both_and_then_fine_tunes(name):
     amg = load_config(name).amg
     for target in ("heads", "tokens"):
         assert sum(stage["rate"] for stage in amg.schedule if stage["target"] == target) == pytest.approx(0.25)
-    assert amg.token_variant == "block"
+    assert amg.token_variant == ("kv" if amg.head == "parts" else "block")
     assert amg.final_epochs > 0
 
 
@@ -57,7 +57,7 @@ def test_pruning_leaf_removes_a_quarter_of_both_and_then_fine_tunes(name):
 def test_pruning_leaf_describes_the_network_of_its_dense_leaf(name):
     dense, pruned = load_config(name.removesuffix("_head25_token25")), load_config(name)
     assert pruned.data.norm_mean == dense.data.norm_mean
-    for key in ("arch", "stride", "image_size", "override", "neck_feat"):
+    for key in ("arch", "stride", "image_size", "override", "neck_feat", "head", "sie", "jpm"):
         assert pruned.amg[key] == dense.amg[key]
 
 
