@@ -21,6 +21,7 @@ COMMANDS = {
     "zoo": "amg_plugin.commands.zoo",
     "build-occluded-duke": "amg_plugin.commands.build_occluded_duke",
     "tables": "amg_plugin.commands.tables",
+    "bench": "amg_plugin.commands.bench",
     "check": "amg_plugin.commands.check",
     "compare": "amg_plugin.commands.compare",
     "demo": "amg_plugin.commands.demo",

@@ -1,0 +1,263 @@
+"""Carry out a benchmark: one process per runtime and number of threads, networks in alternation inside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amg_plugin.bench import worker
+from amg_plugin.bench.subjects import Subject
+from amg_plugin.errors import InputError, MissingDependencyError, RunError
+from amg_plugin.inference import fast, has_fast_form
+from amg_plugin.version import __version__
+
+#: Form -> what it is.
+FORMS = {
+    "eager": "the plain network in PyTorch",
+    "fast": "amg_plugin.inference.fast in PyTorch (networks that have no fast form run as they are)",
+    "onnx": "the fast form as an ONNX file in ONNX Runtime",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        forms: Some of :data:`FORMS`.
+        threads: Numbers of CPU threads.
+        batches: Numbers of images.
+        rounds: Samples of each network.
+        warmup: Rounds before that do not count.
+        device: ``"cpu"`` or ``"cuda"``.
+        memory: Measure peak memory, each network in a process of its own.
+    """
+
+    forms: tuple[str, ...] = ("eager", "fast")
+    threads: tuple[int, ...] = (1,)
+    batches: tuple[int, ...] = (1,)
+    rounds: int = 20
+    warmup: int = 3
+    device: str = "cpu"
+    memory: bool = True
+
+    def check(self) -> None:
+        """Check before any work.
+
+        Raises:
+            InputError: If a value is impossible here.
+            MissingDependencyError: If a runtime is missing.
+        """
+        for name, values in (("threads", self.threads), ("batch", self.batches)):
+            if not values or min(values) < 1:
+                raise InputError(f"--{name} {' '.join(map(str, values))} is impossible; allowed are numbers from 1.")
+        if self.rounds < 1 or self.warmup < 1:
+            raise InputError("--rounds and --warmup must be at least 1.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda is impossible: PyTorch sees no GPU here; use --device cpu.")
+        if "onnx" in self.forms:
+            for package in ("onnx", "onnxscript", "onnxruntime"):
+                if find_spec(package) is None:
+                    raise MissingDependencyError(
+                        f"--forms onnx needs '{package}', which is not installed: pip install 'amg-plugin[export]', "
+                        "or leave onnx out of --forms."
+                    )
+
+    @property
+    def total_rounds(self) -> int:
+        """Rounds of all processes, for a progress bar."""
+        return len(self.processes) * len(self.batches) * (self.rounds + self.warmup)
+
+    @property
+    def processes(self) -> list[tuple[str, int]]:
+        """Form and threads of each process; on a GPU threads make no difference."""
+        threads = self.threads if self.device == "cpu" else self.threads[:1]
+        return [(form, count) for form in self.forms for count in threads]
+
+
+def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str, int], None]) -> dict[str, Any]:
+    """Measure.
+
+    Args:
+        subjects: Networks; names are unique.
+        settings: How.
+        progress: Gets what is going on and the number of rounds that were finished.
+
+    Returns:
+        ``subjects`` (with counted cost), ``cases`` (form, threads, batch, and per network ``samples`` in seconds per
+        pass), ``environment``.
+
+    Raises:
+        RunError: If a process fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="amg-bench-") as folder:
+        described: list[dict[str, Any]] = []
+        files: dict[str, str] = {}
+        for number, subject in enumerate(subjects):
+            progress(f"counting {subject.name}", 0)
+            described.append({**subject.to_dict(), **subject.describe()})
+            if "onnx" in settings.forms:
+                progress(f"exporting {subject.name}", 0)
+                files[subject.name] = str(Path(folder) / f"{number}.onnx")
+                write_onnx(subject, files[subject.name])
+        cases, versions = [], {"amg_plugin": __version__, "python": platform.python_version()}
+        for form, threads in settings.processes:
+            label = f"{form}, {threads} thread{'s' * (threads > 1)}"
+            progress(label, 0)
+            task = {
+                "what": "time",
+                "form": form,
+                "threads": threads,
+                "batches": settings.batches,
+                "device": settings.device,
+                "rounds": settings.rounds,
+                "warmup": settings.warmup,
+                "subjects": [{"subject": subject.to_dict(), "file": files.get(subject.name)} for subject in subjects],
+            }
+            outcome = _in_process(task, lambda label=label: progress(label, 1))
+            versions.update(outcome["versions"])
+            peaks = _peaks(task, lambda label=label: progress(f"{label}, memory", 0)) if settings.memory else {}
+            for number, batch in enumerate(settings.batches):
+                case = {"form": form, "threads": threads, "batch": batch, "samples": outcome["found"][number]}
+                case["peak_memory"] = {name: values[number] for name, values in peaks.items()}
+                if form == "onnx":
+                    case["bytes"] = {name: Path(file).stat().st_size for name, file in files.items()}
+                cases.append(case)
+    return {"subjects": described, "cases": cases, "environment": environment(settings, versions)}
+
+
+def _peaks(task: dict[str, Any], started: Callable[[], None]) -> dict[str, list[int | None]]:
+    """Peak memory of each network in a process of its own, per batch."""
+    peaks = {}
+    for entry in task["subjects"]:
+        started()
+        alone = {**task, "what": "memory", "subjects": [entry]}
+        peaks[entry["subject"]["name"]] = _in_process(alone)["found"]
+    return peaks
+
+
+def _in_process(task: dict[str, Any], finished: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    threads = str(task["threads"])
+    variables = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    package = str(Path(__file__).resolve().parents[2])
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
+        subprocess.Popen(
+            [sys.executable, worker.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=variables,
+        ) as process,
+    ):
+        try:
+            process.stdin.write(json.dumps(task))
+            process.stdin.close()
+            result = None
+            for line in process.stdout:
+                message = _message(line)
+                if "progress" in message:
+                    finished()
+                result = message.get("result", result)
+        finally:
+            if sys.exc_info()[0] is not None:
+                process.kill()
+        if process.wait() != 0 or result is None:
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+            raise RunError(f"Measuring in form '{task['form']}' failed (status {process.returncode}): {last[:300]}")
+    return result
+
+
+def _message(line: str) -> dict[str, Any]:
+    """A line of the process; libraries print there as well."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_onnx(subject: Subject, path: str) -> None:
+    """Export a network for any number of images.
+
+    Raises:
+        RunError: If PyTorch's exporter fails.
+    """
+    import logging
+    import warnings
+
+    model = subject.build()
+    uses_cameras = getattr(model, "uses_cameras", False)
+    model = fast(model, pack=False) if has_fast_form(model) else model.requires_grad_(False)
+    inputs = (torch.zeros(2, 3, *subject.image_size), *([torch.zeros(2, dtype=torch.int64)] * uses_cameras))
+    wrapped, axis = _Positional(model).eval(), {0: torch.export.Dim("batch", min=1)}
+    loud = logging.getLogger("torch.onnx")
+    level = loud.level
+    try:
+        loud.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                wrapped, inputs, path, dynamo=True, dynamic_shapes=((axis,) * len(inputs),), verbose=False,
+                external_data=False,
+            )  # fmt: skip
+    except Exception as error:  # exporters raise whatever their inner parts raise
+        raise RunError(f"{subject.name} cannot be exported to ONNX ({type(error).__name__}).") from error
+    finally:
+        loud.setLevel(level)
+
+
+class _Positional(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.model(*inputs)
+
+
+def environment(settings: Settings, versions: dict[str, str]) -> dict[str, Any]:
+    """Where the figures come from."""
+    cuda = settings.device == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else processor_name(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "rounds": settings.rounds,
+        "warmup": settings.warmup,
+        "versions": versions,
+    }
+
+
+def processor_name() -> str:
+    """Model name of the CPU, as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("model name", "Model")):
+                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
+    return f"{platform.processor() or 'cpu'} ({platform.machine()})"
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high

@@ -1,0 +1,161 @@
+"""What is measured: networks as plain data, so that a process of its own can build them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from amg_plugin import compat, complexity
+from amg_plugin.checkpoint import read_checkpoint
+from amg_plugin.errors import InputError
+from amg_plugin.inference import fast, has_fast_form
+from amg_plugin.modeling.factory import ARCHITECTURES
+from amg_plugin.modeling.networks import build_network
+from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
+from amg_plugin.pruning.example import example_plan
+
+#: torchreid's light networks that AMG is compared with.
+BACKBONES = ("osnet_x1_0", "osnet_x0_25", "mobilenetv2_x1_0", "resnet50")
+_IDENTITIES = 751
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to measure.
+
+    Attributes:
+        name: What tables call it.
+        kind: ``"checkpoint"`` (weights from a file), ``"structure"`` (random weights), ``"backbone"`` (of torchreid,
+            random weights).
+        image_size: (height, width) in pixels.
+        baseline: Name of the dense network that savings are relative to; empty if there is none.
+        path: File of a checkpoint.
+        spec: Description of a structure's dense network.
+        plan: What is pruned from it; empty for nothing.
+    """
+
+    name: str
+    kind: str
+    image_size: tuple[int, int]
+    baseline: str = ""
+    path: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Subject:
+        """Inverse of :meth:`to_dict`."""
+        return cls(**{**data, "image_size": tuple(data["image_size"])})
+
+    def build(self) -> nn.Module:
+        """The network in eval mode, on the CPU."""
+        if self.kind == "checkpoint":
+            return read_checkpoint(self.path).build()
+        if self.kind == "backbone":
+            return _backbone(self.name).eval()
+        model = build_network(ModelSpec.from_dict(self.spec)).eval()
+        return apply_plan(model, PruningPlan.from_dict(self.plan)) if self.plan else model
+
+    def describe(self) -> dict[str, Any]:
+        """Counted cost.
+
+        Returns:
+            ``macs`` and ``params`` as everywhere else, ``macs_fast`` of the fast form, ``bytes`` of the weights; all
+            without classifier.
+        """
+        model = self.build()
+        counted = complexity.count(model, *self.image_size)
+        counted_fast = complexity.count(fast(model, pack=False), *self.image_size) if has_fast_form(model) else counted
+        return {
+            "macs": counted["macs"],
+            "macs_fast": counted_fast["macs"],
+            "params": counted["params"],
+            "bytes": 4 * counted["params"],
+        }
+
+
+def _backbone(name: str) -> nn.Module:
+    return compat.torchreid().models.build_model(name, num_classes=_IDENTITIES, loss="softmax", pretrained=False)
+
+
+def from_backbone(name: str, image_size: tuple[int, int]) -> Subject:
+    """A network of torchreid by its name.
+
+    Raises:
+        InputError: If torchreid has no such network.
+    """
+    if name not in compat.model_factory() or name in ARCHITECTURES:
+        raise InputError(f"--backbones '{name}' is no network of torchreid; for example {', '.join(BACKBONES)}.")
+    return Subject(name=name, kind="backbone", image_size=image_size)
+
+
+def from_checkpoint(path: str) -> list[Subject]:
+    """The dense network of a checkpoint, with random weights, and the checkpoint itself.
+
+    Raises:
+        CheckpointError: If the file cannot be used.
+    """
+    checkpoint = read_checkpoint(path)
+    spec = checkpoint.spec
+    if checkpoint.plan.is_dense and spec.reducer is None:
+        return [Subject(path, "checkpoint", spec.image_size, path=path)]
+    plain = replace(spec, reducer=None)
+    dense = Subject(f"dense {_title(plain)}", "structure", spec.image_size, spec=plain.to_dict())
+    return [dense, Subject(path, "checkpoint", spec.image_size, baseline=dense.name, path=path)]
+
+
+def from_structure(
+    model: str, plans: list[str], image_size: tuple[int, int], stride: int = 0, variant: str = "block"
+) -> list[Subject]:
+    """A dense network with random weights, and what is left of it at given rates.
+
+    Args:
+        model: ``vit_amg``, ``vit_amg_small``, ``vit_amg_tiny``, or a name of timm's.
+        plans: Rates as words, for example ``head25-token25``.
+        image_size: (height, width) in pixels.
+        stride: Patch stride; 0 means the patch size.
+        variant: ``"block"`` or ``"kv"``.
+
+    Raises:
+        InputError: If a name or a rate is impossible.
+    """
+    spec = ModelSpec(ARCHITECTURES.get(model, model), image_size, _IDENTITIES, stride=stride)
+    network = build_network(spec)
+    full, grid = current_plan(network).with_variant(variant), network.backbone.patch_embed.grid_size
+    dense = Subject(f"dense {_title(spec)}", "structure", image_size, spec=spec.to_dict())
+    subjects = [dense]
+    for words in plans:
+        heads, tokens = parse_rates(words)
+        plan = example_plan(full, grid, heads, tokens)
+        name = f"{words}{'' if variant == 'block' else f' {variant}'} {_title(spec)}"
+        subjects.append(
+            Subject(name, "structure", image_size, baseline=dense.name, spec=spec.to_dict(), plan=plan.to_dict())
+        )
+    return subjects
+
+
+def parse_rates(words: str) -> tuple[float, float]:
+    """``head25-token25``, ``head40`` or ``token12.5`` as rates of heads and tokens.
+
+    Raises:
+        InputError: If the words are something else.
+    """
+    found = re.fullmatch(r"(?:head(\d+(?:\.\d+)?))?-?(?:token(\d+(?:\.\d+)?))?", words)
+    if not words or found is None or not any(found.groups()) or words.startswith("-") or words.endswith("-"):
+        raise InputError(f"--plan '{words}' is not understood; write, for example, head25-token25, head40 or token30.")
+    heads, tokens = (float(share or 0) / 100 for share in found.groups())
+    return heads, tokens
+
+
+def _title(spec: ModelSpec) -> str:
+    stride = "" if spec.stride == 0 else f" stride {spec.stride}"
+    kind = "" if not spec.jigsaw else " jigsaw"
+    return f"{spec.arch} {spec.image_size[0]}x{spec.image_size[1]}{stride}{kind}"

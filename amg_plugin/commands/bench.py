@@ -1,0 +1,118 @@
+"""``amg-reid bench``: is a pruned network really faster?"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from amg_plugin.errors import InputError
+
+HELP = "measure latency, throughput and memory: dense against pruned against exported"
+DESCRIPTION = """Measure what pruning saves in time. Networks run in turn (A B A B ...), so that a slow phase of the
+machine meets all of them; one process per runtime and number of threads. Printed are medians and quartiles of the
+latency, throughput, MACs, parameters, size and peak memory, and how much of the MACs saved is time saved; a warning
+says where pruning did not pay. No data is needed.
+
+Give checkpoints (each is measured against its dense network), or build structures with random weights:
+
+example: amg-reid bench log/vit_small_pruned/best.pth --threads 1 2 --batch 1 16
+         amg-reid bench --model vit_amg_small --plan head25-token25 head40 --forms eager fast onnx
+         amg-reid bench --model vit_amg_small --plan head25-token25 --backbones osnet_x1_0 resnet50 --output edge
+
+A plan without data spreads the rates as AMG does over trained networks: later blocks lose more, the middle of the image
+stays."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add = parser.add_argument
+    add("checkpoints", nargs="*", metavar="CKPT", help="checkpoints written by amg-reid")
+    add("--model", nargs="+", default=[], metavar="NAME", help="vit_amg, vit_amg_small, vit_amg_tiny or a ViT of timm")
+    add("--plan", nargs="+", default=[], metavar="RATES", help="what to prune of --model, for example head25-token25")
+    add("--variant", choices=("block", "kv"), default="block", help="what a token of --plan loses (default: block)")
+    add("--stride", type=int, default=0, metavar="N", help="patch stride of --model (default: the patch size)")
+    add("--height", type=int, default=256, metavar="N", help="image height of --model and --backbones (default: 256)")
+    add("--width", type=int, default=128, metavar="N", help="image width of --model and --backbones (default: 128)")
+    add("--backbones", nargs="+", default=[], metavar="NAME", help="torchreid's networks, for example osnet_x1_0")
+    add(
+        "--forms",
+        nargs="+",
+        choices=("eager", "fast", "onnx"),
+        default=["eager", "fast"],
+        help="plain network, amg_plugin.inference.fast, ONNX Runtime (default: eager fast)",
+    )
+    add("--threads", type=int, nargs="+", default=[1], metavar="N", help="CPU threads (default: 1)")
+    add("--batch", type=int, nargs="+", default=[1], metavar="N", help="images per pass (default: 1)")
+    add("--rounds", type=int, default=20, metavar="N", help="runs of each network that count (default: 20)")
+    add("--warmup", type=int, default=3, metavar="N", help="runs before that do not (default: 3)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is a GPU")
+    add("--no-memory", action="store_true", help="leave out peak memory, which takes a process per network")
+    add("--output", metavar="NAME", help="also write NAME.json (every sample) and NAME.md")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; 0 on success."""
+    import torch
+    from tqdm import tqdm
+
+    from amg_plugin.bench import table
+    from amg_plugin.bench.run import Settings
+    from amg_plugin.bench.run import run as measure
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    settings = Settings(
+        forms=tuple(dict.fromkeys(args.forms)),
+        threads=tuple(dict.fromkeys(args.threads)),
+        batches=tuple(dict.fromkeys(args.batch)),
+        rounds=args.rounds,
+        warmup=args.warmup,
+        device=device,
+        memory=not args.no_memory,
+    )
+    settings.check()
+    subjects = _subjects(args)
+    with tqdm(total=settings.total_rounds, disable=None, leave=False) as bar:
+
+        def progress(what: str, finished: int) -> None:
+            bar.set_description(what, refresh=not finished)
+            bar.update(finished)
+
+        result = measure(subjects, settings, progress)
+    result["command"] = shlex.join(["amg-reid", "bench", *_words(args)])
+    found = table.rows(result)
+    print(table.text(found))
+    if args.output:
+        for suffix, content in (("json", table.to_json(result, found)), ("md", table.markdown(result, found))):
+            path = Path(f"{args.output}.{suffix}")
+            table.write(path, content)
+            print(path)
+    return 0
+
+
+def _subjects(args: argparse.Namespace) -> list:
+    from amg_plugin.bench.subjects import from_backbone, from_checkpoint, from_structure
+
+    if args.plan and not args.model:
+        raise InputError("--plan needs --model, the network that it prunes.")
+    if not (args.checkpoints or args.model or args.backbones):
+        raise InputError("There is nothing to measure: give checkpoints, --model or --backbones.")
+    size = (args.height, args.width)
+    subjects = [subject for path in args.checkpoints for subject in from_checkpoint(path)]
+    for model in args.model:
+        subjects += from_structure(model, args.plan, size, args.stride, args.variant)
+    subjects += [from_backbone(name, size) for name in args.backbones]
+    return list({subject.name: subject for subject in subjects}.values())
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    """The command line without folders of this machine."""
+    words = [Path(path).name for path in args.checkpoints]
+    defaults = {"variant": "block", "stride": 0, "height": 256, "width": 128, "forms": ["eager", "fast"],
+                "threads": [1], "batch": [1], "rounds": 20, "warmup": 3, "device": "auto", "model": [], "plan": [],
+                "backbones": []}  # fmt: skip
+    for name, default in defaults.items():
+        value = getattr(args, name)
+        if value != default:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return [*words, *(["--no-memory"] if args.no_memory else []), *(["--output", args.output] if args.output else [])]

@@ -1,0 +1,220 @@
+"""The benchmark: what is built, how it alternates, what the rows say, the command."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import pytest
+
+from amg_plugin import compat
+from amg_plugin.bench import table, worker
+from amg_plugin.bench.run import Settings, _in_process, quartiles
+from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_structure, parse_rates
+from amg_plugin.checkpoint import save_checkpoint
+from amg_plugin.cli import main
+from amg_plugin.errors import InputError, RunError
+from amg_plugin.modeling.networks import build_network
+from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.pruning import apply_plan, current_plan
+
+SPEC = ModelSpec("vit_tiny_patch16_224", (64, 32), 5, overrides={"depth": 2, "embed_dim": 16, "num_heads": 2})
+needs_onnx = pytest.mark.skipif(
+    any(find_spec(package) is None for package in ("onnx", "onnxscript", "onnxruntime")), reason="no ONNX here"
+)
+needs_torchreid = pytest.mark.skipif(not compat.is_installed(), reason="torchreid is not installed")
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    model = build_network(SPEC)
+    plan = current_plan(model)
+    apply_plan(model, plan.narrow(heads=[[0], [0, 1]], tokens=[[0, 3], range(8)]))
+    path = tmp_path_factory.mktemp("pruned") / "best.pth"
+    save_checkpoint(path, model)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "rates"),
+    [("head25-token25", (0.25, 0.25)), ("head40", (0.4, 0)), ("token12.5", (0, 0.125)), ("head0-token5", (0, 0.05))],
+)
+def test_rates_are_read_from_words(words, rates):
+    assert parse_rates(words) == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("words", ["", "-", "25", "head", "token25-head25", "head25-", "-token5", "head25token"])
+def test_other_words_are_refused(words):
+    with pytest.raises(InputError, match="head25-token25"):
+        parse_rates(words)
+
+
+def test_a_structure_is_a_dense_network_and_what_is_left_of_it():
+    dense, pruned = from_structure("vit_amg_tiny", ["head25-token25"], (64, 32), variant="kv")
+    assert pruned.baseline == dense.name
+    assert pruned.plan["variant"] == "kv"
+    again = Subject.from_dict(json.loads(json.dumps(pruned.to_dict())))
+    assert again == pruned
+    plan = current_plan(again.build())
+    assert sum(plan.heads_per_block) == 36 - 9
+    assert sum(plan.tokens_per_block) == 12 * 8 - 24
+
+
+def test_a_pruned_checkpoint_is_measured_against_its_dense_network(pruned):
+    dense, subject = from_checkpoint(str(pruned))
+    assert current_plan(dense.build()).is_dense
+    assert current_plan(subject.build()).heads_per_block == [1, 2]
+    assert subject.baseline == dense.name
+    full, left = dense.describe(), subject.describe()
+    assert left["macs"] < full["macs"]
+    assert left["macs_fast"] < left["macs"]
+    assert left["bytes"] == 4 * left["params"]
+
+
+@needs_torchreid
+def test_networks_of_torchreid_are_known_by_name():
+    subject = from_backbone("osnet_x0_25", (64, 32))
+    assert subject.describe()["macs"] == subject.describe()["macs_fast"] > 0
+    with pytest.raises(InputError, match="osnet_x1_0"):
+        from_backbone("osnet", (64, 32))
+
+
+def test_networks_run_in_turn_and_warm_up_does_not_count(monkeypatch):
+    monkeypatch.setattr(worker, "SHORTEST_SAMPLE", 0.0)
+    order, finished = [], []
+    passes = {name: lambda name=name: order.append(name) for name in "ab"}
+    samples = worker.measure(passes, rounds=4, warmup=2, report=lambda: finished.append(len(order)))
+    assert "".join(order) == "abba" * 3
+    assert [len(values) for values in samples.values()] == [4, 4]
+    assert finished == [2, 4, 6, 8, 10, 12]
+
+
+def test_short_passes_are_repeated_within_a_sample(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(worker, "SHORTEST_SAMPLE", 10)
+    runs = []
+    samples = worker.measure({"a": lambda: runs.append(1)}, rounds=1, warmup=1, report=lambda: None)
+    assert len(runs) == 1 + 10
+    assert samples["a"] == [0.1]
+
+
+def result_of(samples, macs=(100, 70)):
+    sizes = {"params": 1, "bytes": 4}
+    return {
+        "command": "amg-reid bench",
+        "environment": {"device": "d", "cores": 1, "system": "s", "rounds": 3, "versions": {"torch": "0"}},
+        "subjects": [
+            {"name": "dense", "baseline": "", "macs": macs[0], "macs_fast": macs[0] - 5, **sizes},
+            {"name": "pruned", "baseline": "dense", "macs": macs[1], "macs_fast": macs[1] - 5, **sizes},
+        ],
+        "cases": [{"form": "fast", "threads": 1, "batch": 2, "samples": samples, "peak_memory": {"dense": 5}}],
+    }
+
+
+def test_savings_compare_samples_of_the_same_round():
+    samples = {"dense": [1.0, 10.0, 2.0], "pruned": [0.7, 8.0, 1.5]}
+    dense, pruned = table.rows(result_of(samples))
+    assert dense["milliseconds"] == 2000
+    assert dense["images_per_second"] == 1.0
+    assert dense["peak_memory"] == 5
+    assert "time_saved" not in dense
+    assert pruned["time_saved"] == pytest.approx(0.25)
+    assert pruned["time_saved_quartiles"] == pytest.approx([0.225, 0.275])
+    assert pruned["macs_saved"] == pytest.approx(0.3)
+    assert pruned["realised"] == pytest.approx(0.25 / 0.3)
+    assert (pruned["macs"], pruned["macs_run"]) == (70, 65)
+
+
+@pytest.mark.parametrize(
+    ("pruned", "words"), [(0.8, None), (0.9, "saves 10.0 % of the time only"), (1.1, "is not faster than the dense")]
+)
+def test_pruning_that_does_not_pay_is_said(pruned, words):
+    found = table.rows(result_of({"dense": [1.0] * 3, "pruned": [pruned] * 3}))
+    said = table.warnings(found)
+    assert [words in sentence for sentence in said] == ([True] if words else [])
+    assert ("WARNING" in table.text(found)) == bool(words)
+
+
+def test_a_plan_that_removes_nothing_has_no_share_to_realise():
+    found = table.rows(result_of({"dense": [1.0], "pruned": [1.0]}, macs=(100, 100)))
+    assert found[1]["realised"] is None
+    assert table.warnings(found) == []
+    assert "| pruned |" in table.markdown(result_of({"dense": [1.0], "pruned": [1.0]}), found)
+
+
+def test_quartiles():
+    assert quartiles([3.0]) == (3.0, 3.0, 3.0)
+    assert quartiles([5.0, 1.0, 2.0, 4.0, 3.0]) == (2.0, 3.0, 4.0)
+
+
+QUICK = ["--rounds", "2", "--warmup", "1", "--device", "cpu"]
+
+
+def test_the_command_measures_a_checkpoint_and_writes_both_documents(pruned, tmp_path, capsys):
+    output = tmp_path / "new" / "edge"
+    words = ["bench", str(pruned), *QUICK, "--forms", "fast", "--batch", "1", "2", "--output", str(output)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "fast, 1 thread, batch 2" in printed
+    result = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+    assert [(case["form"], case["batch"]) for case in result["cases"]] == [("fast", 1), ("fast", 2)]
+    assert all(len(values) == 2 for case in result["cases"] for values in case["samples"].values())
+    assert result["environment"]["versions"]["torch"]
+    assert len(result["rows"]) == 4
+    assert str(pruned.parent) not in result["command"]
+    text = output.with_suffix(".md").read_text(encoding="utf-8")
+    assert "### fast, 1 thread, batch 2" in text
+    assert not list(output.parent.glob("*.part"))
+
+
+@needs_onnx
+@needs_torchreid
+def test_onnx_runtime_and_torchreids_networks_take_part(capsys):
+    words = ["bench", "--model", "vit_amg_tiny", "--plan", "token30", "--backbones", "osnet_x0_25", "--no-memory"]
+    assert main([*words, "--height", "64", "--width", "32", "--forms", "onnx", *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("osnet_x0_25") == 1
+    assert "onnx, 1 thread, batch 1" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "nothing to measure"),
+        (["--plan", "head25"], "--plan needs --model"),
+        (["--model", "vit_amg_tiny", "--plan", "head"], "head25-token25"),
+        (["--model", "vit_amg_tiny", "--plan", "head100"], "impossible"),
+        (["--model", "vit_nonsense"], "not a model of timm"),
+        (["--model", "vit_amg_tiny", "--threads", "0"], "--threads 0 is impossible"),
+        (["--model", "vit_amg_tiny", "--batch", "-1"], "--batch -1 is impossible"),
+        (["--model", "vit_amg_tiny", "--rounds", "0"], "at least 1"),
+        (["missing.pth"], "does not exist"),
+        (["--model", "vit_amg_tiny", "--device", "cuda"], "no GPU"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_one_sentence(words, said, capsys):
+    assert main(["bench", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_process_that_fails_is_named():
+    task = {
+        "what": "time",
+        "form": "eager",
+        "threads": 1,
+        "batches": [1],
+        "device": "nonsense",
+        "rounds": 1,
+        "warmup": 1,
+    }
+    dense = from_structure("vit_amg_tiny", [], (32, 32))[0]
+    with pytest.raises(RunError, match="form 'eager' failed"):
+        _in_process({**task, "subjects": [{"subject": dense.to_dict(), "file": None}]})
+
+
+def test_settings_leave_threads_to_the_cpu():
+    settings = Settings(forms=("eager",), threads=(1, 2), batches=(1,))
+    assert settings.processes == [("eager", 1), ("eager", 2)]
+    assert Settings(forms=("eager",), threads=(1, 2), device="cuda").processes == [("eager", 1)]
+    assert settings.total_rounds == 2 * (20 + 3)
