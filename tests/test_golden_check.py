@@ -123,6 +123,14 @@ def test_a_missing_model_is_named(transreid_golden, tmp_path):
         check_golden(*write(tmp_path, fewer, facts))
 
 
+@pytest.mark.parametrize(("number", "content"), [(0, b"no tensors"), (1, b"{no json"), (1, b"[]")])
+def test_a_damaged_file_is_named(la_golden, tmp_path, number, content):
+    files = write(tmp_path, *la_golden)
+    files[number].write_bytes(content)
+    with pytest.raises(CheckpointError, match=files[number].name):
+        check_golden(*files)
+
+
 class TestTheTool:
     """``tools/check_golden.py``."""
 

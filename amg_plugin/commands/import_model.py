@@ -14,7 +14,7 @@ from amg_plugin.commands.inspect import describe, render
 from amg_plugin.config import load_config, to_plain_dict
 from amg_plugin.errors import InputError
 from amg_plugin.interop import load_la_transformer, load_transreid, read_published
-from amg_plugin.interop.structure import clean, tensor
+from amg_plugin.interop.structure import check_family, clean, tensor
 from amg_plugin.modeling.reid_model import ReIDModel
 
 HELP = "turn a published TransReID or LA-Transformer checkpoint into one of the plugin"
@@ -91,6 +91,7 @@ def save_imported(path: str | Path, model: ReIDModel, source: str, file_name: st
 
 def import_transreid(state: Mapping[str, Tensor], args: argparse.Namespace) -> ReIDModel:
     """Build TransReID's network with the sizes that the command line leaves open read off the file."""
+    check_family(state, "TransReID")
     width = tensor(state, "base.cls_token", 3).shape[-1]
     # TransReID's own "small" is the only one without a bias on queries, keys and values.
     small = "base.blocks.0.attn.qkv.bias" not in state and width == 768
@@ -119,12 +120,12 @@ def import_la(state: Mapping[str, Tensor], args: argparse.Namespace) -> ReIDMode
     """Build LA-Transformer's network with the sizes that the command line leaves open read off the file."""
     if args.stride not in (None, args.patch_size):
         raise InputError(f"--stride {args.stride} is impossible with --from la, whose patches do not overlap.")
-    name = "model.cls_token" if "model.cls_token" in state else "cls_token"
+    check_family(state, "LA-Transformer")
     head_dim = args.head_dim or 64
     return load_la_transformer(
         state,
         image_size=tuple(args.image_size or _SIZES["la"]),
-        num_heads=args.num_heads or tensor(state, name, 3).shape[-1] // head_dim,
+        num_heads=args.num_heads or tensor(state, "model.cls_token", 3).shape[-1] // head_dim,
         head_dim=head_dim,
         parts=args.parts or 14,
         patch_size=args.patch_size,

@@ -43,11 +43,68 @@ def test_a_whole_la_transformer_file_keeps_its_features(tmp_path):
     assert torch.allclose(load_model(out)(images), model(images), atol=1e-6)
 
 
-def test_the_wrong_family_is_bad_input_and_writes_nothing(tmp_path, capsys):
-    file = saved(tmp_path, la_vit_state(la_transformer().backbone))
-    assert main(["import", file, *TRANSREID, "--out", str(tmp_path / "out.pth")]) == 2
-    assert "base.cls_token" in capsys.readouterr().err
-    assert not (tmp_path / "out.pth").exists()
+LA = ["--from", "la", "--image-size", "64", "64", "--head-dim", "8", "--parts", "4"]
+FAMILIES = {
+    "transreid": (lambda: transreid_state(transreid(stride=12)), TRANSREID, "base"),
+    "la": (lambda: la_transformer_state(la_transformer()), LA, "model"),
+}
+
+
+class TestBadInput:
+    """Exit status 2, one sentence that names what is wrong, nothing written."""
+
+    @pytest.fixture
+    def refused(self, tmp_path, capsys):
+        def run(state, words):
+            out = tmp_path / "out.pth"
+            assert main(["import", saved(tmp_path, state), *words, "--out", str(out)]) == 2
+            assert not out.exists()
+            (line,) = capsys.readouterr().err.splitlines()
+            return line
+
+        return run
+
+    @pytest.mark.parametrize(
+        ("state", "words", "message"),
+        [
+            (lambda: la_vit_state(la_transformer().backbone), TRANSREID, "one of LA ViT, not of TransReID"),
+            (FAMILIES["la"][0], TRANSREID, "one of LA-Transformer, not of TransReID"),
+            (FAMILIES["transreid"][0], LA, "one of TransReID, not of LA-Transformer"),
+            (lambda: {"conv1.weight": torch.zeros(1)}, LA, "no known program (its first tensor is 'conv1.weight')"),
+        ],
+    )
+    def test_the_wrong_family(self, refused, state, words, message):
+        assert message in refused(state(), words)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_a_missing_and_an_extra_tensor(self, refused, family):
+        make, words, prefix = FAMILIES[family]
+        state = make()
+        del state[f"{prefix}.blocks.1.mlp.fc2.bias"]
+        state[f"{prefix}.blocks.1.gate"] = torch.zeros(1)
+        message = refused(state, words)
+        assert f"1 missing ({prefix}.blocks.1.mlp.fc2.bias)" in message
+        assert f"1 unknown ({prefix}.blocks.1.gate)" in message
+
+    @pytest.mark.parametrize(("place", "value"), [(0, "removes the class token"), (slice(1, None), "every patch")])
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_a_contradictory_mask(self, refused, family, place, value):
+        make, words, prefix = FAMILIES[family]
+        state, name = make(), f"{prefix}.blocks.2.attn.token_index"
+        state[name] = state[name].clone()
+        state[name][place] = False
+        message = refused(state, words)
+        assert name in message
+        assert value in message
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_a_mask_of_another_length_than_the_positions(self, refused, family):
+        make, words, prefix = FAMILIES[family]
+        state, name = make(), f"{prefix}.blocks.0.attn.token_index"
+        state[name] = state[name][:-1]
+        assert f"'{name}' has {len(state[name])} entries, the position embedding has {len(state[name]) + 1}" in refused(
+            state, words
+        )
 
 
 class Code:
