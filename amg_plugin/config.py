@@ -14,10 +14,10 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from amg_plugin.config_defaults import get_default_config
+from amg_plugin.config_defaults import DEFAULT_STAGES, get_default_config
 from amg_plugin.config_files import Layer, configs_root, find_config, list_configs, read_layers
 from amg_plugin.config_merge import decode, merge, override_layer
-from amg_plugin.config_rules import complete_schedule, validate, validate_amg
+from amg_plugin.config_rules import complete_schedule, has_budget, validate, validate_amg
 from amg_plugin.errors import ConfigError
 
 __all__ = [
@@ -81,7 +81,7 @@ def schedule_epochs(cfg: CfgNode) -> int:
     Args:
         cfg: configuration that has passed :func:`validate`.
     """
-    stages = complete_schedule(cfg.amg.schedule)
+    stages = complete_schedule(cfg.amg.schedule, has_budget(cfg.amg))
     return sum(stage["iterations"] * stage["epochs"] for stage in stages) + cfg.amg.final_epochs
 
 
@@ -126,7 +126,7 @@ def apply_amg_node(path_or_name: str | Path) -> CfgNode:
     for layer in layers:
         merge(cfg, layer)
         size_given |= any(key in (layer.values.get("data") or {}) for key in ("height", "width"))
-    cfg.amg.schedule = complete_schedule(cfg.amg.schedule)
+    cfg.amg.schedule = _schedule(cfg.amg)
     validate_amg(cfg.amg)
     if size_given:
         cfg = _finish(cfg)
@@ -140,25 +140,35 @@ def _as_whole_config(layer: Layer, cfg: CfgNode) -> Layer:
 
 
 def _finish(cfg: CfgNode) -> CfgNode:
-    cfg.amg.schedule = complete_schedule(cfg.amg.schedule)
+    cfg.amg.schedule = _schedule(cfg.amg)
     validate(cfg)
     cfg.amg.image_size = [cfg.data.height, cfg.data.width]
     cfg.freeze()
     return cfg
 
 
+def _schedule(amg: CfgNode) -> list[dict[str, Any]]:
+    """The complete stages; those of the default form where a target is given but no stage."""
+    if not has_budget(amg) or amg.schedule:
+        return complete_schedule(amg.schedule, has_budget(amg))
+    wanted = {"heads": amg.head_token_balance > 0, "tokens": amg.head_token_balance < 1}
+    return complete_schedule([stage for stage in DEFAULT_STAGES if wanted[stage["target"]]], True)
+
+
 def _refuse_epochs_given_twice(layers: Sequence[Layer]) -> None:
     """Refuse ``train.max_epoch`` from the source of the schedule or from one that is applied after it."""
-    schedule_from: str | None = None
+    given: dict[str, str] = {}  # what decides the number of epochs -> where it was given
     for layer in layers:
         amg, train = layer.values.get("amg") or {}, layer.values.get("train") or {}
-        if "schedule" in amg:
-            schedule = amg["schedule"]
-            is_empty = not (decode(schedule) if isinstance(schedule, str) else schedule)
-            schedule_from = None if is_empty else layer.where
-        if schedule_from and "max_epoch" in train:
+        for key in ("schedule", "target_macs_saving"):
+            if key in amg:
+                value = decode(amg[key]) if isinstance(amg[key], str) else amg[key]
+                given.pop(key, None)
+                if value:
+                    given[key] = layer.where
+        if given and "max_epoch" in train:
+            key, where = next(iter(given.items()))
             raise ConfigError(
-                f"'train.max_epoch' ({train['max_epoch']}, from {layer.where}) and 'amg.schedule' (from "
-                f"{schedule_from}) are both given, but the schedule and 'amg.final_epochs' already decide "
-                f"the number of epochs: give one of them."
+                f"'train.max_epoch' ({train['max_epoch']}, from {layer.where}) and 'amg.{key}' (from {where}) are both "
+                f"given, but the schedule and 'amg.final_epochs' already decide the number of epochs: give one of them."
             )

@@ -11,10 +11,17 @@ from yacs.config import CfgNode
 #: Keys of one entry of ``amg.schedule``; ``None`` marks a key without default, which every stage has to give.
 STAGE_DEFAULTS: dict[str, object] = {
     "target": None,  # what the stage removes: 'heads' or 'tokens'
-    "rate": None,  # share removed, relative to the dense model; rates of one target add up over the stages
+    "rate": None,  # share removed, relative to the dense model; rates of one target add up over the stages; left out
+    # where amg.target_macs_saving decides
     "iterations": 1,  # rounds of score -> cut -> fine-tune that share the rate
     "epochs": 0,  # epochs of fine-tuning after each cut
 }
+
+#: The stages where ``amg.target_macs_saving`` is given and ``amg.schedule`` is empty: many small cuts of heads.
+DEFAULT_STAGES: tuple[dict[str, object], ...] = (
+    {"target": "heads", "iterations": 6, "epochs": 1},
+    {"target": "tokens", "iterations": 1, "epochs": 0},
+)
 
 #: Element types of the list keys whose default is empty.
 EMPTY_LIST_ELEMENTS: dict[str, type] = {"amg.image_size": int, "amg.schedule": dict}
@@ -180,6 +187,7 @@ def _amg_node() -> CfgNode:
     amg.unfreeze = CfgNode()  # gradual unfreezing in dense training (LA-Transformer)
     amg.unfreeze.every = 0  # epochs after which one more block is trained, from the top; 0 = all from the start
     amg.soft_margin = False  # triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin
+    amg.batches_per_epoch = 0  # end each epoch of training after so many batches, for trials; 0 = all
     amg.check_images = True  # open every image before training and name the unreadable ones
     amg.skip_unreadable = False  # leave out unreadable images and queries without a match, in place of stopping
 
@@ -202,6 +210,7 @@ def _amg_node() -> CfgNode:
     amg.final_epochs = 0  # epochs of fine-tuning after the last stage
     amg.reducer = "amg"  # 'amg' (pruning), for comparison 'tome' or 'evit' (tokens merged or dropped per image), 'none'
     amg.target_macs_saving = 0.0  # share of the dense model's MACs to save, instead of rates; 0 = rates count
+    amg.head_token_balance = 0.3  # with a target: share of the saving that comes from heads, 0 to 1
 
     # Scoring
     amg.calibration = CfgNode()

@@ -101,6 +101,7 @@ _AMG_RULES: dict[str, _Rule] = {
             "amg.warmup_epochs",
             "amg.layer_growth",
             "amg.final_epochs",
+            "amg.batches_per_epoch",
             "amg.calibration.batches",
             "amg.distill.alpha",
         ),
@@ -120,6 +121,7 @@ _AMG_RULES: dict[str, _Rule] = {
     "amg.warmup_start": (lambda value: 0 < value <= 1, "greater than 0 and at most 1"),
     "amg.min_lr_factor": _BELOW_1,
     "amg.target_macs_saving": _BELOW_1,
+    "amg.head_token_balance": _UP_TO_1,
     "amg.layer_decay": _BELOW_1,
     "amg.min_heads_per_block": _AT_LEAST_1,
     "amg.min_tokens_per_block": _AT_LEAST_1,
@@ -155,7 +157,8 @@ def validate_amg(amg: CfgNode) -> None:
         ConfigError: as for :func:`validate`.
     """
     _check_tables({"amg": amg}, _AMG_CHOICES, _AMG_RULES)
-    complete_schedule(amg.schedule)
+    complete_schedule(amg.schedule, has_budget(amg))
+    _check_budget(amg)
     hidden = amg.occlusion
     if hidden.min_coverage > hidden.max_coverage:
         allowed = f"at most amg.occlusion.max_coverage, which is {hidden.max_coverage:g}"
@@ -206,11 +209,30 @@ def model_parts(amg: CfgNode | None) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def complete_schedule(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def has_budget(amg: Mapping[str, Any]) -> bool:
+    """Whether a target of the ``amg`` node decides how much is pruned, and not the rates of its schedule."""
+    return amg["reducer"] == "amg" and amg["target_macs_saving"] > 0
+
+
+def _check_budget(amg: CfgNode) -> None:
+    if not has_budget(amg):
+        return
+    wanted = {"heads": amg.head_token_balance > 0, "tokens": amg.head_token_balance < 1}
+    present = {stage["target"] for stage in amg.schedule}
+    for target, needed in wanted.items():
+        if amg.schedule and needed != (target in present):
+            raise ConfigError(
+                f"'amg.head_token_balance' is {amg.head_token_balance:g}, so 'amg.schedule' must have "
+                f"{'a' if needed else 'no'} stage with the target '{target}'."
+            )
+
+
+def complete_schedule(stages: Sequence[Mapping[str, Any]], budget: bool = False) -> list[dict[str, Any]]:
     """Check the stages of ``amg.schedule`` and fill in the keys they leave out.
 
     Args:
         stages: mappings with the keys of ``STAGE_DEFAULTS``.
+        budget: whether a target decides how much is pruned, so that no stage has a rate.
 
     Returns:
         New mappings with all keys; rates are floats.
@@ -218,8 +240,8 @@ def complete_schedule(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     Raises:
         ConfigError: unknown or missing key, impossible value, or rates of one target that reach 1 together.
     """
-    complete = [_complete_stage(f"amg.schedule[{index}]", stage) for index, stage in enumerate(stages)]
-    for target in ("heads", "tokens"):
+    complete = [_complete_stage(f"amg.schedule[{index}]", stage, budget) for index, stage in enumerate(stages)]
+    for target in () if budget else ("heads", "tokens"):
         total = sum(stage["rate"] for stage in complete if stage["target"] == target)
         if total >= 1:
             raise ConfigError(
@@ -229,28 +251,35 @@ def complete_schedule(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     return complete
 
 
-def _complete_stage(key: str, stage: object) -> dict[str, Any]:
+def _complete_stage(key: str, stage: object, budget: bool) -> dict[str, Any]:
     if not isinstance(stage, Mapping):
         raise _error(key, stage, f"a mapping with the keys {', '.join(STAGE_DEFAULTS)}")
     for name in stage:
         if name not in STAGE_DEFAULTS:
             raise ConfigError(f"Unknown key '{key}.{name}': a stage has {', '.join(STAGE_DEFAULTS)}.")
     full = {**STAGE_DEFAULTS, **stage}
-    missing = [name for name, value in full.items() if value is None]
+    if budget and full["rate"] is not None:
+        raise ConfigError(
+            f"'{key}.rate' is {full['rate']!r}, but 'amg.target_macs_saving' decides how much each stage removes: "
+            "leave one of them out."
+        )
+    missing = [name for name, value in full.items() if value is None and not (budget and name == "rate")]
     if missing:
         raise ConfigError(
             f"'{key}' ({dict(stage)}) lacks {' and '.join(repr(name) for name in missing)}: a stage needs "
-            f"'target' and 'rate'."
+            f"'target' and 'rate' (no rate with 'amg.target_macs_saving')."
         )
     if full["target"] not in ("heads", "tokens"):
         raise _error(f"{key}.target", full["target"], "'heads' or 'tokens'")
     rate = full["rate"]
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+    if rate is None:
+        pass
+    elif isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
         raise _error(f"{key}.rate", rate, "a number of at least 0 and less than 1")
     for name, least in (("iterations", 1), ("epochs", 0)):
         if type(full[name]) is not int or full[name] < least:
             raise _error(f"{key}.{name}", full[name], f"an integer of at least {least}")
-    return {**full, "rate": float(rate)}
+    return {**full, "rate": None if rate is None else float(rate)}
 
 
 def _check_tables(node: Mapping[str, Any], choices: Mapping[str, tuple[str, ...]], rules: Mapping[str, _Rule]) -> None:

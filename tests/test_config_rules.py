@@ -236,3 +236,51 @@ def test_epochs_follow_from_the_schedule_and_leave_max_epoch_alone():
     cfg = load_config(None, ["amg.schedule", [HEADS, TOKENS, {**HEADS, "epochs": 2}], "amg.final_epochs", "4"])
     assert schedule_epochs(cfg) == 6 * 1 + 1 * 0 + 6 * 2 + 4
     assert cfg.train.max_epoch == 60
+
+
+TARGET = ["amg.target_macs_saving", 0.3]
+
+
+def test_a_target_without_a_schedule_brings_the_default_form():
+    cfg = load_config(None, [*TARGET, "amg.final_epochs", 2])
+    assert [(stage["target"], stage["rate"]) for stage in cfg.amg.schedule] == [("heads", None), ("tokens", None)]
+    assert schedule_epochs(cfg) == 6 + 2
+
+
+@pytest.mark.parametrize(("balance", "targets"), [(0.0, ["tokens"]), (1.0, ["heads"])])
+def test_the_default_form_follows_the_balance(balance, targets):
+    cfg = load_config(None, [*TARGET, "amg.head_token_balance", balance])
+    assert [stage["target"] for stage in cfg.amg.schedule] == targets
+
+
+def test_a_target_takes_the_form_of_the_schedule():
+    stages = [{"target": "tokens", "iterations": 2, "epochs": 3}, {"target": "heads"}]
+    cfg = load_config(None, [*TARGET, "amg.schedule", stages])
+    assert cfg.amg.schedule == [{**stages[0], "rate": None}, {**stages[1], "rate": None, "iterations": 1, "epochs": 0}]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*TARGET, "amg.schedule", [HEADS]], r"amg\.schedule\[0\]\.rate' is 0\.25.*leave one of them out"),
+        ([*TARGET, "amg.schedule", [{"target": "heads"}]], "must have a stage with the target 'tokens'"),
+        (
+            [*TARGET, "amg.head_token_balance", 0.0, "amg.schedule", [{"target": "heads"}, {"target": "tokens"}]],
+            "must have no stage with the target 'heads'",
+        ),
+        (["amg.schedule", [{"target": "heads"}]], "lacks 'rate'"),
+        (["amg.target_macs_saving", 1.0], "less than 1"),
+        (["amg.head_token_balance", 1.5], "from 0 to 1"),
+        ([*TARGET, "train.max_epoch", 3], "'train.max_epoch'.*both given"),
+        (["amg.reducer", "tome"], "needs 'amg.target_macs_saving' above 0"),
+        (["amg.reducer", "pitome", *TARGET], "one of 'amg', 'tome', 'evit', 'none'"),
+    ],
+)
+def test_what_contradicts_a_target_is_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, words)
+
+
+def test_a_reducer_with_a_target_leaves_rates_alone():
+    cfg = load_config(None, [*TARGET, "amg.reducer", "evit", "amg.schedule", [HEADS]])
+    assert cfg.amg.schedule == [HEADS]

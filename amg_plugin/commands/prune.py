@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from amg_plugin import report
+from amg_plugin import complexity, report
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.commands.common import (
     add_config_arguments,
@@ -19,6 +20,7 @@ from amg_plugin.commands.common import (
 )
 from amg_plugin.config import schedule_epochs
 from amg_plugin.errors import ConfigError
+from amg_plugin.report import text_table
 from amg_plugin.session import assemble, check_fits, prepare, restore_model, run_arguments
 
 HELP = "prune a checkpoint by the schedule, fine-tune with distillation"
@@ -29,6 +31,9 @@ only the schedule is needed, and SAVE_DIR is the folder 'prune' inside its data.
 SAVE_DIR/last.pth and best.pth (best mAP of the first target among the evaluations after the last cut), the figures of
 the dense, the pruned and the fine-tuned model to SAVE_DIR/result.json.
 
+In place of rates, amg.target_macs_saving 0.3 gives the share of the MACs to save; amg.head_token_balance says how much
+of it heads contribute. --preview shows what several balances would take away.
+
 example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \\
            --root reid-data data.save_dir log/vit_small_pruned"""
 
@@ -36,6 +41,9 @@ example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weig
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_weights_argument(parser, "the dense (or already pruned) checkpoint to start from")
+    parser.add_argument(
+        "--preview", action="store_true", help="only print what amg.target_macs_saving would take away, and stop"
+    )
     add_config_arguments(parser)
 
 
@@ -43,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
     """Prune; 0 on success."""
     checkpoint = read_checkpoint(required_weights(args))
     cfg = config_from_arguments(args, base=checkpoint.config)
+    if args.preview:
+        print(preview(cfg, checkpoint))
+        return 0
     refuse_to_overwrite(cfg, args.weights)
     prepare(cfg)
     started = time.time()
@@ -62,6 +73,8 @@ def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     check_fits(checkpoint, cfg)
     _check_reducer(cfg, checkpoint)
     pruning = AMGPruningHook.from_config(cfg)
+    if pruning.schedule.budget is not None:
+        print(preview(cfg, checkpoint))
     pruning.check(checkpoint.build())  # what is not feasible should fail before the data is looked at
     teaching = [DistillationHook.from_config(cfg)] if cfg.amg.distill.enabled else []
     datamanager = build_datamanager(cfg)
@@ -79,6 +92,46 @@ def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         scores["finetuned"] = engine.results
     sections = {name: report.section(scores[name], shapes[name]) for name in report.SECTIONS if name in scores}
     return {**sections, "best": best.best, "history": engine.history}
+
+
+def preview(cfg: Any, checkpoint: Checkpoint) -> str:
+    """What the budget of ``cfg`` would take away from ``checkpoint`` at several balances, as a table.
+
+    Raises:
+        ConfigError: If there is no budget.
+    """
+    from amg_plugin.engine import AMGPruningHook
+
+    check_fits(checkpoint, cfg)
+    _check_reducer(cfg, checkpoint)
+    pruning = AMGPruningHook.from_config(cfg)
+    budget = pruning.schedule.budget
+    if budget is None:
+        raise ConfigError("--preview shows what a budget would take away; give amg.target_macs_saving.")
+    model = checkpoint.build()
+    rows = [
+        [
+            f"{choice.balance:g}{' (chosen)' if choice.balance == budget.balance else ''}",
+            _left(choice.plan.heads_per_block, choice.plan.num_heads),
+            _left(choice.plan.tokens_per_block, [choice.plan.num_patches] * choice.plan.depth),
+            f"-{choice.params / 1e6:.2f} M",
+            f"-{100 * choice.saving:.1f} %",
+            "yes" if choice.meets else "no",
+        ]
+        for choice in pruning.preview(model)
+    ]
+    macs = complexity.count(model, *checkpoint.spec.image_size)["macs"]
+    head = (
+        f"amg.target_macs_saving {budget.saving:g} with token variant {cfg.amg.token_variant}; the model has "
+        f"{macs / 1e9:.3f} G MACs now.\nExpected if every block lost the same share; the scores decide where, and "
+        "every cut is sized so that the counted MACs meet the target."
+    )
+    header = ["amg.head_token_balance", "heads left", "tokens left", "params", "MACs", "meets target"]
+    return f"{head}\n\n{text_table(header, rows)}\n"
+
+
+def _left(kept: list[int], dense: Sequence[int]) -> str:
+    return f"{sum(kept)}/{sum(dense)} (-{1 - sum(kept) / sum(dense):.1%})"
 
 
 def _check_reducer(cfg: Any, checkpoint: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from amg_plugin.data.checks import check_training_set
 from amg_plugin.data.inspection import DATASET_OPTIONS, Inspection, inspect_data
 from amg_plugin.data.leave_out import leave_out_of_tests, relabelled, remake_train_loader, usable_items
 from amg_plugin.data.occlusion import Coverage
+from amg_plugin.data.short_epochs import shortened
 from amg_plugin.data.transforms import (
     TORCHREID_TRANSFORMS,
     RandomOcclusion,
@@ -126,7 +127,7 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
     """
     if cfg.data.type != "image":
         raise ConfigError(f"data.type is {cfg.data.type!r}; amg_plugin works on 'image' only.")
-    return AMGImageDataManager(
+    manager = AMGImageDataManager(
         root=cfg.data.root,
         sources=list(cfg.data.sources),
         targets=list(cfg.data.targets),
@@ -151,6 +152,9 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
         train_sampler_t=cfg.sampler.train_sampler_t,
         **dataset_options(cfg),
     )
+    if cfg.amg.batches_per_epoch:
+        manager.train_loader = shortened(manager.train_loader, cfg.amg.batches_per_epoch)
+    return manager
 
 
 def _occlusion(options: CfgNode) -> RandomOcclusion:

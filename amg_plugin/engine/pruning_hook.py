@@ -7,13 +7,15 @@ from typing import Any
 
 from torch import nn
 
+from amg_plugin import complexity
 from amg_plugin.checkpoint import unwrap
 from amg_plugin.engine.base import HookedEngine
 from amg_plugin.engine.calibration import build_calibration, scoring_mode
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.errors import ConfigError
-from amg_plugin.pruning import apply_plan, current_plan
-from amg_plugin.pruning.schedule import PruningSchedule
+from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
+from amg_plugin.pruning.budget import TOLERANCE, Budget, Choice, Goal, PlanCost, check_budget, choices
+from amg_plugin.pruning.schedule import Cut, PruningSchedule
 from amg_plugin.pruning.step import PruningRules, carry_out, prunable_blocks
 
 logger = logging.getLogger(__name__)
@@ -37,11 +39,13 @@ class AMGPruningHook(Hook):
         self.rules = rules
         self.token_variant = token_variant
         self.snapshots: dict[str, dict[str, Any]] = {}
+        self.cost: PlanCost | None = None
 
     @classmethod
     def from_config(cls, cfg: Any) -> AMGPruningHook:
         """Build from the ``amg`` node."""
-        schedule = PruningSchedule.from_config(cfg.amg.schedule, cfg.amg.final_epochs)
+        budget = Budget(cfg.amg.target_macs_saving, cfg.amg.head_token_balance) if cfg.amg.target_macs_saving else None
+        schedule = PruningSchedule.from_config(cfg.amg.schedule, cfg.amg.final_epochs, budget)
         return cls(schedule, PruningRules.from_config(cfg.amg), cfg.amg.token_variant)
 
     def check(self, model: nn.Module) -> None:
@@ -61,13 +65,36 @@ class AMGPruningHook(Hook):
             raise ConfigError(
                 "No block can be pruned: the network has a single one, which the jigsaw patch module (amg.jpm) copies."
             )
-        self.schedule.check_feasible(plan, blocks, self.rules.min_heads, self.rules.min_tokens)
-        weighted = self.rules.token_scorer == "amg" and self.schedule.shares["tokens"] > 0
+        if self.schedule.budget is None:
+            self.schedule.check_feasible(plan, blocks, self.rules.min_heads, self.rules.min_tokens)
+        else:
+            self._check_budget(model, plan, blocks)
+        weighted = self.rules.token_scorer == "amg" and "tokens" in self.schedule.targets
         if weighted and self.rules.layer_decay * (len(blocks) - 1) >= 1:
             raise ConfigError(
                 f"amg.layer_decay is {self.rules.layer_decay:g}, but must be below 1/{len(blocks) - 1} for "
                 f"{len(blocks)} prunable blocks: the token scores of every block need a weight above 0."
             )
+
+    def _check_budget(self, model: nn.Module, plan: PruningPlan, blocks: list[int]) -> None:
+        self.cost = PlanCost.of(model, complexity.count(model, *model.spec.image_size)["macs"])
+        if self.schedule.done:
+            return
+        plan = plan if plan.prunes_tokens else plan.with_variant(self.token_variant)
+        self.schedule.start_saving = self.cost.saving(plan)
+        check_budget(plan, self.schedule.budget, self.schedule.goals(), blocks, self.cost, **self._floors)
+
+    @property
+    def _floors(self) -> dict[str, int]:
+        return {"min_heads": self.rules.min_heads, "min_tokens": self.rules.min_tokens}
+
+    def preview(self, model: nn.Module) -> list[Choice]:
+        """What the budget would take away at several balances; see :func:`amg_plugin.pruning.budget.choices`."""
+        cost, plan = PlanCost.of(model, complexity.count(model, *model.spec.image_size)["macs"]), current_plan(model)
+        plan = plan if plan.prunes_tokens else plan.with_variant(self.token_variant)
+        self.schedule.start_saving = cost.saving(plan)
+        goals = self.schedule.goals()
+        return choices(plan, self.schedule.budget, goals, prunable_blocks(model), cost, **self._floors)
 
     def before_run(self, engine: HookedEngine) -> None:
         """Check everything, then evaluate the model as it is before the first cut.
@@ -99,12 +126,28 @@ class AMGPruningHook(Hook):
         if engine.epoch + 1 == engine.max_epoch:
             self._cut(engine, engine.max_epoch)
 
+    def _goal(self, cut: Cut) -> Goal | None:
+        return None if self.cost is None else Goal(self.cost, self.schedule.goal(cut))
+
+    def _note_saving(self, engine: HookedEngine, model: nn.Module) -> None:
+        counted = complexity.count(model, *model.spec.image_size)["macs"]
+        saving = engine.history[-1]["macs_saving"] = 1 - counted / self.cost.dense
+        logger.info("counted MACs saved: %.1f %%", 100 * saving)
+        wanted = self.schedule.budget.saving
+        if self.schedule.finished and abs(saving - wanted) > TOLERANCE:
+            logger.warning(
+                "amg.target_macs_saving %.3f was missed: %.3f of the MACs are saved, since the scores left too little "
+                "to remove in the last cuts; another amg.head_token_balance will come closer",
+                wanted,
+                saving,
+            )
+
     def _cut(self, engine: HookedEngine, epoch: int) -> None:
         model, cuts = unwrap(engine.model), 0
         while (cut := self.schedule.due(epoch)) is not None:
             label = f"score {cut.target}, stage {cut.stage + 1}, cut {cut.iteration + 1}/{cut.iterations}"
             with scoring_mode(model, engine.cfg.amg.calibration.mode):
-                plan = carry_out(model, cut, self.rules, build_calibration(engine, label))
+                plan = carry_out(model, cut, self.rules, build_calibration(engine, label), self._goal(cut))
             self.schedule.advance()
             cuts += 1
             engine.history.append(
@@ -119,6 +162,8 @@ class AMGPruningHook(Hook):
                 }
             )
             logger.info("%s: heads %s, tokens %s", label, plan.heads_per_block, plan.tokens_per_block)
+            if self.cost is not None:
+                self._note_saving(engine, model)
         # The final fine-tuning has a learning-rate schedule of its own, whether a cut opens it or not.
         opens_final = epoch == self.schedule.final_start and self.schedule.final_epochs > 0
         if cuts or opens_final:

@@ -19,22 +19,28 @@ class BlockCost:
         head_dim: Width of a head.
         inward: Linear maps from the embedding to the width of all heads per query: query, and gate if there is one.
         mlp: Operations of the MLP per token.
+        head_params: Parameters that a head owns.
     """
 
     width: int
     head_dim: int
     inward: int
     mlp: int
+    head_params: int
 
     @classmethod
     def of(cls, block: Block) -> BlockCost:
         """Read the sizes of a block, pruned or not."""
         attention = block.attn
+        owned = [attention.qkv, attention.gate, attention.norm]
+        tensors = [value for module in owned if module is not None for value in module.parameters(recurse=False)]
+        tensors.append(attention.proj.weight)
         return cls(
             width=attention.qkv.in_features,
             head_dim=attention.head_dim,
             inward=1 + (attention.gate is not None),
             mlp=sum(module.weight.numel() for module in block.mlp.modules() if isinstance(module, nn.Linear)),
+            head_params=sum(value.numel() for value in tensors) // attention.num_heads,
         )
 
     def macs(self, heads: int, queries: int, keys: int, rows: int) -> int:

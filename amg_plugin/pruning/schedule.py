@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amg_plugin.errors import ConfigError
+from amg_plugin.pruning.budget import Budget
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.selection import removal_count
 
@@ -24,20 +25,21 @@ class Stage:
 
     Attributes:
         target: ``"heads"`` or ``"tokens"``.
-        rate: Share of the dense model's heads or (block, position) pairs that the stage removes.
+        rate: Share of the dense model's heads or (block, position) pairs that the stage removes; None if a budget
+            decides.
         iterations: Number of cuts.
         epochs: Epochs of fine-tuning after each cut.
     """
 
     target: str
-    rate: float
+    rate: float | None = None
     iterations: int = 1
     epochs: int = 0
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ConfigError(f"amg.schedule target '{self.target}' is unknown; allowed: {', '.join(TARGETS)}.")
-        if not 0 <= self.rate < 1:
+        if self.rate is not None and not 0 <= self.rate < 1:
             raise ConfigError(f"amg.schedule rate {self.rate} is outside [0, 1).")
         if self.iterations < 1 or self.epochs < 0:
             raise ConfigError("amg.schedule needs iterations of at least 1 and epochs of at least 0.")
@@ -55,6 +57,7 @@ class Cut:
         share_before: Sum of the rates of earlier stages for the same target.
         share_after: The same with this stage's rate.
         iterations: Cuts of the stage.
+        progress: With a budget, the share of its saving that is reached once this cut is done; else None.
     """
 
     epoch: int
@@ -64,6 +67,7 @@ class Cut:
     share_before: float
     share_after: float
     iterations: int
+    progress: float | None = None
 
     def removed_after(self, total: int) -> int:
         """How many of ``total`` are gone, counted from the dense model, once this cut is done.
@@ -80,40 +84,67 @@ class PruningSchedule:
     Args:
         stages: The stages in order.
         final_epochs: Epochs of the final fine-tuning.
+        budget: What to save, if that is given in place of rates. Stages of one target save equal parts of what the
+            budget expects of the target, and so do the iterations of a stage.
 
     Attributes:
         cuts: Every cut.
-        done: Number of cuts carried out; the whole state.
+        done: Number of cuts carried out.
+        start_saving: With a budget, the share of MACs that the model saved before the first cut.
     """
 
-    def __init__(self, stages: Sequence[Stage], final_epochs: int) -> None:
+    def __init__(self, stages: Sequence[Stage], final_epochs: int, budget: Budget | None = None) -> None:
         if final_epochs < 0:
             raise ConfigError(f"amg.final_epochs {final_epochs} is negative; 0 or more is allowed.")
         self.stages = tuple(stages)
         self.final_epochs = final_epochs
+        self.budget = budget
         self.cuts: list[Cut] = []
         self.done = 0
+        self.start_saving = 0.0
+        if any((stage.rate is None) == (budget is None) for stage in self.stages):
+            raise ConfigError("The stages of amg.schedule give rates, or amg.target_macs_saving decides: one of both.")
+        progress = 0.0
         epoch, shares = 0, dict.fromkeys(TARGETS, 0.0)
         for number, stage in enumerate(self.stages):
             before = shares[stage.target]
-            shares[stage.target] = before + stage.rate
+            shares[stage.target] = before + (stage.rate or 0.0)
             if shares[stage.target] >= 1:
                 raise ConfigError(
                     f"amg.schedule removes {shares[stage.target]:.0%} of the {stage.target}; below 100 % is needed."
                 )
+            alike = sum(other.target == stage.target for other in self.stages)
             for iteration in range(stage.iterations):
-                self.cuts.append(
-                    Cut(epoch, number, iteration, stage.target, before, shares[stage.target], stage.iterations)
-                )
+                if budget is not None:
+                    progress += budget.weight(stage.target) / alike / stage.iterations
+                share, reached = shares[stage.target], None if budget is None else progress
+                self.cuts.append(Cut(epoch, number, iteration, stage.target, before, share, stage.iterations, reached))
                 epoch += stage.epochs
         self.final_start = epoch
         self.total_epochs = epoch + final_epochs
         self.shares = shares
+        self.targets = {stage.target for stage in self.stages if stage.rate != 0}
+        if budget is not None and self.cuts and abs(progress - 1) > 1e-9:
+            missing = "heads" if "heads" not in self.targets else "tokens"
+            raise ConfigError(
+                f"amg.head_token_balance {budget.balance:g} expects a part of the saving from the {missing}, but "
+                f"amg.schedule has no stage for them."
+            )
 
     @classmethod
-    def from_config(cls, stages: Sequence[Mapping[str, Any]], final_epochs: int) -> PruningSchedule:
-        """Build from ``amg.schedule`` (a list of mappings) and ``amg.final_epochs``."""
-        return cls([Stage(**stage) for stage in stages], final_epochs)
+    def from_config(
+        cls, stages: Sequence[Mapping[str, Any]], final_epochs: int, budget: Budget | None = None
+    ) -> PruningSchedule:
+        """Build from ``amg.schedule`` (a list of mappings), ``amg.final_epochs`` and the budget, if there is one."""
+        return cls([Stage(**stage) for stage in stages], final_epochs, budget)
+
+    def goal(self, cut: Cut) -> float:
+        """With a budget, the share of the dense model's MACs that is to be saved once ``cut`` is done."""
+        return self.start_saving + (self.budget.saving - self.start_saving) * cut.progress
+
+    def goals(self) -> list[tuple[str, float]]:
+        """With a budget, target and :meth:`goal` of every cut."""
+        return [(cut.target, self.goal(cut)) for cut in self.cuts]
 
     @property
     def finished(self) -> bool:
@@ -185,11 +216,11 @@ class PruningSchedule:
                 "amg.schedule asks for nothing that the model has not lost already: rates count from the dense model."
             )
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | float]:
         """The state as plain data."""
-        return {"done": self.done}
+        return {"done": self.done} if self.budget is None else {"done": self.done, "start_saving": self.start_saving}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int | float]) -> None:
         """Take up the state of :meth:`state_dict`.
 
         Raises:
@@ -199,3 +230,4 @@ class PruningSchedule:
         if not 0 <= done <= len(self.cuts):
             raise ConfigError(f"The saved schedule has {done} cuts done, but amg.schedule has only {len(self.cuts)}.")
         self.done = done
+        self.start_saving = float(state.get("start_saving", 0.0))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from amg_plugin.pruning.budget import Goal, closest_cut, narrowed
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.schedule import Cut
 from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS, Calibration
@@ -57,8 +57,17 @@ def prunable_blocks(model: nn.Module) -> list[int]:
     return list(range(current_plan(model).depth)) if named is None else list(named)
 
 
-def plan_cut(model: nn.Module, cut: Cut, rules: PruningRules, calibration: Calibration) -> PruningPlan:
+def plan_cut(
+    model: nn.Module, cut: Cut, rules: PruningRules, calibration: Calibration, goal: Goal | None = None
+) -> PruningPlan:
     """Score the model and choose what ``cut`` removes; the model stays as it is.
+
+    Args:
+        model: The network.
+        cut: What is removed.
+        rules: How scores become choices.
+        calibration: What a scorer may run.
+        goal: The saving to reach, where a budget decides and not the rates of ``cut``.
 
     Returns:
         The narrower plan; the same plan if nothing is left to remove.
@@ -68,25 +77,28 @@ def plan_cut(model: nn.Module, cut: Cut, rules: PruningRules, calibration: Calib
     dense = sum(plan.num_heads[block] if heads else plan.num_patches for block in blocks)
     kept = plan.heads_per_block if heads else plan.tokens_per_block
     count = cut.removed_after(dense) - (dense - sum(kept[block] for block in blocks))
+    if goal is not None:
+        count = sum(kept[block] for block in blocks) if goal.cost.saving(plan) < goal.saving else 0
     if count <= 0:
         return plan
     if heads:
         scores = HEAD_SCORERS[rules.head_scorer](model, calibration, blocks)
-        growth = rules.layer_growth if rules.head_scorer == "amg" else 0.0
-        chosen = select_heads(scores, count, growth, rules.min_heads)
+        weight = rules.layer_growth if rules.head_scorer == "amg" else 0.0
+        floor, select = rules.min_heads, select_heads
     else:
         scores = TOKEN_SCORERS[rules.token_scorer](model, calibration, blocks)
-        decay = rules.layer_decay if rules.token_scorer == "amg" else 0.0
-        chosen = select_tokens(scores, count, decay, rules.min_tokens)
-    complete: list[Sequence[int]] = [range(size) for size in kept]
-    for block, choice in zip(blocks, chosen, strict=True):
-        complete[block] = choice
+        weight = rules.layer_decay if rules.token_scorer == "amg" else 0.0
+        floor, select = rules.min_tokens, select_tokens
+    if goal is not None:
+        return closest_cut(plan, cut.target, blocks, scores, weight=weight, floor=floor, goal=goal)
     logger.debug("%d %s chosen for removal", count, cut.target)
-    return plan.narrow(heads=complete) if heads else plan.narrow(tokens=complete)
+    return narrowed(plan, cut.target, blocks, select(scores, count, weight, floor))
 
 
-def carry_out(model: nn.Module, cut: Cut, rules: PruningRules, calibration: Calibration) -> PruningPlan:
-    """Score, select and prune ``model`` in place; returns the new plan."""
-    plan = plan_cut(model, cut, rules, calibration)
+def carry_out(
+    model: nn.Module, cut: Cut, rules: PruningRules, calibration: Calibration, goal: Goal | None = None
+) -> PruningPlan:
+    """Score, select and prune ``model`` in place; arguments as :func:`plan_cut`; returns the new plan."""
+    plan = plan_cut(model, cut, rules, calibration, goal)
     apply_plan(model, plan)
     return plan

@@ -98,3 +98,9 @@ def test_mixed_modes_are_restored_even_after_a_failure():
         assert model[0].training
         raise AMGError
     assert [module.training for module in model.modules()] == [True, False, True]
+
+
+def test_short_epochs_shorten_training_and_calibration(make_engine):
+    engine = make_engine(amg__batches_per_epoch=2)
+    assert len(engine.train_loader) == 2
+    assert sum(1 for _ in build_calibration(engine, "").batches()) == 2

@@ -197,9 +197,9 @@ def test_scores_come_from_the_model_as_it_is_before_the_cut(prune, monkeypatch):
     seen = []
     original = module.carry_out
 
-    def spy(model, cut, rules, calibration):
+    def spy(model, cut, rules, calibration, goal):
         seen.append((Structure.left(type("", (), {"model": model})), sum(1 for _ in calibration.batches())))
-        return original(model, cut, rules, calibration)
+        return original(model, cut, rules, calibration, goal)
 
     monkeypatch.setattr(module, "carry_out", spy)
     prune([heads(0.5, 2, 0), tokens(0.25, 1, 0)])

@@ -1,0 +1,210 @@
+r"""Compare ways to save the same share of MACs on one dense checkpoint, without training and after a short fine-tuning.
+
+Methods: AMG (single-shot, heads and tokens, or tokens only), ToMe, EViT, random and magnitude pruning, and the dense
+model with the same fine-tuning. Each method's figures lie in SAVE_DIR/METHOD; what is there already is not run again,
+so that an interrupted comparison goes on where it stopped. The table of what is there goes to --output.
+
+example: python tools/compare_reducers.py --weights log/dev_split_vits14/last.pth --root DATA \
+             --save-dir log/dev_split_vits14_equal_macs --output docs/results/market1501_equal_macs
+"""
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose inspect.py would hide Python's own
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from amg_plugin import report
+from amg_plugin.checkpoint import Checkpoint, read_checkpoint, unwrap
+from amg_plugin.commands.common import finish, logged
+from amg_plugin.commands.test import test
+from amg_plugin.commands.train import train
+from amg_plugin.config import load_config
+from amg_plugin.errors import AMGError, InputError
+from amg_plugin.pruning import apply_plan, current_plan
+from amg_plugin.session import assemble, check_fits, prepare, restore_model, run_arguments
+
+#: Method -> label, keys beside those of the configuration.
+SINGLE_SHOT = [{"target": "heads"}, {"target": "tokens"}]
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tome": ("ToMe", {"amg.reducer": "tome"}),
+    "evit": ("EViT", {"amg.reducer": "evit"}),
+    "amg": ("AMG, heads and tokens", {"amg.schedule": SINGLE_SHOT}),
+    "amg_tokens": ("AMG, tokens only", {"amg.schedule": SINGLE_SHOT[1:], "amg.head_token_balance": 0.0}),
+    "random": ("random heads and tokens", {"amg.schedule": SINGLE_SHOT, "amg.head_scorer": "random",
+                                           "amg.token_scorer": "random"}),
+    "magnitude": ("heads by weight magnitude, tokens by class attention",
+                  {"amg.schedule": SINGLE_SHOT, "amg.head_scorer": "magnitude", "amg.token_scorer": "cls_attention"}),
+    "dense": ("dense", {"amg.reducer": "none"}),
+}  # fmt: skip
+BEFORE, AFTER = "before", "after"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, metavar="CKPT", help="the dense checkpoint")
+    parser.add_argument("--config-file", default="market1501/dev_split_vits14_equal_macs", metavar="FILE")
+    parser.add_argument("--root", required=True, metavar="FOLDER", help="folder that holds the data sets")
+    parser.add_argument("--save-dir", required=True, metavar="FOLDER", help="folder for the runs")
+    parser.add_argument("--saving", type=float, default=0.3, help="share of the counted MACs to save (%(default)s)")
+    parser.add_argument("--balance", type=float, default=0.3, help="share of it from heads (%(default)s)")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS, metavar="METHOD",
+                        help=f"which of {', '.join(METHODS)}; none: only make the table")  # fmt: skip
+    parser.add_argument("--output", metavar="PATH", help="without suffix; .json and .md are written")
+    parser.add_argument("--notes", metavar="FILE", help="Markdown text to put below the table")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="key value", help="configuration keys for all runs")
+    return parser.parse_args()
+
+
+def configuration(args: argparse.Namespace, method: str, folder: Path) -> Any:
+    """The configuration of one run."""
+    keys = {"amg.target_macs_saving": args.saving, "amg.head_token_balance": args.balance, **METHODS[method][1]}
+    if method == "dense":
+        keys["amg.target_macs_saving"] = 0.0
+    words = [word for key, value in keys.items() for word in (key, value)]
+    words += ["data.root", args.root, "data.save_dir", str(folder), *args.opts]
+    return load_config(args.config_file, words, use_schedule=False)
+
+
+def run_method(args: argparse.Namespace, method: str, checkpoint: Checkpoint) -> None:
+    """Carry out what is missing of one method."""
+    pruned = "amg.schedule" in METHODS[method][1]
+    steps = {AFTER: prune_once} if pruned else {BEFORE: test, AFTER: train}
+    for name, step in steps.items():
+        folder = Path(args.save_dir) / method / name
+        if (folder / report.FILE_NAME).is_file():
+            continue
+        cfg, started = configuration(args, method, folder), time.time()
+        prepare(cfg)
+        with logged(str(folder), name):
+            finish(cfg, name, step(cfg, checkpoint), started)
+
+
+def prune_once(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Cut at once, evaluate, fine-tune for ``train.max_epoch``; as ``amg-reid prune``, without the dense evaluation."""
+    from amg_plugin.data.manager import build_datamanager
+    from amg_plugin.engine import AMGPruningHook, ProgressHook
+    from amg_plugin.pruning.budget import Budget
+    from amg_plugin.pruning.schedule import PruningSchedule
+    from amg_plugin.pruning.step import PruningRules
+
+    class SingleShot(AMGPruningHook):
+        def before_run(self, engine: Any) -> None:
+            model = unwrap(engine.model)
+            self.check(model)
+            apply_plan(model, current_plan(model).with_variant(self.token_variant))
+            self._cut(engine, 0)
+
+    check_fits(checkpoint, cfg)
+    budget = Budget(cfg.amg.target_macs_saving, cfg.amg.head_token_balance)
+    schedule = PruningSchedule.from_config(cfg.amg.schedule, cfg.train.max_epoch, budget)
+    pruning = SingleShot(schedule, PruningRules.from_config(cfg.amg), cfg.amg.token_variant)
+    datamanager = build_datamanager(cfg)
+    model = restore_model(checkpoint, cfg, datamanager.num_train_pids)
+    engine = assemble(cfg, datamanager, model, [ProgressHook(), pruning], cfg.train.max_epoch)
+    engine.run(**{**run_arguments(cfg, cfg.train.max_epoch), "fixbase_epoch": 0})
+    shape = report.structure(engine.model, cfg.data.height, cfg.data.width)
+    scores = {"pruned": pruning.snapshots["pruned"], "finetuned": engine.results}
+    return {**{name: report.section(found, shape) for name, found in scores.items()}, "history": engine.history}
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """A run's result, if it is there."""
+    path = folder / report.FILE_NAME
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"'{path}' cannot be read as JSON: {error}.") from error
+
+
+def collect(args: argparse.Namespace) -> dict[str, Any]:
+    """What the finished runs say."""
+    methods: dict[str, Any] = {}
+    for method, (label, _) in METHODS.items():
+        runs = {name: read(Path(args.save_dir) / method / name) for name in (BEFORE, AFTER)}
+        sections = {}
+        for name, run in runs.items():
+            for section in report.SECTIONS if run else ():
+                if section in run:
+                    sections[BEFORE if section == "pruned" else name] = run[section]
+        if sections:
+            kept = {name: without_places(run) for name, run in runs.items() if run}
+            methods[method] = {"label": label, **sections, "runs": kept}
+    if not methods:
+        raise InputError(f"'{args.save_dir}' holds no finished run.")
+    return {"saving": args.saving, "balance": args.balance, "config_file": args.config_file, "methods": methods}
+
+
+def without_places(run: dict[str, Any]) -> dict[str, Any]:
+    """What a run was made with, without paths of somebody's disk."""
+    config = run["config"]
+    for node, keys in (("data", ("root", "save_dir")), ("amg", ("weights",))):
+        for key in keys:
+            config[node][key] = Path(config[node][key]).name
+    return {key: run[key] for key in ("config", "seed", "device", "threads", "versions", "seconds")}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table."""
+    methods = result["methods"]
+    dense = next((section for section in map(methods.get("dense", {}).get, (BEFORE, AFTER)) if section), None)
+    lines = [
+        f"# {100 * result['saving']:.0f} % fewer MACs by AMG and by others",
+        "",
+        "| method | counted MACs (G) | saved | without fine-tuning: Rank-1 / mAP % | fine-tuned: Rank-1 / mAP % |",
+        "|---|---|---|---|---|",
+    ]
+    for entry in methods.values():
+        section = entry.get(AFTER) or entry[BEFORE]
+        saved = f"{1 - section['macs'] / dense['macs']:.1%}" if dense else ""
+        cells = [
+            f"{100 * entry[name]['rank1']:.1f} / {100 * entry[name]['mAP']:.1f}" if name in entry else "not run"
+            for name in (BEFORE, AFTER)
+        ]
+        lines.append(f"| {entry['label']} | {section['macs'] / 1e9:.3f} | {saved} | {' | '.join(cells)} |")
+    run = next(run for entry in methods.values() for run in entry["runs"].values())
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    images = run["config"]["train"]["batch_size"] * run["config"]["amg"]["batches_per_epoch"]
+    epochs = run["config"]["train"]["max_epoch"]
+    length = f"{images * epochs:,} images" if images else f"{epochs} epochs"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Fine-tuning: {length}, the same for all, no distillation. Measured on {run['device']}, {run['threads']} "
+            f"threads; {versions}; seed {run['seed']}. Configuration `{result['config_file']}`.",
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    """Run what is missing, then write the table."""
+    args = parse_arguments()
+    checkpoint = read_checkpoint(args.weights)
+    for method in args.methods:
+        run_method(args, method, checkpoint)
+    result = collect(args)
+    text = markdown(result)
+    if args.notes:
+        text += "\n" + Path(args.notes).read_text(encoding="utf-8")
+    if args.output:
+        base = Path(args.output)
+        base.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{base}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        Path(f"{base}.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except AMGError as error:
+        sys.exit(f"compare_reducers: error: {error}")
