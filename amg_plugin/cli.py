@@ -16,6 +16,7 @@ COMMANDS = {
     "prune": "amg_plugin.commands.prune",
     "test": "amg_plugin.commands.test",
     "inspect": "amg_plugin.commands.inspect",
+    "visualize": "amg_plugin.commands.visualize",
     "import": "amg_plugin.commands.import_model",
     "occlude": "amg_plugin.commands.occlude",
     "zoo": "amg_plugin.commands.zoo",

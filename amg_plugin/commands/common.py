@@ -21,8 +21,14 @@ from amg_plugin.report_targets import as_text, further_tables
 from amg_plugin.session import use_gpu
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """torchreid's flags: ``--config-file``, ``-s``, ``-t``, ``--root``, ``--transforms`` and trailing ``key value``."""
+def add_config_arguments(parser: argparse.ArgumentParser, *, trailing: bool = True) -> None:
+    """torchreid's flags: ``--config-file``, ``-s``, ``-t``, ``--root``, ``--transforms`` and trailing ``key value``.
+
+    Args:
+        parser: Where to add them.
+        trailing: False for a command with a positional argument, which would end where trailing words begin: ``--set``
+            takes them there.
+    """
     parser.add_argument(
         "--config-file", metavar="FILE", help="yaml file, or the name of a shipped configuration (demo/synthetic)"
     )
@@ -35,9 +41,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out images that cannot be read and queries without a match, and say which, in place of stopping",
     )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="key value", help="any configuration keys, for example train.lr 0.001"
-    )
+    options = {"metavar": "key value", "help": "any configuration keys, for example train.lr 0.001"}
+    if trailing:
+        parser.add_argument("opts", nargs=argparse.REMAINDER, **options)
+    else:
+        parser.add_argument("--set", dest="opts", nargs="+", default=[], **options)
 
 
 def add_weights_argument(parser: argparse.ArgumentParser, text: str) -> None:
