@@ -206,6 +206,7 @@ def _amg_node() -> CfgNode:
     amg.normalize_entropy = False  # divide head entropies by log2 of the keys of their block
     amg.min_heads_per_block = 1  # heads that every block keeps
     amg.min_tokens_per_block = 1  # patch tokens that every block keeps
+    amg.round_tokens_to = 1  # kept and prefix tokens of a pruned block are a multiple of it
     amg.schedule = []  # stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS
     amg.final_epochs = 0  # epochs of fine-tuning after the last stage
     amg.reducer = "amg"  # 'amg' (pruning), for comparison 'tome' or 'evit' (tokens merged or dropped per image), 'none'

@@ -125,6 +125,7 @@ _AMG_RULES: dict[str, _Rule] = {
     "amg.layer_decay": _BELOW_1,
     "amg.min_heads_per_block": _AT_LEAST_1,
     "amg.min_tokens_per_block": _AT_LEAST_1,
+    "amg.round_tokens_to": _AT_LEAST_1,
     "amg.distill.tau": _POSITIVE,
     "amg.occlusion.probability": _UP_TO_1,
     **dict.fromkeys(("amg.occlusion.min_coverage", "amg.occlusion.max_coverage"), _HIDDEN_SHARE),
@@ -217,6 +218,8 @@ def has_budget(amg: Mapping[str, Any]) -> bool:
 def _check_budget(amg: CfgNode) -> None:
     if not has_budget(amg):
         return
+    if amg.round_tokens_to > 1:
+        raise _error("amg.round_tokens_to", amg.round_tokens_to, "1 with amg.target_macs_saving, which is met exactly")
     wanted = {"heads": amg.head_token_balance > 0, "tokens": amg.head_token_balance < 1}
     present = {stage["target"] for stage in amg.schedule}
     for target, needed in wanted.items():

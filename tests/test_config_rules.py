@@ -70,6 +70,7 @@ TOKENS = {"target": "tokens", "rate": 0.25, "iterations": 1, "epochs": 0}
         ("amg.layer_decay", 1.0, "less than 1"),
         ("amg.min_heads_per_block", 0, "at least 1"),
         ("amg.min_tokens_per_block", 0, "at least 1"),
+        ("amg.round_tokens_to", 0, "at least 1"),
         ("amg.final_epochs", -1, "at least 0"),
         ("amg.calibration.batches", -1, "at least 0"),
         ("amg.calibration.mode", "test", "'eval', 'train'"),
@@ -273,6 +274,7 @@ def test_a_target_takes_the_form_of_the_schedule():
         (["amg.head_token_balance", 1.5], "from 0 to 1"),
         ([*TARGET, "train.max_epoch", 3], "'train.max_epoch'.*both given"),
         (["amg.reducer", "tome"], "needs 'amg.target_macs_saving' above 0"),
+        (["amg.round_tokens_to", 8, *TARGET], "1 with amg.target_macs_saving"),
         (["amg.reducer", "pitome", *TARGET], "one of 'amg', 'tome', 'evit', 'none'"),
     ],
 )

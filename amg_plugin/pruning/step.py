@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from amg_plugin.modeling.backbone import backbone_of
 from amg_plugin.pruning.budget import Goal, closest_cut, narrowed
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.schedule import Cut
@@ -29,6 +31,7 @@ class PruningRules:
         layer_decay: Weight decay per block of token importances (d).
         min_heads: Heads that every block keeps.
         min_tokens: Patch tokens that every block keeps.
+        round_tokens_to: Sequence lengths of pruned blocks are multiples of it.
     """
 
     head_scorer: str = "amg"
@@ -37,6 +40,7 @@ class PruningRules:
     layer_decay: float = 0.015
     min_heads: int = 1
     min_tokens: int = 1
+    round_tokens_to: int = 1
 
     @classmethod
     def from_config(cls, amg: Any) -> PruningRules:
@@ -48,6 +52,7 @@ class PruningRules:
             layer_decay=amg.layer_decay,
             min_heads=amg.min_heads_per_block,
             min_tokens=amg.min_tokens_per_block,
+            round_tokens_to=amg.round_tokens_to,
         )
 
 
@@ -88,7 +93,8 @@ def plan_cut(
     else:
         scores = TOKEN_SCORERS[rules.token_scorer](model, calibration, blocks)
         weight = rules.layer_decay if rules.token_scorer == "amg" else 0.0
-        floor, select = rules.min_tokens, select_tokens
+        rounding = {"multiple": rules.round_tokens_to, "num_prefix_tokens": backbone_of(model).num_prefix_tokens}
+        floor, select = rules.min_tokens, partial(select_tokens, **rounding)
     if goal is not None:
         return closest_cut(plan, cut.target, blocks, scores, weight=weight, floor=floor, goal=goal)
     logger.debug("%d %s chosen for removal", count, cut.target)
