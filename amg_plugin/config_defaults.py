@@ -224,5 +224,6 @@ def _amg_node() -> CfgNode:
     amg.distill.enabled = True  # fine-tune towards the logits of the frozen dense model
     amg.distill.alpha = 2.0  # weight of the distillation loss
     amg.distill.tau = 10.0  # softmax temperature of the distillation loss
+    amg.distill.features = 0.0  # weight of the distance between student's and teacher's evaluation features; 0 = none
     amg.distill.teacher = ""  # dense checkpoint to learn from; empty = the model that the run starts with
     return amg

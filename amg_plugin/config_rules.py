@@ -104,6 +104,7 @@ _AMG_RULES: dict[str, _Rule] = {
             "amg.batches_per_epoch",
             "amg.calibration.batches",
             "amg.distill.alpha",
+            "amg.distill.features",
         ),
         _AT_LEAST_0,
     ),
@@ -160,6 +161,8 @@ def validate_amg(amg: CfgNode) -> None:
     _check_tables({"amg": amg}, _AMG_CHOICES, _AMG_RULES)
     complete_schedule(amg.schedule, has_budget(amg))
     _check_budget(amg)
+    if amg.distill.features and not amg.distill.enabled:
+        raise _error("amg.distill.features", amg.distill.features, "0 while amg.distill.enabled is False")
     hidden = amg.occlusion
     if hidden.min_coverage > hidden.max_coverage:
         allowed = f"at most amg.occlusion.max_coverage, which is {hidden.max_coverage:g}"

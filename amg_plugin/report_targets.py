@@ -28,6 +28,8 @@ def targets_table(result: Mapping[str, Any], models: Sequence[str] = SECTIONS) -
         models: Names that are looked for, in this order.
     """
     present = [name for name in models if name in result]
+    if not present:
+        return None
     targets = list(result[present[0]]["targets"])
     if len(targets) < 2:
         return None

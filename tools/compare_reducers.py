@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from amg_plugin import report
-from amg_plugin.checkpoint import Checkpoint, read_checkpoint, unwrap
+from amg_plugin.checkpoint import LAST_CHECKPOINT, Checkpoint, read_checkpoint
 from amg_plugin.commands.common import finish, logged
-from amg_plugin.commands.test import test
+from amg_plugin.commands.test import evaluate, test
 from amg_plugin.commands.train import train
 from amg_plugin.config import load_config
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.pruning import apply_plan, current_plan
-from amg_plugin.session import assemble, check_fits, prepare, restore_model, run_arguments
+from amg_plugin.pruning.budget import Goal
+from amg_plugin.pruning.step import carry_out
+from amg_plugin.session import assemble, check_fits, prepare, restore_model
 
 #: Method -> label, keys beside those of the configuration.
 SINGLE_SHOT = [{"target": "heads"}, {"target": "tokens"}]
@@ -56,6 +58,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--balance", type=float, default=0.3, help="share of it from heads (%(default)s)")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS, metavar="METHOD",
                         help=f"which of {', '.join(METHODS)}; none: only make the table")  # fmt: skip
+    parser.add_argument("--steps", nargs="+", default=[BEFORE, AFTER], choices=[BEFORE, AFTER],
+                        help="without fine-tuning (before), fine-tuning (after)")  # fmt: skip
     parser.add_argument("--output", metavar="PATH", help="without suffix; .json and .md are written")
     parser.add_argument("--notes", metavar="FILE", help="Markdown text to put below the table")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="key value", help="configuration keys for all runs")
@@ -72,46 +76,44 @@ def configuration(args: argparse.Namespace, method: str, folder: Path) -> Any:
     return load_config(args.config_file, words, use_schedule=False)
 
 
-def run_method(args: argparse.Namespace, method: str, checkpoint: Checkpoint) -> None:
-    """Carry out what is missing of one method."""
+def run_step(args: argparse.Namespace, method: str, name: str, checkpoint: Checkpoint) -> None:
+    """Carry out one step of a method, unless that was done before."""
+    folder = Path(args.save_dir) / method / name
+    if (folder / report.FILE_NAME).is_file():
+        return
+    cfg, started = configuration(args, method, folder), time.time()
+    prepare(cfg)
     pruned = "amg.schedule" in METHODS[method][1]
-    steps = {AFTER: prune_once} if pruned else {BEFORE: test, AFTER: train}
-    for name, step in steps.items():
-        folder = Path(args.save_dir) / method / name
-        if (folder / report.FILE_NAME).is_file():
-            continue
-        cfg, started = configuration(args, method, folder), time.time()
-        prepare(cfg)
-        with logged(str(folder), name):
-            finish(cfg, name, step(cfg, checkpoint), started)
+    step = prune_once if pruned and name == BEFORE else {BEFORE: test, AFTER: train}[name]
+    if pruned and name == AFTER:
+        checkpoint = read_checkpoint(Path(args.save_dir) / method / BEFORE / LAST_CHECKPOINT)
+    with logged(str(folder), name):
+        finish(cfg, name, step(cfg, checkpoint), started)
 
 
 def prune_once(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Cut at once, evaluate, fine-tune for ``train.max_epoch``; as ``amg-reid prune``, without the dense evaluation."""
+    """Carry out every cut at once and evaluate; as ``amg-reid prune``, without the dense evaluation and any epoch."""
     from amg_plugin.data.manager import build_datamanager
-    from amg_plugin.engine import AMGPruningHook, ProgressHook
-    from amg_plugin.pruning.budget import Budget
-    from amg_plugin.pruning.schedule import PruningSchedule
-    from amg_plugin.pruning.step import PruningRules
-
-    class SingleShot(AMGPruningHook):
-        def before_run(self, engine: Any) -> None:
-            model = unwrap(engine.model)
-            self.check(model)
-            apply_plan(model, current_plan(model).with_variant(self.token_variant))
-            self._cut(engine, 0)
+    from amg_plugin.engine import AMGPruningHook
+    from amg_plugin.engine.calibration import build_calibration, scoring_mode
 
     check_fits(checkpoint, cfg)
-    budget = Budget(cfg.amg.target_macs_saving, cfg.amg.head_token_balance)
-    schedule = PruningSchedule.from_config(cfg.amg.schedule, cfg.train.max_epoch, budget)
-    pruning = SingleShot(schedule, PruningRules.from_config(cfg.amg), cfg.amg.token_variant)
+    pruning = AMGPruningHook.from_config(cfg)
     datamanager = build_datamanager(cfg)
     model = restore_model(checkpoint, cfg, datamanager.num_train_pids)
-    engine = assemble(cfg, datamanager, model, [ProgressHook(), pruning], cfg.train.max_epoch)
-    engine.run(**{**run_arguments(cfg, cfg.train.max_epoch), "fixbase_epoch": 0})
-    shape = report.structure(engine.model, cfg.data.height, cfg.data.width)
-    scores = {"pruned": pruning.snapshots["pruned"], "finetuned": engine.results}
-    return {**{name: report.section(found, shape) for name, found in scores.items()}, "history": engine.history}
+    apply_plan(model, current_plan(model).with_variant(cfg.amg.token_variant))
+    pruning.check(model)
+    engine = assemble(cfg, datamanager, model, [], 1)
+    for cut in pruning.schedule.cuts:
+        goal = Goal(pruning.cost, pruning.schedule.goal(cut))
+        with scoring_mode(model, cfg.amg.calibration.mode):
+            plan = carry_out(model, cut, pruning.rules, build_calibration(engine, f"score {cut.target}"), goal)
+        structure = {"heads_per_block": plan.heads_per_block, "tokens_per_block": plan.tokens_per_block}
+        engine.history.append({"event": "cut", "epoch": 0, "target": cut.target, **structure})
+    engine.write_checkpoint(Path(cfg.data.save_dir) / LAST_CHECKPOINT)
+    evaluate(cfg, engine, visrank=False)
+    shape = report.structure(model, cfg.data.height, cfg.data.width)
+    return {"pruned": report.section(engine.results, shape), "history": engine.history}
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -128,13 +130,10 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
     methods: dict[str, Any] = {}
     for method, (label, _) in METHODS.items():
         runs = {name: read(Path(args.save_dir) / method / name) for name in (BEFORE, AFTER)}
-        sections = {}
-        for name, run in runs.items():
-            for section in report.SECTIONS if run else ():
-                if section in run:
-                    sections[BEFORE if section == "pruned" else name] = run[section]
+        runs = {name: run for name, run in runs.items() if run}
+        sections = {name: next(run[key] for key in report.SECTIONS if key in run) for name, run in runs.items()}
         if sections:
-            kept = {name: without_places(run) for name, run in runs.items() if run}
+            kept = {name: without_places(run) for name, run in runs.items()}
             methods[method] = {"label": label, **sections, "runs": kept}
     if not methods:
         raise InputError(f"'{args.save_dir}' holds no finished run.")
@@ -168,7 +167,8 @@ def markdown(result: dict[str, Any]) -> str:
             for name in (BEFORE, AFTER)
         ]
         lines.append(f"| {entry['label']} | {section['macs'] / 1e9:.3f} | {saved} | {' | '.join(cells)} |")
-    run = next(run for entry in methods.values() for run in entry["runs"].values())
+    runs = [run for entry in methods.values() for run in entry["runs"].values()]
+    run, threads = runs[0], sorted({run["threads"] for run in runs})
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     images = run["config"]["train"]["batch_size"] * run["config"]["amg"]["batches_per_epoch"]
     epochs = run["config"]["train"]["max_epoch"]
@@ -177,8 +177,9 @@ def markdown(result: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Fine-tuning: {length}, the same for all, no distillation. Measured on {run['device']}, {run['threads']} "
-            f"threads; {versions}; seed {run['seed']}. Configuration `{result['config_file']}`.",
+            f"Fine-tuning: {length}, the same for all, no distillation. Measured on {run['device']}, "
+            f"{' or '.join(map(str, threads))} threads; {versions}; seed {run['seed']}. "
+            f"Configuration `{result['config_file']}`.",
             "",
         ]
     )
@@ -188,8 +189,9 @@ def main() -> int:
     """Run what is missing, then write the table."""
     args = parse_arguments()
     checkpoint = read_checkpoint(args.weights)
-    for method in args.methods:
-        run_method(args, method, checkpoint)
+    for name in args.steps:
+        for method in args.methods:
+            run_step(args, method, name, checkpoint)
     result = collect(args)
     text = markdown(result)
     if args.notes:

@@ -9,7 +9,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -162,7 +162,13 @@ def logged(save_dir: str, command: str) -> Iterator[None]:
             logger.propagate = propagate
 
 
-def finish(cfg: Any, command: str, sections: dict[str, Any], started: float) -> dict[str, Any]:
+def finish(
+    cfg: Any,
+    command: str,
+    sections: dict[str, Any],
+    started: float,
+    table: Callable[[Mapping[str, Any]], str] = report.comparison_table,
+) -> dict[str, Any]:
     """Write ``result.json`` and print the table.
 
     Args:
@@ -170,6 +176,7 @@ def finish(cfg: Any, command: str, sections: dict[str, Any], started: float) -> 
         command: Name of the command.
         sections: ``dense``, ``pruned``, ``finetuned``, whichever are known, and what else belongs to the result.
         started: ``time.time()`` at the start.
+        table: Makes the first table out of the result.
 
     Returns:
         The result.
@@ -183,6 +190,6 @@ def finish(cfg: Any, command: str, sections: dict[str, Any], started: float) -> 
         "seconds": round(time.time() - started, 1),
     }
     path = report.write_result(cfg.data.save_dir, result)
-    tables = [report.comparison_table(result), *map(as_text, further_tables(result))]
+    tables = [table(result), *map(as_text, further_tables(result))]
     print("\n" + "\n\n".join([*tables, str(path)]), file=sys.stdout)
     return result

@@ -8,6 +8,7 @@ from typing import Any
 
 from amg_plugin import report
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
+from amg_plugin.commands import asymmetric
 from amg_plugin.commands.common import (
     add_config_arguments,
     add_weights_argument,
@@ -28,16 +29,24 @@ Where a target has masks (amg-reid occlude makes them), another table says, bloc
 token's attention falls on covered patches; --dense adds the dense model that a pruned one was made from, for before and
 after.
 
+With --gallery-weights, --weights embeds the queries and the other checkpoint the gallery, as on cameras that run the
+pruned model and a server that keeps the dense one; both models alone are set beside it. Each checkpoint brings its own
+image size and preparation of images.
+
 Without --config-file the checkpoint's own configuration counts, and result.json goes to the folder 'test' inside its
 data.save_dir, beside its tables in result.md; -t, --root and key value pairs change it.
 
 example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --root reid-data
-         amg-reid test --weights log/pruned/best.pth --dense log/dense/best.pth -t market1501 occluded_market1501"""
+         amg-reid test --weights log/pruned/best.pth --dense log/dense/best.pth -t market1501 occluded_market1501
+         amg-reid test --weights log/pruned/best.pth --gallery-weights log/dense/best.pth -t market1501"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_weights_argument(parser, "the checkpoint to evaluate")
+    parser.add_argument(
+        "--gallery-weights", metavar="CKPT", help="another checkpoint that embeds the gallery (asymmetric retrieval)"
+    )
     parser.add_argument(
         "--dense", metavar="CKPT", help="dense model to set beside a pruned one, in scores and in attention"
     )
@@ -47,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; 0 on success."""
     checkpoint = read_checkpoint(required_weights(args))
+    if args.gallery_weights:
+        return _run_asymmetric(args, checkpoint)
     dense = read_dense(args.dense, checkpoint) if args.dense else None
     cfg = config_from_arguments(args, use_schedule=False, base=checkpoint.config)
     prepare(cfg)
@@ -54,6 +65,20 @@ def run(args: argparse.Namespace) -> int:
     with logged(cfg.data.save_dir, "test"):
         result = finish(cfg, "test", test(cfg, checkpoint, dense), started)
         write_markdown(cfg.data.save_dir, result)
+    return 0
+
+
+def _run_asymmetric(args: argparse.Namespace, query: Checkpoint) -> int:
+    if args.dense:
+        raise InputError("--dense and --gallery-weights cannot be joined; run 'amg-reid test' once with each.")
+    gallery = read_checkpoint(args.gallery_weights)
+    cfg = config_from_arguments(args, use_schedule=False, base=query.config)
+    if cfg.test.visrank:
+        raise InputError("test.visrank is True, but pictures of rankings are not drawn with --gallery-weights.")
+    prepare(cfg)
+    started = time.time()
+    with logged(cfg.data.save_dir, "test"):
+        finish(cfg, "test", asymmetric.test_asymmetric(cfg, query, gallery), started, asymmetric.table)
     return 0
 
 

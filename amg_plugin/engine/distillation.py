@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from amg_plugin.checkpoint import load_model, unwrap
 from amg_plugin.engine.base import HookedEngine
 from amg_plugin.engine.hooks import Hook
-from amg_plugin.engine.losses import distillation_loss
+from amg_plugin.engine.losses import distillation_loss, feature_loss
 from amg_plugin.errors import ConfigError
 from amg_plugin.pruning import current_plan
 
 
 class DistillationHook(Hook):
-    """Adds ``alpha`` times the divergence from the teacher's logits to the loss.
+    """Adds ``alpha`` times the divergence from the teacher's logits to the loss, and pulls features to the teacher's.
 
     The teacher is the dense model, frozen and in eval mode; torchreid puts registered models into training mode, so it
     is not registered.
@@ -26,9 +26,13 @@ class DistillationHook(Hook):
         alpha: Weight of the term.
         tau: Temperature.
         teacher: The dense network; None takes a copy of the engine's model when the run starts.
+        features: Weight of the distance between the evaluation features of student and teacher, so that features of
+            both can be compared (asymmetric retrieval).
     """
 
-    def __init__(self, alpha: float, tau: float, teacher: nn.Module | None = None) -> None:
+    def __init__(self, alpha: float, tau: float, teacher: nn.Module | None = None, features: float = 0.0) -> None:
+        self.features = features
+        self._shown: dict[str, Tensor] = {}
         self.alpha = alpha
         self.tau = tau
         self.teacher = teacher
@@ -37,7 +41,8 @@ class DistillationHook(Hook):
     def from_config(cls, cfg: Any) -> DistillationHook:
         """Build from ``amg.distill``."""
         options = cfg.amg.distill
-        return cls(options.alpha, options.tau, load_model(options.teacher) if options.teacher else None)
+        teacher = load_model(options.teacher) if options.teacher else None
+        return cls(options.alpha, options.tau, teacher, options.features)
 
     def before_run(self, engine: HookedEngine) -> None:
         """Freeze the teacher.
@@ -74,13 +79,41 @@ class DistillationHook(Hook):
         sides = [getattr(model, "side_information", None) for model in (self.teacher, student)]
         if all(sides):
             sides[0].warn_with(sides[1])
+        if self.features:
+            self._watch_features(engine, student)
         self.teacher = self.teacher.to(engine.device).eval().requires_grad_(False)
 
+    def _watch_features(self, engine: HookedEngine, student: nn.Module) -> None:
+        if isinstance(engine.model, nn.DataParallel):
+            raise ConfigError(
+                "amg.distill.features works on one GPU; set CUDA_VISIBLE_DEVICES to one of them, or the weight to 0."
+            )
+        if self.teacher.feature_dim != student.feature_dim:
+            raise ConfigError(
+                f"The teacher's features have {self.teacher.feature_dim} numbers, the model's {student.feature_dim}; "
+                "amg.distill.features needs the same width."
+            )
+        if self.teacher.spec.neck_feat != student.spec.neck_feat:
+            raise ConfigError(
+                f"The teacher is evaluated {self.teacher.spec.neck_feat} the neck, the model {student.spec.neck_feat} "
+                "it; amg.distill.features needs the same amg.neck_feat."
+            )
+        for name, model in (("student", student), ("teacher", self.teacher)):
+            model.feature_observer = lambda features, name=name: self._shown.__setitem__(name, features)
+
+    def after_run(self, engine: HookedEngine) -> None:
+        """Stop watching features."""
+        unwrap(engine.model).feature_observer = None
+
     def loss(self, engine: HookedEngine, images: Tensor, logits: Any) -> dict[str, Tensor]:
-        """The distillation term, ``loss_d``."""
+        """The distillation terms: ``loss_d`` on logits, and ``loss_f`` on features if it has a weight."""
         with torch.no_grad(), engine.autocast():
             target = self.teacher.logits(images, *engine.labels_for(self.teacher))
-        return {"loss_d": self.alpha * distillation_loss(logits, target, self.tau)}
+        terms = {"loss_d": self.alpha * distillation_loss(logits, target, self.tau)}
+        if self.features:
+            shown = [self._shown.pop(name).float() for name in ("student", "teacher")]
+            terms["loss_f"] = self.features * feature_loss(*shown)
+        return terms
 
 
 def _outputs(model: nn.Module) -> int:

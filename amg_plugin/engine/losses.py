@@ -28,6 +28,18 @@ class SoftMarginTripletLoss(nn.Module):
         return F.softplus(hardest_positive - hardest_negative).mean()
 
 
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the student's features from the teacher's, relative to the teacher's squared length.
+
+    0 for equal features, 1 for a student that gives zeros, whatever the scale of the features.
+
+    Args:
+        student: ``[B, D]``.
+        teacher: ``[B, D]``.
+    """
+    return (student - teacher).square().sum() / teacher.square().sum().clamp_min(torch.finfo(teacher.dtype).tiny)
+
+
 def distillation_loss(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor], tau: float) -> Tensor:
     """Divergence of the student's softened predictions from the teacher's.
 
