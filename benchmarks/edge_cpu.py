@@ -175,12 +175,16 @@ def lines_of_profile(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _rounds(section: str, where: dict[str, Any]) -> str:
+    return f"{section} " + ", ".join(f"{count} at batch {batch}" for batch, count in where["rounds"].items())
+
+
 def document(results: dict[str, Any], command: str) -> str:
     """The whole page."""
     measured = [result["environment"] for name, result in results.items() if name != "profile"]
     where = measured[0] if measured else results["profile"]["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    rounds = ", ".join(f"{count} rounds at batch {batch}" for batch, count in ROUNDS.items())
+    rounds = "; ".join(_rounds(name, result["environment"]) for name, result in results.items() if name != "profile")
     lines = [
         "# Time saved on a CPU",
         "",
@@ -191,7 +195,7 @@ def document(results: dict[str, Any], command: str) -> str:
         command,
         "```",
         "",
-        f"Networks run in turn, for {rounds}. Time saved: median over the rounds of 1 - pruned / dense, quartiles "
+        f"Networks run in turn; rounds: {rounds}. Time saved: median over the rounds of 1 - pruned / dense, quartiles "
         "beside it. Realised: time saved / MACs saved, as counted by `amg-reid inspect`. Dense and pruned networks "
         "are in the same form:",
         "",

@@ -59,6 +59,7 @@ def test_sections_are_added_to_those_that_were_measured_before(quick, tmp_path):
         in text
     )
     assert text.count("| head60-token60 |") == 2
+    assert "rounds: small 30 at batch 1, 7 at batch 16; rates 30 at batch 1." in text
     assert "| all | 3.00 | 1.00 | 67 % |" in text
 
 
