@@ -75,6 +75,11 @@ class Settings:
                         f"--forms onnx needs '{package}', which is not installed: pip install 'amg-plugin[export]', "
                         "or leave onnx out of --forms."
                     )
+            if self.device == "cuda" and "CUDAExecutionProvider" not in _providers():
+                raise InputError(
+                    "--forms onnx is impossible on cuda: this onnxruntime knows no GPU; install onnxruntime-gpu, leave "
+                    "onnx out, or use --device cpu."
+                )
 
     @property
     def total_rounds(self) -> int:
@@ -86,6 +91,12 @@ class Settings:
         """Form and threads of each process; on a GPU threads make no difference."""
         threads = self.threads if self.device == "cpu" else self.threads[:1]
         return [(form, count) for form in self.forms for count in threads]
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return onnxruntime.get_available_providers()
 
 
 def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str, int], None]) -> dict[str, Any]:

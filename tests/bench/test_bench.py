@@ -218,3 +218,12 @@ def test_settings_leave_threads_to_the_cpu():
     assert settings.processes == [("eager", 1), ("eager", 2)]
     assert Settings(forms=("eager",), threads=(1, 2), device="cuda").processes == [("eager", 1)]
     assert settings.total_rounds == 2 * (20 + 3)
+
+
+@needs_onnx
+def test_a_gpu_that_onnx_runtime_does_not_know_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("amg_plugin.bench.run._providers", lambda: ["CPUExecutionProvider"])
+    Settings(forms=("fast",), device="cuda").check()
+    with pytest.raises(InputError, match="onnxruntime-gpu"):
+        Settings(forms=("fast", "onnx"), device="cuda").check()
