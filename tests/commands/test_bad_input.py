@@ -226,8 +226,7 @@ def test_files_that_are_no_checkpoint_are_named(refused, trained, tmp_path, comm
     ("change", "expected"),
     [
         (("data.height", "64"), ("32x16", "64x16")),
-        (("amg.arch", "deit_small_patch16_224"), ("amg.arch", "vit_tiny_patch16_224", "deit_small_patch16_224")),
-        (("model.name", "vit_amg_small"), ("amg.arch", "vit_small_patch16_224")),
+        (("amg.arch", "deit_tiny_distilled_patch16_224"), ("amg.arch", "vit_tiny_patch16_224", "distilled")),
         (("amg.override.depth", "3"), ("amg.override", "3")),
         (("amg.stride", "4"), ("amg.stride", "4")),
     ],
@@ -242,6 +241,12 @@ def test_a_checkpoint_of_another_structure_is_refused_before_the_data_is_read(
     sentence = refused(command, "--weights", trained.last, *words)
     assert "checkpoint" in sentence
     assert all(part in sentence for part in expected), sentence
+
+
+def test_another_spelling_of_the_same_network_is_accepted(trained, amg_reid, tmp_path):
+    # Width, depth, heads and patch size are all overridden.
+    outcome = amg_reid("test", "--weights", trained.last, "data.save_dir", tmp_path, "model.name", "vit_amg_small")
+    assert outcome.status == 0, outcome.err
 
 
 def test_a_checkpoint_whose_weights_do_not_fit_its_plan_is_refused(refused, trained, tmp_path):
