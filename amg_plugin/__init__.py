@@ -28,7 +28,7 @@ _LAZY = {
     "load_model": "amg_plugin.checkpoint",
     "register": "amg_plugin.registry",
 }
-_SUBMODULES = ("complexity", "pruning", "modeling")
+_SUBMODULES = ("complexity", "inference", "pruning", "modeling")
 
 
 def __getattr__(name: str) -> Any:

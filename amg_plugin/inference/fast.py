@@ -183,7 +183,6 @@ class FastNetwork(nn.Module):
             self.head = Parts(model, flow)
         else:
             self.head = ClassToken(model, flow, model.bottleneck if model.spec.neck_feat == "after" else None)
-        super().train(False)
 
     def train(self, mode: bool = True) -> FastNetwork:
         """Eval mode only.
@@ -249,7 +248,8 @@ def fast(model: nn.Module, pack: bool | None = None) -> FastNetwork:
             f"{reference.device.type}: that takes float32 on the CPU and a torch with oneDNN."
         )
     with torch.no_grad():
-        form = copy.deepcopy(FastNetwork(model)).requires_grad_(False)
+        # Modes and gradients are switched off in the copy only: the network may be in the middle of its training.
+        form = copy.deepcopy(FastNetwork(model)).requires_grad_(False).eval()
         return form.pack() if (possible if pack is None else pack) else form
 
 

@@ -72,6 +72,17 @@ def test_the_form_does_not_follow_the_network_and_leaves_it_as_it_was():
     assert relative_error(form(images), before) < LIMIT
 
 
+@pytest.mark.parametrize("kind", ["vit", "transreid_jigsaw", "la_transformer"])
+def test_a_network_in_training_stays_in_training(kind):
+    model = build(kind, "heads_block")
+    arguments = inputs(model)
+    expected = model(*arguments)
+    form = fast(model.train())
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert relative_error(form(*arguments), expected) < LIMIT
+
+
 def test_it_evaluates_only():
     form = fast(build())
     assert not form.training
