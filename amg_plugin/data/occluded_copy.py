@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from amg_plugin.data.folders import list_images, name_of
 from amg_plugin.data.masks import write_mask
 from amg_plugin.data.occlusion import Coverage, occlude
 from amg_plugin.errors import DataError, RunError
@@ -40,7 +41,6 @@ FORMAT, VERSION = "amg_plugin.occlusion", 1
 JPEG_QUALITY = 95
 """Of occluded images whose names end in .jpg or .jpeg; colours are not subsampled. Other formats are lossless."""
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 _NAME = re.compile(r"(-?\d+)_c(\d+)")
 _LISTED = 10
 _TRIES = 50  # draws of a donor with another identity
@@ -94,14 +94,12 @@ def find_market_layout(folder: str | Path) -> Path:
 
 
 def list_part(folder: Path) -> list[str]:
-    """Names of the images of one part, sorted; other files (Thumbs.db) are left out.
+    """Names of the images of one part, sorted; other files (Thumbs.db) and hidden ones (._*) are left out.
 
     Raises:
         DataError: There is no image, or names do not say identity and camera.
     """
-    names = sorted(entry.name for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in _SUFFIXES)
-    if not names:
-        raise DataError(f"{folder} holds no images ({', '.join(_SUFFIXES)}).")
+    names = list(map(name_of, list_images(folder)))
     if foreign := [name for name in names if not _NAME.match(name)]:
         raise DataError(
             f"{len(foreign)} names in {folder} do not start with identity and camera as Market-1501's do "

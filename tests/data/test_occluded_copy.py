@@ -135,6 +135,13 @@ def test_other_files_are_left_behind(source, target):
     assert not (target / QUERY_DIR / "Thumbs.db").exists()
 
 
+def test_hidden_files_are_left_behind(source, target):
+    twin = f"._{first(source, QUERY_DIR).name}"  # what macOS adds on foreign disks
+    (source / QUERY_DIR / twin).write_bytes(b"x")
+    write_occluded_copy(source, target, ALL)
+    assert not (target / QUERY_DIR / twin).exists()
+
+
 def test_links_share_unchanged_files_only(source, target):
     write_occluded_copy(source, target, ALL, link=True)
     image, query = first(source, TRAIN_DIR), first(source, QUERY_DIR)
