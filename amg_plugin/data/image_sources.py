@@ -34,6 +34,8 @@ _LAYOUT = FolderLayout(
 )
 _DRIVE = re.compile(r"[A-Za-z]:")
 _ENCRYPTED = 0x1
+# zipfile unpacks other methods by whole blocks, whatever size an entry declares: 1 KiB of bzip2 can become 1 GiB.
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class ImageSource(ABC):
@@ -120,6 +122,11 @@ class ZipSource(ImageSource):
         info = self._members[split][name]
         if info.flag_bits & _ENCRYPTED:
             raise DataError(f"{info.filename} in {self.place} is encrypted; unpack the archive and give the folder.")
+        if info.compress_type not in _BOUNDED:
+            raise DataError(
+                f"{info.filename} in {self.place} is neither stored nor deflated, so its size is not known before "
+                "it is unpacked; unpack the archive and give the folder."
+            )
         try:
             with self._archive.open(info) as stream:
                 # zipfile stops at the size that the archive declares, and the checksum then tells a lie about it.

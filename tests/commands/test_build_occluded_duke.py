@@ -413,6 +413,20 @@ def without(name):
     return {split: [other for other in names if other != name] for split, names in DUKE.items()}
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_without_a_bound_on_memory_is_refused_unread(
+    refused_untouched, tmp_path, lists, root, monkeypatch, method
+):
+    entry = zipfile.ZipInfo(f"DukeMTMC-reID/query/{QUERY[0]}")
+    entry.compress_type = method
+    archive = write_zip(tmp_path / "duke.zip", without(QUERY[0]), extra=[(entry, b"x" * 1000)])
+    opened, whole = [], zipfile.ZipFile.open
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *words: opened.append(words[1].filename) or whole(*words))
+    sentence = refused_untouched(*words(archive, lists, root))
+    assert QUERY[0] in sentence and "neither stored nor deflated" in sentence
+    assert opened and entry.filename not in opened  # images before it were copied, this one was not touched
+
+
 def test_an_image_that_says_it_is_huge_is_refused_unread(refused_untouched, tmp_path, lists, root):
     bomb = bytes(occluded_duke.MAX_IMAGE_BYTES + 1)  # a few kilobytes when compressed
     extra = [(f"DukeMTMC-reID/query/{QUERY[0]}", bomb)]
