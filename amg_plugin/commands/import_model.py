@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", choices=SOURCES, required=True, help="the program that wrote it")
     parser.add_argument("--out", metavar="CKPT", required=True, help="the checkpoint to write")
     parser.add_argument(
+        "--trained-on",
+        metavar="NAME",
+        default="market1501",
+        help="data set that the file was trained on, whose cameras its side information knows (default: market1501)",
+    )
+    parser.add_argument(
         "--image-size", nargs=2, type=int, metavar=("H", "W"), help="pixels (default: 256 128, LA-Transformer 224 224)"
     )
     parser.add_argument("--stride", type=int, help="pixels between patches (default: what fits the position embedding)")
@@ -57,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Import; 0 on success."""
     state = clean(read_published(args.file))
     model = (import_transreid if args.source == "transreid" else import_la)(state, args)
-    save_imported(args.out, model, args.source, Path(args.file).name)
+    save_imported(args.out, model, args.source, Path(args.file).name, args.trained_on)
     checkpoint = read_checkpoint(args.out)
     print(render(checkpoint, describe(checkpoint)))
     if not checkpoint.plan.heads_known:
@@ -66,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def save_imported(path: str | Path, model: ReIDModel, source: str, file_name: str) -> None:
+def save_imported(path: str | Path, model: ReIDModel, source: str, file_name: str, trained_on: str) -> None:
     """Write an imported network as a checkpoint of the plugin.
 
     Args:
@@ -74,16 +80,20 @@ def save_imported(path: str | Path, model: ReIDModel, source: str, file_name: st
         model: The network.
         source: The program that wrote the file, one of :data:`SOURCES`.
         file_name: The file's name, for the history.
+        trained_on: Data set that it was trained on; its cameras count from 0 in both programs and in torchreid.
 
     Raises:
         RunError: If the checkpoint cannot be written.
     """
     height, width = model.spec.image_size
     mean, std = _PIXELS[source]
+    side = model.spec.side_information
+    if side is not None and side.cameras:
+        model.name_cameras({trained_on: range(side.cameras)})
     save_checkpoint(
         path,
         model,
-        config=_config(model, mean, std),
+        config=_config(model, mean, std, trained_on),
         history=[{"event": "import", "from": source, "file": file_name}],
         preprocessing={"height": height, "width": width, "mean": mean, "std": std, "interpolation": "bicubic"},
     )
@@ -148,8 +158,8 @@ def fitting_stride(patches: int, size: tuple[int, int], patch: int) -> int:
     )
 
 
-def _config(model: ReIDModel, mean: list[float], std: list[float]) -> dict[str, Any]:
-    """What ``amg-reid test`` and ``prune`` start from: the size, pixels and loss of the model."""
+def _config(model: ReIDModel, mean: list[float], std: list[float], trained_on: str) -> dict[str, Any]:
+    """What ``amg-reid test`` and ``prune`` start from: structure, size, pixels, loss and data set of the model."""
     spec = model.spec
     height, width = spec.image_size
     values = {
@@ -157,6 +167,9 @@ def _config(model: ReIDModel, mean: list[float], std: list[float]) -> dict[str, 
         "model.pretrained": False,
         "data.height": height,
         "data.width": width,
+        "data.sources": [trained_on],
+        "data.targets": [trained_on],
+        "data.transforms": ["random_flip", "bicubic"],
         "data.norm_mean": mean,
         "data.norm_std": std,
         "loss.name": spec.loss,

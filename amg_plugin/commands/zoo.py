@@ -70,7 +70,7 @@ def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
     print(render(checkpoint, describe(checkpoint)))
     print("".join(f"\n{sentence}" for sentence in remarks(entry, model)))
     if args.out:
-        save_imported(args.out, model, entry.family, fetched.path.name)
+        save_imported(args.out, model, entry.family, fetched.path.name, entry.data_set)
         print(f"\n{args.out}")
     return 0
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from amg_plugin.errors import InputError
 from amg_plugin.modeling.reid_model import ModelSpec
-from amg_plugin.published_rows import ROWS, Row
+from amg_plugin.published_rows import DUKE, MARKET, ROWS, Row
 
 #: The authors' repositories state no licence; Market-1501 and what is trained on it is for research.
 LICENCE = "none stated; research only"
+_DATA_SETS = {MARKET: "market1501", DUKE: "occluded_duke"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class ZooEntry:
     def spec(self) -> ModelSpec:
         """The dense network: image size, stride, identities."""
         return self.published[0].spec
+
+    @property
+    def data_set(self) -> str:
+        """The name of the data set that it was trained on."""
+        return _DATA_SETS[self.published[0].data]
 
     @property
     def url(self) -> str:

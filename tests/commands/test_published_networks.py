@@ -175,27 +175,32 @@ IMPORTED = {
 
 @pytest.fixture(params=list(IMPORTED))
 def imported(request, amg_reid, tmp_path):
+    """Imports a file that was trained on the given data set."""
     source, state, size, words = IMPORTED[request.param]
-    torch.save(state(), tmp_path / "published.pth")
-    outcome = amg_reid(
-        *("import", tmp_path / "published.pth", "--from", source, "--image-size", *size, "--head-dim", "8", *words),
-        *("--out", tmp_path / "imported.pth"),
-    )
-    assert outcome.status == 0, outcome.err
-    return tmp_path / "imported.pth"
+
+    def run(trained_on):
+        torch.save(state(), tmp_path / "published.pth")
+        outcome = amg_reid(
+            *("import", tmp_path / "published.pth", "--from", source, "--image-size", *size, "--head-dim", "8", *words),
+            *("--trained-on", trained_on, "--out", tmp_path / "imported.pth"),
+        )
+        assert outcome.status == 0, outcome.err
+        return tmp_path / "imported.pth"
+
+    return run
 
 
 def test_an_imported_network_is_evaluated_without_any_configuration(imported, amg_reid, tiny_root, tmp_path):
     words = ["--root", tiny_root, "-t", "synthetic_reid", "market1501"]
+    checkpoint = imported("market1501")
     outcome = amg_reid(
-        *("test", "--weights", imported, *words, "data.workers", "0", "data.save_dir", tmp_path / "t"),
-        *("use_gpu", "False", "data.transforms", "[random_flip, bicubic]"),
+        *("test", "--weights", checkpoint, *words, "data.workers", "0", "data.save_dir", tmp_path / "t"),
+        *("use_gpu", "False"),
     )
     assert outcome.status == 0, outcome.err
     assert set(result(tmp_path / "t")["dense"]["targets"]) == {"synthetic_reid", "market1501"}
-    # Its cameras are those of data.sources, market1501 by default; LA-Transformer knows no cameras.
     unseen = [line for line in outcome.out.splitlines() if "unseen" in line]
-    if read_checkpoint(imported).spec.side_information:
+    if read_checkpoint(checkpoint).spec.side_information:
         assert len(unseen) == 1 and unseen[0].startswith("all cameras of synthetic_reid are unseen")
     else:
         assert unseen == []
@@ -203,20 +208,9 @@ def test_an_imported_network_is_evaluated_without_any_configuration(imported, am
 
 def test_an_imported_network_is_pruned_by_its_own_configuration(imported, amg_reid, tmp_path):
     write_synthetic_reid(tmp_path, replace(SPEC, train_ids=5), seed=3)
-    words = [
-        "--root",
-        tmp_path,
-        "-s",
-        "synthetic_reid",
-        "-t",
-        "synthetic_reid",
-        "data.workers",
-        "0",
-        "use_gpu",
-        "False",
-    ]
+    words = ["--root", tmp_path, "data.workers", "0", "use_gpu", "False"]
     outcome = amg_reid(
-        *("prune", "--weights", imported, *words, "data.transforms", "[random_flip, bicubic]"),
+        *("prune", "--weights", imported("synthetic_reid"), *words),
         *("data.save_dir", tmp_path / "p", "sampler.train_sampler", "RandomIdentitySampler", "train.batch_size", "8"),
         *("amg.schedule", "[{target: heads, rate: 0.25}, {target: tokens, rate: 0.25, epochs: 1}]"),
     )
@@ -226,4 +220,4 @@ def test_an_imported_network_is_pruned_by_its_own_configuration(imported, amg_re
     assert sum(checkpoint.plan.heads_per_block[:blocks]) == 3 * blocks
     assert checkpoint.plan.heads_per_block[blocks:] == [4] * (4 - blocks)
     if side := checkpoint.spec.side_information:
-        assert side.camera_table == {"synthetic_reid": [0, 1, 2]}  # trained on it now
+        assert side.camera_table == {"synthetic_reid": [0, 1, 2]}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from published_state import la_transformer_state, masks_of, transreid_state
 
+from amg_plugin import compat
 from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.published_tables import build
 from amg_plugin.zoo import ENTRIES, find_entry, import_entry, remarks
@@ -30,6 +31,12 @@ def test_every_published_file_is_there_once():
     assert {entry.name: entry.drive_id for entry in ENTRIES} == DRIVE_IDS
     assert len(ENTRIES) == len(DRIVE_IDS)
     assert all(len(drive_id) == 33 for drive_id in DRIVE_IDS.values())
+
+
+@by_name
+def test_entries_name_the_data_set_as_data_sources_does(entry):
+    assert entry.data_set == ("market1501" if "market" in entry.name else "occluded_duke")
+    assert entry.data_set in compat.image_dataset_factory()
 
 
 @by_name
