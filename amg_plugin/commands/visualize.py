@@ -95,7 +95,11 @@ def image_files(words: Sequence[str]) -> list[Path]:
     for word in words:
         path = Path(word)
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+            inside = sorted(
+                file
+                for file in path.iterdir()
+                if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")  # ._NAME, which macOS adds
+            )
             if not inside:
                 raise InputError(f"The folder '{path}' (--images) holds no images ({', '.join(_SUFFIXES)}).")
             files += inside

@@ -25,6 +25,7 @@ def test_folders_stand_for_their_images_and_equal_names_are_told_apart(amg_reid,
         (tmp_path / name).mkdir()
         (tmp_path / name / "same.jpg").write_bytes(query[0].read_bytes())
     (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "a" / "._same.jpg").write_bytes(b"what macOS adds")
     words = ("--images", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "out", "--format", "pdf", *QUICK)
     assert amg_reid("visualize", trained.last, *words).status == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["same-2.pdf", "same.pdf"]
