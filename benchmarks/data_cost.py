@@ -58,8 +58,8 @@ def made_up_lists() -> dict[str, list[str]]:
             f"{first + n % identities:04}_c{1 + n // identities % 8}_f{n // identities:07}.jpg" for n in range(images)
         ]
         first += identities if part == "train" else 0  # query and gallery share identities
-    names["query"][1870:] = [
-        name.replace("_f", "_f1")[:-5] + ".jpg" for name in names["query"][1870:]
+    names["query"][SHARED:] = [
+        name.replace("_f", "_f1")[:-5] + ".jpg" for name in names["query"][SHARED:]
     ]  # not in gallery
     return names
 
