@@ -190,6 +190,11 @@ def _inspect_images(
         if skip:
             found.warnings.append(Problem("", f"{text} and are left out", items))
             found.unusable.update(images.unreadable)
+            found.problems += [
+                Problem(name, f"None of the {len(items)} {part} images of {name} can be read, so that nothing is left")
+                for name, part, items in parts
+                if items and all(item[0] in images.unreadable for item in items)
+            ]
         else:
             remedy = "Replace them, or leave them out with --skip-unreadable"
             found.problems.append(Problem("", text, items, remedy))

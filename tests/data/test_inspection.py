@@ -54,6 +54,17 @@ def test_good_data_has_no_problem(drawn_root):
     found.refuse()
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"), [("bounding_box_train", "train"), ("query", "query"), ("bounding_box_test", "gallery")]
+)
+def test_skipping_all_images_of_a_part_is_a_problem(own_root, folder, name):
+    lost = part(own_root, folder)
+    for path in lost:
+        path.write_bytes(b"")
+    texts = [problem.text for problem in inspect(own_root, skip=True).problems]
+    assert f"None of the {len(lost)} {name} images of {NAME} can be read, so that nothing is left" in texts
+
+
 def test_all_problems_are_listed_together_and_by_name(own_root):
     bad = part(own_root, "bounding_box_train")[3]
     bad.write_bytes(bad.read_bytes()[:300])
