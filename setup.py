@@ -28,8 +28,9 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "test": ["pytest", "hypothesis", "ruff"],
-    "export": ["onnx", "onnxruntime", "onnxscript", "openvino"],
+    "test": ["pytest", "hypothesis", "ruff", "onnx", "onnxruntime", "onnxscript"],
+    "export": ["onnx", "onnxruntime", "onnxscript", "openvino", "nncf"],
+    "runtime": ["onnxruntime", "numpy", "pillow"],  # running exported ONNX files; see docs/export.md
 }
 
 

@@ -16,13 +16,15 @@ from amg_plugin.version import __version__
 if TYPE_CHECKING:
     from amg_plugin.checkpoint import load_model
     from amg_plugin.config import get_default_config
+    from amg_plugin.deploy.extractor import FeatureExtractor
     from amg_plugin.registry import ENGINES, build_engine, register
 
-__all__ = ["ENGINES", "__version__", "build_engine", "get_default_config", "load_model", "register"]
+__all__ = ["ENGINES", "FeatureExtractor", "__version__", "build_engine", "get_default_config", "load_model", "register"]
 
 #: Names that are loaded on first use, so that a script that needs little imports little.
 _LAZY = {
     "ENGINES": "amg_plugin.registry",
+    "FeatureExtractor": "amg_plugin.deploy.extractor",
     "build_engine": "amg_plugin.registry",
     "get_default_config": "amg_plugin.config",
     "load_model": "amg_plugin.checkpoint",

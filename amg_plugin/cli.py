@@ -17,6 +17,7 @@ COMMANDS = {
     "test": "amg_plugin.commands.test",
     "inspect": "amg_plugin.commands.inspect",
     "visualize": "amg_plugin.commands.visualize",
+    "export": "amg_plugin.commands.export",
     "import": "amg_plugin.commands.import_model",
     "occlude": "amg_plugin.commands.occlude",
     "zoo": "amg_plugin.commands.zoo",

@@ -21,7 +21,7 @@ from amg_plugin.version import __version__
 FILE_NAME = "result.json"
 #: ``start`` takes the place of ``dense`` where a run began with a model that was pruned already; ``reduced`` is a
 #: network that merges or drops tokens per image (``amg.reducer``).
-SECTIONS = ("dense", "start", "pruned", "finetuned", "reduced")
+SECTIONS = ("dense", "start", "pruned", "finetuned", "reduced", "exported")
 _PACKAGES = ("torch", "torchvision", "timm", "torchreid", "numpy")
 
 

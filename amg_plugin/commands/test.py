@@ -1,4 +1,4 @@
-"""``amg-reid test``: evaluate a checkpoint."""
+"""``amg-reid test``: evaluate a checkpoint or an exported file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from amg_plugin import report
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
-from amg_plugin.commands import asymmetric
+from amg_plugin.commands import asymmetric, exported
 from amg_plugin.commands.common import (
     add_config_arguments,
     add_weights_argument,
@@ -17,11 +17,12 @@ from amg_plugin.commands.common import (
     logged,
     required_weights,
 )
+from amg_plugin.deploy.runtimes import file_format
 from amg_plugin.errors import InputError
 from amg_plugin.report_targets import ATTENTION, write_markdown
 from amg_plugin.session import assemble, check_fits, check_reducer, prepare, restore_model
 
-HELP = "evaluate a checkpoint on the targets"
+HELP = "evaluate a checkpoint or an exported file on the targets"
 DESCRIPTION = """Evaluate a checkpoint, pruned or not, with torchreid's evaluator on every target.
 
 Several targets are set side by side: with '-t market1501 occluded_market1501' the table says what occlusion costs.
@@ -36,14 +37,18 @@ image size and preparation of images.
 Without --config-file the checkpoint's own configuration counts, and result.json goes to the folder 'test' inside its
 data.save_dir, beside its tables in result.md; -t, --root and key value pairs change it.
 
+A file written by 'amg-reid export' is evaluated in its own runtime on the CPU; its result.json goes to the folder
+'test' inside one named after the file, beside it.
+
 example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --root reid-data
          amg-reid test --weights log/pruned/best.pth --dense log/dense/best.pth -t market1501 occluded_market1501
-         amg-reid test --weights log/pruned/best.pth --gallery-weights log/dense/best.pth -t market1501"""
+         amg-reid test --weights log/pruned/best.pth --gallery-weights log/dense/best.pth -t market1501
+         amg-reid test --weights model_int8.onnx -t market1501 --root reid-data"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_weights_argument(parser, "the checkpoint to evaluate")
+    add_weights_argument(parser, "the checkpoint or exported file to evaluate")
     parser.add_argument(
         "--gallery-weights", metavar="CKPT", help="another checkpoint that embeds the gallery (asymmetric retrieval)"
     )
@@ -55,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; 0 on success."""
+    if file_format(required_weights(args)) is not None:
+        return exported.run(args)
     checkpoint = read_checkpoint(required_weights(args))
     if args.gallery_weights:
         return _run_asymmetric(args, checkpoint)

@@ -63,6 +63,11 @@ class _Once:
         return self
 
 
+def _is_recorded() -> bool:
+    """Whether a program is being made out of what runs."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 class SideInformation(nn.Module):
     """Looks up the side information of a batch (TransReID, ICCV 2021, section on SIE).
 
@@ -99,8 +104,7 @@ class SideInformation(nn.Module):
             row = labels if row is None else row * count + labels
             valid = known if valid is None else valid & known
         # A traced program can neither look at labels nor log.
-        silent = torch.compiler.is_compiling() or self._warned.done or valid.is_meta
-        if not silent and not bool(valid.all()):
+        if not (self._warned.done or valid.is_meta or _is_recorded()) and not bool(valid.all()):
             self.warn(f"{int((~valid).sum())} of {len(valid)} images come from cameras or views unseen in training")
         vectors = self.embedding[row.clamp(0, self.spec.rows - 1)]
         vectors = torch.where(valid[:, None], vectors, self._fallback())

@@ -1,0 +1,253 @@
+"""From a checkpoint to a file for another runtime that is known to give the same features."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from amg_plugin import report
+from amg_plugin.deploy import int8, writers
+from amg_plugin.deploy.comparison import Comparison, compare, generated_images
+from amg_plugin.deploy.graph import FeatureGraph, deployed
+from amg_plugin.deploy.images import as_image, images_below, spread
+from amg_plugin.deploy.info import FORMATS, ExportInfo, sha256
+from amg_plugin.deploy.plain import CheckpointFile, open_checkpoint
+from amg_plugin.deploy.runtimes import PACKAGES, need, open_exported
+from amg_plugin.errors import InputError, RunError
+
+#: What an output file has to be called.
+SUFFIXES = {
+    "onnx": (".onnx",),
+    "torchscript": (".pt", ".ts", ".torchscript"),
+    "exported_program": (".pt2",),
+    "openvino": (".xml",),
+}
+INT8_FORMATS = ("onnx", "openvino")
+#: Images of the comparison: generated ones, and the most of the user's.
+GENERATED, REAL = 8, 32
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to write.
+
+    Attributes:
+        file_format: One of :data:`~amg_plugin.deploy.info.FORMATS`.
+        output: The file.
+        opset: ONNX opset; None for :data:`~amg_plugin.deploy.writers.DEFAULT_OPSET`.
+        fp16: Half precision.
+        int8: Calibration data (a folder of images, or the name of a data set), or None.
+        dynamic_batch: Any number of images per call instead of one.
+        normalize_input: The graph normalises RGB from 0 to 1.
+        l2_normalize: Features of length 1.
+        images: Folder of images for the comparison; None for generated ones, or for some of the calibration data.
+        root: Data root, if ``int8`` names a data set.
+        calibration_images: Most images to calibrate on.
+    """
+
+    file_format: str
+    output: Path
+    opset: int | None = None
+    fp16: bool = False
+    int8: str | None = None
+    dynamic_batch: bool = False
+    normalize_input: bool = False
+    l2_normalize: bool = False
+    images: Path | None = None
+    root: str | None = None
+    calibration_images: int = 128
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``fp16`` or ``int8``."""
+        return "fp16" if self.fp16 else "fp32" if self.int8 is None else "int8"
+
+    def check(self) -> None:
+        """Check everything that can be known without the checkpoint.
+
+        Raises:
+            InputError: If a value, a combination or the output's name is impossible.
+            MissingDependencyError: If the runtime is missing.
+        """
+        if self.file_format not in FORMATS:
+            raise InputError(f"--format '{self.file_format}' is unknown; allowed are {', '.join(FORMATS)}.")
+        suffixes = SUFFIXES[self.file_format]
+        if self.output.suffix.lower() not in suffixes:
+            raise InputError(f"--output '{self.output}' must end in {' or '.join(suffixes)} for {self.file_format}.")
+        if self.output.is_dir():
+            raise InputError(f"--output '{self.output}' is a folder; give the name of a file.")
+        if self.opset is not None and self.file_format != "onnx":
+            raise InputError(f"--opset is for onnx only, not for {self.file_format}.")
+        if self.int8 is not None:
+            if not self.int8:
+                raise InputError("--int8 needs calibration data: a folder of images, or the name of a data set.")
+            if self.fp16:
+                raise InputError("--fp16 and --int8 exclude each other; give one of them.")
+            if self.file_format not in INT8_FORMATS:
+                raise InputError(f"--int8 is for {' and '.join(INT8_FORMATS)}, not for {self.file_format}.")
+            if self.calibration_images < 1:
+                raise InputError(f"--calibration-images is {self.calibration_images}, but must be at least 1.")
+        for package in PACKAGES[self.file_format]:
+            need(package, f"Exporting to {self.file_format}")
+        if self.file_format == "onnx":
+            writers.check_opset(self.opset or writers.DEFAULT_OPSET)
+        elif self.int8 is not None:
+            need("nncf", "--int8 for openvino")
+
+
+def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], None] = lambda text: None) -> dict:
+    """Write a file, run it in its runtime and compare it with PyTorch.
+
+    The file appears under its name only if it passed; beside it lies ``<name>.json`` with the outcome.
+
+    Args:
+        checkpoint: A checkpoint of ``amg-reid``.
+        options: What to write.
+        say: Gets one line per step.
+
+    Returns:
+        What is in the ``.json`` file.
+
+    Raises:
+        InputError: If something given is impossible, missing or unreadable.
+        RunError: If writing fails, or the features differ by more than the limit.
+    """
+    options.check()
+    output, path = options.output, Path(checkpoint)
+    if output.exists() and path.exists() and output.samefile(path):
+        raise InputError(f"--output '{output}' is the checkpoint itself; choose another file.")
+    reference = open_checkpoint(path)
+    calibration, pictures, kind = _images(options, reference.info)
+    info = replace(
+        reference.info,
+        file_format=options.file_format,
+        precision=options.precision,
+        batch=None if options.dynamic_batch or options.file_format == "torchscript" else 1,
+        normalize_input=options.normalize_input,
+        l2_normalize=options.l2_normalize,
+        versions=_versions(options),
+    )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".amg-export-", dir=output.parent))
+    except OSError as error:
+        raise InputError(f"--output '{output}' cannot be written ({error.strerror}); choose another place.") from error
+    try:
+        draft = work / output.name
+        say(f"writing {options.file_format}, {info.precision}")
+        _write(reference, info, draft, options, calibration, say)
+        exported = open_exported(draft)
+        comparison = compare(exported, reference, pictures, kind)
+        say(comparison.sentence())
+        if not comparison.within:
+            raise RunError(
+                f"The features of the {info.precision} {info.file_format} file differ from PyTorch's by "
+                f"{comparison.relative_difference:.1e} of the largest feature, cosine {comparison.cosine:.4f} "
+                f"(limit: {comparison.limit}); '{output}' was not written."
+            )
+        outcome = _outcome(draft, output, info, comparison, exported.runtime, options, len(calibration))
+        del exported  # lets go of the file, which Windows would not rename
+        side = work / f"{output.name}.json"
+        side.write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+        # The description before what it describes, weights before the graph that needs them.
+        for name in (side.name, draft.with_suffix(".bin").name, draft.name):
+            if (work / name).exists():
+                (work / name).replace(output.with_name(name))
+    except OSError as error:
+        raise RunError(f"'{output}' cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return outcome
+
+
+def _images(options: ExportOptions, info: ExportInfo) -> tuple[list[Path], list[Any], str]:
+    """Calibration files, images of the comparison and what kind they are."""
+    calibration: list[Path] = []
+    pictures: list[Any] = []
+    if options.images is not None:
+        pictures = spread(images_below(options.images), REAL)
+    if options.int8 is not None:
+        files = int8.calibration_files(options.int8, options.root)
+        calibration = spread(files, options.calibration_images)
+        held_out = sorted(set(files) - set(calibration))
+        pictures = pictures or spread(held_out or calibration, REAL)
+    if pictures:
+        return calibration, [as_image(picture) for picture in pictures], "real"
+    return calibration, generated_images(GENERATED, *info.image_size), "generated"
+
+
+def _write(
+    reference: CheckpointFile,
+    info: ExportInfo,
+    draft: Path,
+    options: ExportOptions,
+    calibration: list[Path],
+    say: Callable[[str], None],
+) -> None:
+    half = options.fp16 and options.file_format != "openvino"  # which halves its weights itself, when it saves
+    graph = FeatureGraph(
+        deployed(reference.network, half=half),
+        info.label_inputs,
+        info.preprocessing,
+        normalize_input=info.normalize_input,
+        l2_normalize=info.l2_normalize,
+    ).eval()
+    if info.file_format == "torchscript":
+        writers.write_torchscript(graph, draft, info)
+    elif info.file_format == "exported_program":
+        writers.write_exported_program(graph, draft, info)
+    elif info.file_format == "onnx":
+        plain = draft if options.int8 is None else draft.with_name("float.onnx")
+        writers.write_onnx(graph, plain, info, options.opset or writers.DEFAULT_OPSET)
+        if options.int8 is not None:
+            say(f"calibrating on {len(calibration)} images")
+            int8.quantize_onnx(plain, draft, int8.Calibration(calibration, info), info)
+    elif options.int8 is None:
+        writers.write_openvino(graph, draft, info)
+    else:
+        model = writers.openvino_model(graph, info)
+        say(f"calibrating on {len(calibration)} images")
+        model = int8.quantize_openvino(model, int8.Calibration(calibration, info))
+        writers.save_openvino(model, draft, info)
+
+
+def _versions(options: ExportOptions) -> dict[str, str]:
+    names = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}.get(options.file_format, ())
+    names += ("nncf",) if options.file_format == "openvino" and options.int8 is not None else ()
+    found = {}
+    for name in ("amg-plugin", "torch", "timm", *names):
+        try:
+            found[name.replace("-", "_")] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name.replace("-", "_")] = "not installed as a package"
+    return found
+
+
+def _outcome(
+    draft: Path,
+    output: Path,
+    info: ExportInfo,
+    comparison: Comparison,
+    runtime: str,
+    options: ExportOptions,
+    calibration: int,
+) -> dict:
+    weights = draft.with_suffix(".bin")
+    size = draft.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
+    return {
+        "file": output.name,
+        "bytes": size,
+        "sha256": sha256(draft),
+        "opset": (options.opset or writers.DEFAULT_OPSET) if info.file_format == "onnx" else None,
+        "calibration_images": calibration,
+        "comparison": comparison.to_dict(),
+        "runtime": runtime,
+        **report.environment(use_gpu=False),
+        "info": info.to_dict(),
+    }

@@ -1,0 +1,139 @@
+"""Features of images, with one call for checkpoints and exported files alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amg_plugin.deploy.images import prepare
+from amg_plugin.deploy.runtimes import ExportedFile, file_format, need, open_exported
+from amg_plugin.errors import InputError
+
+OUTPUTS = ("auto", "numpy", "torch")
+
+
+class FeatureExtractor:
+    """torchreid's ``FeatureExtractor`` for the plugin's files, with nothing to configure but the file.
+
+    Size, mean, std and interpolation come from the file, so that features equal those of ``amg-reid test``. For ONNX
+    and OpenVINO files neither torch nor torchreid is needed.
+
+    Args:
+        path: A checkpoint of ``amg-reid``, or a file of ``amg-reid export``.
+        device: ``cpu``, ``cuda``, ``cuda:1``; what the file's runtime knows.
+        batch_size: Images that go through the network at once.
+        normalize: Give features of length 1.
+        output: ``torch`` or ``numpy`` float32 ``[B, D]``; ``auto`` gives tensors, as torchreid, for what runs in
+            PyTorch, and arrays for ONNX and OpenVINO files.
+        threads: Threads of ONNX Runtime and OpenVINO; 0 leaves it to them.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or foreign.
+        InputError: If an argument is impossible.
+        MissingDependencyError: If the file's runtime is missing.
+
+    Example::
+
+        extract = FeatureExtractor("model.onnx")
+        features = extract(["query/0001.jpg", "query/0002.jpg"])   # [2, D]
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "cpu",
+        *,
+        batch_size: int = 32,
+        normalize: bool = False,
+        output: str = "auto",
+        threads: int = 0,
+    ) -> None:
+        if output not in OUTPUTS:
+            raise InputError(f"output '{output}' is unknown; allowed are {', '.join(OUTPUTS)}.")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}, but must be at least 1.")
+        self.file = _open(Path(path), str(device), threads)
+        self.info = self.file.info
+        self.batch_size, self.normalize = batch_size, normalize
+        without_torch = self.info.file_format in ("onnx", "openvino")
+        self.output = ("numpy" if without_torch else "torch") if output == "auto" else output
+        if self.output == "torch":
+            need("torch", "output 'torch'")
+
+    @property
+    def feature_dim(self) -> int:
+        """D of the features."""
+        return self.info.feature_dim
+
+    def __call__(self, images: Any, camids: Any = None, viewids: Any = None) -> Any:
+        """Extract features ``[B, D]``.
+
+        Args:
+            images: A path, a PIL image, a ``uint8`` array ``[H, W, 3]`` (RGB, not OpenCV's BGR) or ``[H, W]``, or a
+                list of these in any mixture. Or a float tensor or array ``[B, 3, height, width]`` or
+                ``[3, height, width]``, which, as with torchreid, is taken as prepared already.
+            camids: Cameras as the network was trained with, one number or one per image, for networks with camera
+                embedding; unknown ones are negative. Without them every image counts as of an unseen camera.
+            viewids: Views, likewise.
+
+        Raises:
+            DataError: If an image is missing or cannot be decoded.
+            InputError: If something else was given.
+        """
+        items, prepared = _as_items(images)
+        labels = {
+            name: column
+            for name, column in (("camids", _labels(camids, len(items))), ("viewids", _labels(viewids, len(items))))
+            if column is not None
+        }
+        parts = [np.zeros((0, self.feature_dim), dtype=np.float32)]
+        for start in range(0, len(items), self.batch_size):
+            here = slice(start, start + self.batch_size)
+            batch = (
+                items[here]
+                if prepared
+                else prepare(items[here], self.info.preprocessing, normalize=not self.info.normalize_input)
+            )
+            parts.append(self.file.features(batch, {name: column[here] for name, column in labels.items()}))
+        features = np.concatenate(parts)
+        if self.normalize:
+            features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        return need("torch", "output 'torch'").from_numpy(features) if self.output == "torch" else features
+
+
+def _open(path: Path, device: str, threads: int) -> ExportedFile:
+    if file_format(path) is not None:
+        return open_exported(path, device, threads)
+    need("torch", f"'{path}' is no exported file; a checkpoint")
+    from amg_plugin.deploy.plain import open_checkpoint
+
+    return open_checkpoint(path, device)
+
+
+def _as_items(images: Any) -> tuple[Any, bool]:
+    """A sequence of images, and whether it is a prepared batch."""
+    if hasattr(images, "detach"):  # a torch tensor, without importing torch
+        images = images.detach().cpu().numpy()
+    if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating):
+        if images.ndim not in (3, 4):
+            raise InputError(f"A prepared batch is [B, 3, height, width] or [3, height, width], not {images.shape}.")
+        return (images[None] if images.ndim == 3 else images).astype(np.float32), True
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images), False
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        return list(images), False
+    return [images], False
+
+
+def _labels(values: Any, count: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    column = np.asarray(values)
+    if column.dtype.kind not in "iu" or column.shape not in ((), (count,)):
+        raise InputError(f"Labels must be one whole number or {count} of them, not {column.dtype} {column.shape}.")
+    return np.broadcast_to(column, (count,)).astype(np.int64)

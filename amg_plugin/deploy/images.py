@@ -1,0 +1,98 @@
+"""From images to the network's input without torch: the same numbers as torchreid's test transform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from amg_plugin.errors import DataError, InputError
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+#: Files that a folder of images is searched for.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def as_image(source: Any) -> Image.Image:
+    """An RGB image out of a path, a PIL image or an array.
+
+    Args:
+        source: Path, PIL image, or ``uint8`` array ``[H, W, 3]`` (RGB) or ``[H, W]`` (grey).
+
+    Raises:
+        DataError: If a file is missing or cannot be decoded.
+        InputError: If the array has another type or shape, or the source is of another kind.
+    """
+    if isinstance(source, str | Path):
+        try:
+            with Image.open(source) as image:
+                return image.convert("RGB")
+        except FileNotFoundError as error:
+            raise DataError(f"The image '{source}' does not exist.") from error
+        except Exception as error:  # Pillow's decoders raise more than OSError on damaged files
+            raise DataError(f"The image '{source}' cannot be read: {error}.") from error
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, np.ndarray):
+        grey, colour = source.ndim == 2, source.ndim == 3 and source.shape[2] == 3
+        if source.dtype != np.uint8 or not (grey or colour) or not source.size:
+            raise InputError(
+                f"An image array must be uint8 of shape [H, W, 3] (RGB) or [H, W], not {source.dtype} of "
+                f"{list(source.shape)}."
+            )
+        return Image.fromarray(source).convert("RGB")
+    raise InputError(f"An image is a path, a PIL image or a uint8 array, not a {type(source).__name__}.")
+
+
+def unit_input(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.ndarray:
+    """The resized image as float32 ``[3, height, width]`` from 0 to 1.
+
+    Resizing is Pillow's own, as behind torchvision's ``Resize`` for PIL images.
+    """
+    size = (preprocessing["width"], preprocessing["height"])
+    if image.size != size:
+        image = image.resize(size, _RESAMPLING[preprocessing["interpolation"]])
+    return np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+
+
+def normalized(images: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
+    """``(images - mean) / std`` per channel of ``[..., 3, height, width]``."""
+    mean, std = (np.asarray(preprocessing[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
+    return (images - mean) / std
+
+
+def prepare(sources: list[Any], preprocessing: Mapping[str, Any], *, normalize: bool = True) -> np.ndarray:
+    """Network inputs float32 ``[B, 3, height, width]``.
+
+    Args:
+        sources: What :func:`as_image` takes.
+        preprocessing: Height, width, mean, std, interpolation.
+        normalize: Subtract the mean and divide by std; False leaves 0 to 1 for graphs that do it themselves.
+    """
+    batch = np.stack([unit_input(as_image(source), preprocessing) for source in sources])
+    return normalized(batch, preprocessing) if normalize else batch
+
+
+def images_below(folder: str | Path) -> list[Path]:
+    """Image files in ``folder`` and below, sorted.
+
+    Raises:
+        DataError: If the folder is missing or holds none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"The folder of images '{folder}' does not exist.")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise DataError(f"The folder '{folder}' holds no images; known are {', '.join(SUFFIXES)}.")
+    return found
+
+
+def spread(items: list[Any], count: int) -> list[Any]:
+    """At most ``count`` of ``items``, evenly spread over the list."""
+    if len(items) <= count:
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]

@@ -1,0 +1,137 @@
+"""What an exported file says about itself: one JSON text inside the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amg_plugin.errors import CheckpointError
+
+FORMAT = "amg_plugin.export"
+VERSION = 1
+#: Under which name the text lies in the file.
+KEY = "amg_plugin"
+#: Name of the same text among the extra files of TorchScript and ExportedProgram archives.
+EXTRA_FILE = "amg_plugin.json"
+
+FORMATS = ("onnx", "torchscript", "exported_program", "openvino")
+PRECISIONS = ("fp32", "fp16", "int8")
+INTERPOLATIONS = ("bilinear", "bicubic")
+_PREPROCESSING = ("height", "width", "mean", "std", "interpolation")
+
+
+@dataclass(frozen=True)
+class ExportInfo:
+    """Everything a user of the file has to know.
+
+    Attributes:
+        file_format: One of :data:`FORMATS`.
+        precision: One of :data:`PRECISIONS`; inputs and outputs are float32 in each.
+        batch: Images per call, None for any number.
+        inputs: Names in order: ``images`` ``[B, 3, height, width]``, then ``camids`` and ``viewids`` ``[B]`` int64 if
+            the network uses them (from 0; negative for unseen ones).
+        normalize_input: Images are RGB from 0 to 1 and the graph normalises them; otherwise they come normalised.
+        l2_normalize: Features have length 1.
+        feature_dim: D of the features ``[B, D]``.
+        preprocessing: ``height``, ``width``, ``mean``, ``std``, ``interpolation``.
+        spec: The dense network, as in the checkpoint.
+        plan: What is pruned, as in the checkpoint.
+        source: ``name`` and ``sha256`` of the checkpoint.
+        config: The checkpoint's configuration without its folders.
+        versions: Packages that wrote the file.
+    """
+
+    file_format: str
+    precision: str
+    batch: int | None
+    inputs: tuple[str, ...]
+    normalize_input: bool
+    l2_normalize: bool
+    feature_dim: int
+    preprocessing: dict[str, Any]
+    spec: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self), "inputs": list(self.inputs)}
+
+    def to_json(self) -> str:
+        """The text that goes into the file."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, path: str | Path) -> ExportInfo:
+        """Inverse of :meth:`to_json`.
+
+        Args:
+            text: What was found in the file.
+            path: The file, for messages.
+
+        Raises:
+            CheckpointError: If it is not a text of ours.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise CheckpointError(f"The description in '{path}' cannot be read: {error}.") from error
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise foreign(path)
+        if (version := data.pop("version", None)) != VERSION:
+            raise CheckpointError(f"'{path}' has export version {version!r}; this release reads version {VERSION}.")
+        try:
+            info = cls(**{**data, "inputs": tuple(data["inputs"])})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"The description in '{path}' is incomplete or damaged: {error}.") from error
+        check_preprocessing(info.preprocessing, path)
+        return info
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.preprocessing["height"], self.preprocessing["width"]
+
+    @property
+    def label_inputs(self) -> tuple[str, ...]:
+        """Inputs after the images."""
+        return tuple(name for name in self.inputs if name != "images")
+
+
+def foreign(path: str | Path) -> CheckpointError:
+    """The error for a file of another program."""
+    return CheckpointError(
+        f"'{path}' was not written by 'amg-reid export': it does not say how images are prepared for it."
+    )
+
+
+def check_preprocessing(values: Mapping[str, Any], path: str | Path) -> None:
+    """Check that the preparation of images is recorded completely.
+
+    Raises:
+        CheckpointError: If something is missing or impossible.
+    """
+    if missing := [name for name in _PREPROCESSING if name not in values]:
+        raise CheckpointError(
+            f"'{path}' does not record how images are prepared ({', '.join(missing)}); "
+            "save it with amg_plugin.checkpoint.save_checkpoint(..., preprocessing=...)."
+        )
+    if values["interpolation"] not in INTERPOLATIONS:
+        raise CheckpointError(
+            f"'{path}' asks for the interpolation {values['interpolation']!r}; allowed are {', '.join(INTERPOLATIONS)}."
+        )
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

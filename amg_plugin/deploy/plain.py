@@ -1,0 +1,92 @@
+"""A checkpoint behind the interface of exported files: the reference that those are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from amg_plugin.checkpoint import Checkpoint, read_checkpoint
+from amg_plugin.deploy.graph import label_inputs
+from amg_plugin.deploy.info import ExportInfo, check_preprocessing, sha256
+from amg_plugin.deploy.runtimes import ExportedFile
+from amg_plugin.errors import CheckpointError, InputError
+from amg_plugin.version import __version__
+
+#: Keys of the configuration that name folders of the machine that trained.
+_FOLDERS = ("root", "save_dir")
+
+
+class CheckpointFile(ExportedFile):
+    """A checkpoint in PyTorch.
+
+    Args:
+        path: The file.
+        checkpoint: What was read from it.
+        device: Device of torch.
+    """
+
+    def __init__(self, path: Path, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise InputError(f"device '{device}' is unknown to torch.") from error
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device is '{device}', but torch sees no GPU: use 'cpu'.")
+        network = checkpoint.build()
+        super().__init__(path, describe(path, checkpoint, network.feature_dim, label_inputs(network)))
+        self.network = network.to(self.device)
+        self.runtime = f"torch {torch.__version__}"
+
+    def _run(self, columns: list[np.ndarray]) -> np.ndarray:
+        images, *labels = (torch.from_numpy(column).to(self.device) for column in columns)
+        with torch.no_grad():
+            features = self.network(images, **dict(zip(self.info.label_inputs, labels, strict=True)))
+        return features.float().cpu().numpy()
+
+
+def open_checkpoint(path: str | Path, device: str = "cpu") -> CheckpointFile:
+    """Open a checkpoint.
+
+    Raises:
+        CheckpointError: If it cannot be read, or does not record how images are prepared.
+        InputError: If torch lacks the device.
+    """
+    return CheckpointFile(Path(path), read_checkpoint(path), device)
+
+
+def describe(path: Path, checkpoint: Checkpoint, feature_dim: int, labels: tuple[str, ...]) -> ExportInfo:
+    """What there is to say about a checkpoint's network; ``file_format`` is ``checkpoint``.
+
+    Raises:
+        CheckpointError: If the checkpoint does not record how images are prepared, or for another size.
+    """
+    check_preprocessing(checkpoint.preprocessing, path)
+    info = ExportInfo(
+        file_format="checkpoint",
+        precision="fp32",
+        batch=None,
+        inputs=("images", *labels),
+        normalize_input=False,
+        l2_normalize=False,
+        feature_dim=feature_dim,
+        preprocessing=dict(checkpoint.preprocessing),
+        spec=checkpoint.spec.to_dict(),
+        plan=checkpoint.plan.to_dict(),
+        source={"name": path.name, "sha256": sha256(path)},
+        config=_without_folders(checkpoint.config),
+        versions={"amg_plugin": __version__, "torch": torch.__version__},
+    )
+    if info.image_size != checkpoint.spec.image_size:
+        raise CheckpointError(
+            f"'{path}' prepares images of {info.image_size} for a network of {checkpoint.spec.image_size}."
+        )
+    return info
+
+
+def _without_folders(config: dict) -> dict:
+    data = config.get("data")
+    if not isinstance(data, dict):
+        return config
+    return {**config, "data": {key: value for key, value in data.items() if key not in _FOLDERS}}

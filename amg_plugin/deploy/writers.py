@@ -1,0 +1,217 @@
+"""Write a :class:`~amg_plugin.deploy.graph.FeatureGraph` in each format."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amg_plugin.deploy.info import EXTRA_FILE, KEY, ExportInfo
+from amg_plugin.deploy.runtimes import first_line, need
+from amg_plugin.errors import InputError, RunError
+
+#: Lowest opset that PyTorch's exporter writes, and what files have unless told otherwise.
+LOWEST_OPSET = DEFAULT_OPSET = 18
+
+
+def example_inputs(info: ExportInfo) -> tuple[Tensor, ...]:
+    """Inputs to record the graph with; two images if their number stays open, since one would be taken as constant."""
+    count = info.batch or 2
+    return (torch.zeros(count, 3, *info.image_size), *(torch.zeros(count, dtype=torch.int64),) * len(info.label_inputs))
+
+
+def _dynamic_shapes(info: ExportInfo) -> Any:
+    if info.batch is not None:
+        return None
+    axis = {0: torch.export.Dim("batch", min=1)}
+    labels = {"labels": (axis,) * len(info.label_inputs)} if info.label_inputs else {}
+    return {"images": axis, **labels}
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the exporters' remarks about themselves from the user."""
+    noisy = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")]
+    levels = [logger.level for logger in noisy]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in noisy:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
+
+
+def check_opset(opset: int) -> None:
+    """Check that the exporter writes an opset and ONNX Runtime reads it, before any work.
+
+    Raises:
+        InputError: If not; says what is allowed.
+        MissingDependencyError: If a package is missing.
+    """
+    onnx, ort = need("onnx", "Exporting to ONNX"), need("onnxruntime", "Exporting to ONNX")
+    need("onnxscript", "Exporting to ONNX")
+    highest = onnx.defs.onnx_opset_version()
+    while highest > LOWEST_OPSET and not _runs(onnx, ort, highest):
+        highest -= 1
+    if not LOWEST_OPSET <= opset <= highest:
+        raise InputError(
+            f"--opset {opset} is impossible: PyTorch's exporter writes {LOWEST_OPSET} and above, onnxruntime "
+            f"{ort.__version__} with onnx {onnx.__version__} reads up to {highest}."
+        )
+
+
+def _runs(onnx: Any, ort: Any, opset: int) -> bool:
+    make = onnx.helper
+    shape = (
+        make.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1]),
+        make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1]),
+    )
+    graph = make.make_graph([make.make_node("Relu", ["x"], ["y"])], "probe", [shape[0]], [shape[1]])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", opset)], ir_version=10)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # the runtime's exceptions share no base class
+        return False
+    return True
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Fused attention as two products and a softmax, for the exporter.
+
+    Its own translation asks for the keys' shape at run time, block by block.
+    """
+    from onnxscript import opset18 as op
+
+    if attn_mask is not None or is_causal or enable_gqa or dropout_p:
+        raise NotImplementedError("attention with masks, groups or dropout")
+    factor = op.CastLike(op.Constant(value_float=scale or query.shape[-1] ** -0.5), query)
+    scores = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def write_onnx(graph: nn.Module, path: Path, info: ExportInfo, opset: int = DEFAULT_OPSET) -> None:
+    """Write an ONNX file with its weights inside.
+
+    Raises:
+        RunError: If the exporter fails, or gives another opset.
+    """
+    # From opset 23 on attention is a node of its own.
+    table = {torch.ops.aten.scaled_dot_product_attention.default: _attention} if opset < 23 else None
+    with _quietly(), _named("ONNX"):
+        program = torch.onnx.export(
+            graph,
+            example_inputs(info),
+            None,
+            dynamo=True,
+            input_names=list(info.inputs),
+            output_names=["features"],
+            dynamic_shapes=_dynamic_shapes(info),
+            opset_version=opset,
+            custom_translation_table=table,
+            verbose=False,
+        )
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # notes of the exporter, file names of this machine among them
+        program.model.metadata_props[KEY] = info.to_json()
+        program.model.producer_name = "amg_plugin"
+        program.save(str(path), external_data=False)
+    got = program.model.opset_imports.get("")
+    if got != opset:
+        raise RunError(f"The exporter wrote opset {got} instead of {opset}.")
+
+
+def write_torchscript(graph: nn.Module, path: Path, info: ExportInfo) -> None:
+    """Write a traced TorchScript archive.
+
+    Raises:
+        RunError: If tracing fails.
+    """
+    with _quietly(), _named("TorchScript"), torch.no_grad():
+        traced = torch.jit.trace(graph, example_inputs(info), check_trace=False)
+        torch.jit.save(traced, str(path), _extra_files={EXTRA_FILE: info.to_json()})
+
+
+def exported_program(graph: nn.Module, info: ExportInfo) -> torch.export.ExportedProgram:
+    """``torch.export`` of the graph.
+
+    Raises:
+        RunError: If it fails.
+    """
+    with _quietly(), _named("torch.export"), torch.no_grad():
+        return torch.export.export(graph, example_inputs(info), dynamic_shapes=_dynamic_shapes(info))
+
+
+def write_exported_program(graph: nn.Module, path: Path, info: ExportInfo) -> None:
+    """Write an archive of ``torch.export``.
+
+    Raises:
+        RunError: If exporting fails.
+    """
+    program = exported_program(graph, info)
+    program.example_inputs = None  # zeros, which would be stored as a pickle
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names files of this machine
+    with _quietly(), _named("torch.export"):
+        torch.export.save(program, str(path), extra_files={EXTRA_FILE: info.to_json()})
+
+
+def openvino_model(graph: nn.Module, info: ExportInfo) -> Any:
+    """The graph as an ``openvino.Model`` with named inputs and its description in ``rt_info``.
+
+    Raises:
+        RunError: If conversion fails.
+    """
+    openvino = need("openvino", "Exporting to OpenVINO")
+    program = exported_program(graph, info)
+    with _quietly(), _named("OpenVINO"):
+        model = openvino.convert_model(program)
+        batch = -1 if info.batch is None else info.batch
+        shapes = [[batch, 3, *info.image_size], *[[batch]] * len(info.label_inputs)]
+        model.reshape({port: openvino.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+        for port, name in zip(model.inputs, info.inputs, strict=True):
+            port.get_tensor().set_names({name})
+        model.outputs[0].get_tensor().set_names({"features"})
+        model.set_rt_info(info.to_json(), [KEY])
+    return model
+
+
+def write_openvino(graph: nn.Module, path: Path, info: ExportInfo) -> None:
+    """Write an OpenVINO file (.xml) and its weights (.bin); fp16 stores the weights in half precision.
+
+    Raises:
+        RunError: If conversion fails.
+    """
+    save_openvino(openvino_model(graph, info), path, info)
+
+
+def save_openvino(model: Any, path: Path, info: ExportInfo) -> None:
+    """Write an ``openvino.Model``."""
+    need("openvino", "Exporting to OpenVINO").save_model(model, str(path), compress_to_fp16=info.precision == "fp16")
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # exporters raise whatever their inner parts raise
+        raise RunError(f"The export by {what} failed ({type(error).__name__}): {first_line(error)}") from error

@@ -1,0 +1,47 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from small_models import NETWORKS, save
+
+from amg_plugin.deploy.exporter import SUFFIXES, ExportOptions, export
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Gives the checkpoint file of a kind of network."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def of(kind):
+        path = folder / f"{kind}.pth"
+        return path if path.exists() else save(NETWORKS[kind](), path)
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint, tmp_path_factory):
+    """Gives the file and the outcome of an export; each is made once, since recording a graph takes seconds."""
+    made = {}
+
+    def of(kind, file_format, **options):
+        key = (kind, file_format, *sorted(options.items()))
+        if key not in made:
+            output = tmp_path_factory.mktemp("exported") / f"model{SUFFIXES[file_format][0]}"
+            made[key] = output, export(checkpoint(kind), ExportOptions(file_format, output, **options))
+        return made[key]
+
+    return of
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """The networks are too small for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,42 @@
+"""Checkpoints of small networks with weights that matter, one per kind of network."""
+
+from published_state import la_transformer, randomised, transreid
+
+from amg_plugin.checkpoint import save_checkpoint
+from amg_plugin.modeling.networks import build_network
+from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.pruning import apply_plan, current_plan
+
+HEADS = [[0, 2, 3], [1]]
+TOKENS = [[0, 2, 3, 5], [1, 2, 7]]
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+
+
+def plain(*, heads=None, tokens=None, variant="block"):
+    """A ViT of two blocks, four heads and eight patches."""
+    overrides = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8}
+    model = randomised(build_network(ModelSpec("vit_tiny_patch16_224", (32, 16), 5, overrides=overrides)))
+    plan = current_plan(model).with_variant(variant)
+    return apply_plan(model, plan.narrow(heads=heads, tokens=tokens))
+
+
+NETWORKS = {
+    "dense": plain,
+    "heads": lambda: plain(heads=HEADS),
+    "block": lambda: plain(heads=HEADS, tokens=TOKENS),
+    "kv": lambda: plain(heads=HEADS, tokens=TOKENS, variant="kv"),
+    "transreid": lambda: transreid(
+        depth=3, heads=[[0, 2], [1], [0, 1, 2, 3]], tokens=[[0, 3, 5, 20], range(10), range(21)]
+    ),
+    "la": lambda: la_transformer(tokens=[[0, 3, 5, 11], [1, 3, 4, 15], range(16), [7]]),
+}
+
+
+def preprocessing(model):
+    height, width = model.spec.image_size
+    return {"height": height, "width": width, "mean": MEAN, "std": STD, "interpolation": "bicubic"}
+
+
+def save(model, path):
+    save_checkpoint(path, model, preprocessing=preprocessing(model), config={"data": {"root": "secret", "height": 1}})
+    return path

@@ -1,0 +1,191 @@
+"""Exported files give PyTorch's features, in every format and for every kind of network."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from small_models import MEAN, NETWORKS, STD, preprocessing
+
+from amg_plugin.deploy import comparison
+from amg_plugin.deploy.exporter import ExportOptions, export
+from amg_plugin.deploy.info import sha256
+from amg_plugin.deploy.runtimes import file_format, open_exported
+from amg_plugin.errors import RunError
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+no_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+FORMATS = ["onnx", "torchscript", "exported_program", pytest.param("openvino", marks=no_openvino)]
+
+
+def reference(kind, images, **labels):
+    with torch.no_grad():
+        return NETWORKS[kind]()(images, **labels).numpy()
+
+
+def some_images(kind, count):
+    return torch.randn(count, 3, *NETWORKS[kind]().spec.image_size, generator=torch.Generator().manual_seed(count))
+
+
+def assert_close(found, expected, limit=1e-5):
+    assert np.abs(found - expected).max() <= limit * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", list(NETWORKS))
+@pytest.mark.parametrize("form", FORMATS)
+def test_features_are_pytorchs_for_any_batch_size(exported, form, kind):
+    path, outcome = exported(kind, form, dynamic_batch=True)
+    file = open_exported(path)
+    assert file.info.batch is None
+    for count in (1, 2, 5):
+        images = some_images(kind, count)
+        labels = {"camids": torch.arange(count) % 3} if kind == "transreid" else {}
+        found = file.features(images.numpy(), {name: value.numpy() for name, value in labels.items()})
+        assert_close(found, reference(kind, images, **labels))
+    assert outcome["comparison"]["batches"] == [1, 2, 5]
+    assert outcome["comparison"]["relative_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("form", ["onnx", "exported_program", pytest.param("openvino", marks=no_openvino)])
+def test_without_dynamic_batch_the_file_takes_one_image_and_many_in_turn(exported, form):
+    path, _ = exported("block", form)
+    file = open_exported(path)
+    assert file.info.batch == 1
+    images = some_images("block", 3)
+    assert_close(file.features(images.numpy()), reference("block", images))
+    with pytest.raises(Exception, match=r"."):
+        file._run([images.numpy()])
+
+
+def ancestors(graph, names):
+    """Names of everything that ``names`` are computed from, themselves included."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    found, todo = set(), list(names)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += list(made_by[name].input) if name in made_by else []
+    return found
+
+
+@pytest.mark.parametrize("kind", list(NETWORKS))
+def test_tokens_are_gathered_by_constant_indices(exported, kind):
+    graph = onnx.load(str(exported(kind, "onnx", dynamic_batch=True)[0])).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    gathers = [node for node in graph.node if node.op_type.startswith("Gather")]
+    if kind in ("block", "kv"):
+        assert any(node.input[0] not in constants for node in gathers)
+    for node in gathers:
+        # Camera labels, which look up a row of a constant, are the one exception.
+        assert node.input[1] in constants or ("camids" in ancestors(graph, node.input[1:2]) - {"images"})
+    dynamic = {"NonZero", "Where", "Loop", "If", "Scan", "TopK", "ScatterND", "ScatterElements", "Compress", "Unique"}
+    used = {node.op_type for node in graph.node if "images" in ancestors(graph, node.input)}
+    assert not used & dynamic
+
+
+@pytest.mark.parametrize("kind", ["block", "kv", "la"])
+def test_only_the_number_of_images_is_ever_asked_for(exported, kind):
+    graph = onnx.load(str(exported(kind, "onnx", dynamic_batch=True)[0])).graph
+    for node in graph.node:
+        if node.op_type == "Shape":
+            span = {attribute.name: attribute.i for attribute in node.attribute}
+            assert (span.get("start", 0), span.get("end")) == (0, 1)
+    fixed = onnx.load(str(exported("block", "onnx")[0])).graph
+    assert "Shape" not in {node.op_type for node in fixed.node}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_file_says_how_images_are_prepared_and_what_it_was_made_from(exported, checkpoint, form):
+    path, outcome = exported("block", form, dynamic_batch=True)
+    assert file_format(path) == form
+    info = open_exported(path).info
+    model = NETWORKS["block"]()
+    assert info.preprocessing == preprocessing(model)
+    assert info.plan == model.plan.to_dict()
+    assert info.spec == model.spec.to_dict()
+    assert info.source == {"name": "block.pth", "sha256": sha256(checkpoint("block"))}
+    assert (info.file_format, info.precision, info.inputs) == (form, "fp32", ("images",))
+    assert "secret" not in info.to_json()
+    assert info.config == {"data": {"height": 1}}
+    assert outcome["info"] == json.loads(info.to_json())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_folder_of_this_machine_is_inside(exported, form):
+    path, _ = exported("block", form, dynamic_batch=True)
+    if form != "torchscript":  # which notes source files for its tracebacks
+        assert str(__import__("amg_plugin").__path__[0]).encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_outcome_lies_beside_the_file_and_nothing_else(exported, form):
+    path, outcome = exported("block", form, dynamic_batch=True)
+    assert json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8")) == outcome
+    others = {path.name, path.name + ".json"} | ({"model.bin"} if form == "openvino" else set())
+    assert {entry.name for entry in path.parent.iterdir()} == others
+    assert outcome["comparison"]["within"]
+    assert outcome["bytes"] >= path.stat().st_size
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript", pytest.param("openvino", marks=no_openvino)])
+def test_normalisation_of_input_and_output_can_be_built_in(exported, form):
+    path, _ = exported("kv", form, dynamic_batch=True, normalize_input=True, l2_normalize=True)
+    images = torch.rand(3, 3, 32, 16, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    expected = reference("kv", (images - mean) / std)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert_close(open_exported(path).features(images.numpy()), expected)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kind", ["block", "transreid"])
+def test_half_precision_halves_the_weights_and_stays_within_its_limit(exported, form, kind):
+    _, whole = exported(kind, form, dynamic_batch=True)
+    path, half = exported(kind, form, dynamic_batch=True, fp16=True)
+    assert open_exported(path).info.precision == "fp16"
+    assert 1e-6 < half["comparison"]["relative_difference"] <= 1e-2
+    assert half["bytes"] < whole["bytes"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_camera_labels_are_an_input_and_unseen_ones_are_negative(exported, form):
+    file = open_exported(exported("transreid", form, dynamic_batch=True)[0])
+    assert file.info.inputs == ("images", "camids")
+    images = some_images("transreid", 1)
+    by_camera = [file.features(images.numpy(), {"camids": np.array([camera])}) for camera in (-1, 0, 1)]
+    assert np.abs(by_camera[0] - by_camera[1]).max() > 1e-3
+    assert np.abs(by_camera[1] - by_camera[2]).max() > 1e-3
+    assert np.array_equal(file.features(images.numpy()), by_camera[0])
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_the_opset_is_the_one_asked_for(exported, opset):
+    path, outcome = exported("block", "onnx", opset=opset)
+    assert {entry.domain: entry.version for entry in onnx.load(str(path)).opset_import}[""] == opset
+    assert outcome["opset"] == opset
+
+
+def test_a_file_that_differs_by_more_than_the_limit_is_removed(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(comparison.LARGEST_DIFFERENCE, "fp16", 1e-9)
+    (tmp_path / "model.pt").write_text("what was there before")
+    options = ExportOptions("torchscript", tmp_path / "model.pt", fp16=True)
+    with pytest.raises(RunError, match="was not written"):
+        export(checkpoint("dense"), options)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
+    assert (tmp_path / "model.pt").read_text() == "what was there before"
+
+
+def test_a_file_with_features_that_are_not_finite_is_removed(tmp_path, checkpoint, monkeypatch):
+    def broken(self, images, labels=None):
+        return np.full((len(images), self.info.feature_dim), np.nan, dtype=np.float32)
+
+    monkeypatch.setattr("amg_plugin.deploy.runtimes.TorchScriptFile.features", broken)
+    with pytest.raises(RunError, match="not finite"):
+        export(checkpoint("dense"), ExportOptions("torchscript", tmp_path / "model.pt"))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,11 @@
+"""Thin front of ``amg-reid export``; see ``python tools/export.py --help``."""
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose inspect.py would hide Python's own
+
+from amg_plugin.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["export", *sys.argv[1:]]))
