@@ -208,7 +208,8 @@ def test_an_exported_file_of_another_model_than_the_configuration_is_refused(scr
     assert "of another structure" in refused("test", *words, "amg.override.depth", "4")
     assert "the mean" in refused("test", *words, "data.norm_mean", "[0.1, 0.1, 0.1]")
     assert "amg.neck_feat is 'after' inside" in refused("test", *words, "amg.neck_feat", "before")
-    assert "--dense" in refused("test", *words[:2], "--dense", script)
+    for option in ("--dense", "--gallery-weights"):
+        assert option in refused("test", *words[:2], option, script)
 
 
 def test_a_file_of_another_program_is_refused(refused, tmp_path):
