@@ -28,7 +28,7 @@ from amg_plugin.version import __version__
 FORMS = {
     "eager": "the plain network in PyTorch",
     "fast": "amg_plugin.inference.fast in PyTorch (networks that have no fast form run as they are)",
-    "onnx": "the fast form as an ONNX file in ONNX Runtime",
+    "onnx": "the fast form as an ONNX file in ONNX Runtime, and exported files",
 }
 
 
@@ -121,9 +121,11 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
             progress(f"counting {subject.name}", 0)
             described.append({**subject.to_dict(), **subject.describe()})
             if "onnx" in settings.forms:
-                progress(f"exporting {subject.name}", 0)
-                files[subject.name] = str(Path(folder) / f"{number}.onnx")
-                write_onnx(subject, files[subject.name])
+                files[subject.name] = subject.path
+                if subject.kind != "exported":
+                    progress(f"exporting {subject.name}", 0)
+                    files[subject.name] = str(Path(folder) / f"{number}.onnx")
+                    write_onnx(subject, files[subject.name])
         cases, versions = [], {"amg_plugin": __version__, "python": platform.python_version()}
         for form, threads in settings.processes:
             label = f"{form}, {threads} thread{'s' * (threads > 1)}"

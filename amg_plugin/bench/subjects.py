@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from amg_plugin import compat, complexity
 from amg_plugin.checkpoint import read_checkpoint
+from amg_plugin.deploy.runtimes import file_format, open_exported
 from amg_plugin.errors import InputError
 from amg_plugin.inference import fast, has_fast_form
 from amg_plugin.modeling.factory import ARCHITECTURES
@@ -30,10 +33,10 @@ class Subject:
     Attributes:
         name: What tables call it.
         kind: ``"checkpoint"`` (weights from a file), ``"structure"`` (random weights), ``"backbone"`` (of torchreid,
-            random weights).
+            random weights), ``"exported"`` (an ONNX file; the description is what it was made of).
         image_size: (height, width) in pixels.
         baseline: Name of the dense network that savings are relative to; empty if there is none.
-        path: File of a checkpoint.
+        path: File of a checkpoint or an exported one.
         spec: Description of a structure's dense network.
         plan: What is pruned from it; empty for nothing.
     """
@@ -68,17 +71,18 @@ class Subject:
         """Counted cost.
 
         Returns:
-            ``macs`` and ``params`` as everywhere else, ``macs_fast`` of the fast form, ``bytes`` of the weights; all
-            without classifier.
+            ``macs`` and ``params`` as everywhere else, ``macs_fast`` of the fast form, ``bytes`` of the weights or
+            of the exported file; all without classifier.
         """
         model = self.build()
         counted = complexity.count(model, *self.image_size)
         counted_fast = complexity.count(fast(model, pack=False), *self.image_size) if has_fast_form(model) else counted
+        size = Path(self.path).stat().st_size if self.kind == "exported" else 4 * counted["params"]
         return {
             "macs": counted["macs"],
             "macs_fast": counted_fast["macs"],
             "params": counted["params"],
-            "bytes": 4 * counted["params"],
+            "bytes": size,
         }
 
 
@@ -110,6 +114,34 @@ def from_checkpoint(path: str) -> list[Subject]:
     plain = replace(spec, reducer=None)
     dense = Subject(f"dense {_title(plain)}", "structure", spec.image_size, spec=plain.to_dict())
     return [dense, Subject(path, "checkpoint", spec.image_size, baseline=dense.name, path=path)]
+
+
+def from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
+    """The dense network of an exported file, with random weights, and the file.
+
+    Args:
+        path: An ONNX file of ``amg-reid export``.
+        batches: Numbers of images that it has to take.
+
+    Raises:
+        CheckpointError: If the file cannot be used.
+        InputError: If it is no ONNX file, or takes another number of images.
+    """
+    if (found := file_format(path)) != "onnx":
+        raise InputError(f"'{path}' is a file of format {found}; of exported files bench measures .onnx only.")
+    info = open_exported(path).info
+    if info.batch is not None and set(batches) != {info.batch}:
+        raise InputError(
+            f"'{path}' takes {info.batch} image per call, not --batch {' '.join(map(str, batches))}; "
+            "export it with --dynamic-batch."
+        )
+    spec = ModelSpec.from_dict(info.spec)
+    plain = replace(spec, reducer=None)
+    dense = Subject(f"dense {_title(plain)}", "structure", spec.image_size, spec=plain.to_dict())
+    exported = Subject(
+        path, "exported", spec.image_size, baseline=dense.name, path=path, spec=spec.to_dict(), plan=info.plan
+    )
+    return [dense, exported]
 
 
 def from_structure(

@@ -14,9 +14,11 @@ machine meets all of them; one process per runtime and number of threads. Printe
 latency, throughput, MACs, parameters, size and peak memory, and how much of the MACs saved is time saved; a warning
 says where pruning did not pay. No data is needed.
 
-Give checkpoints (each is measured against its dense network), or build structures with random weights:
+Give checkpoints or exported ONNX files (each is measured against its dense network), or build structures with random
+weights:
 
 example: amg-reid bench log/vit_small_pruned/best.pth --threads 1 2 --batch 1 16
+         amg-reid bench log/vit_small_pruned/best.pth pruned_int8.onnx --forms onnx
          amg-reid bench --model vit_amg_small --plan head25-token25 head40 --forms eager fast onnx
          amg-reid bench --model vit_amg_small --plan head25-token25 --backbones osnet_x1_0 resnet50 --output edge
 
@@ -27,7 +29,7 @@ stays."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add = parser.add_argument
-    add("checkpoints", nargs="*", metavar="CKPT", help="checkpoints written by amg-reid")
+    add("checkpoints", nargs="*", metavar="CKPT", help="checkpoints, or .onnx files of amg-reid export")
     add("--model", nargs="+", default=[], metavar="NAME", help="vit_amg, vit_amg_small, vit_amg_tiny or a ViT of timm")
     add("--plan", nargs="+", default=[], metavar="RATES", help="what to prune of --model, for example head25-token25")
     add("--variant", choices=("block", "kv"), default="block", help="what a token of --plan loses (default: block)")
@@ -91,14 +93,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _subjects(args: argparse.Namespace) -> list:
-    from amg_plugin.bench.subjects import from_backbone, from_checkpoint, from_structure
+    from amg_plugin.bench.subjects import from_backbone, from_checkpoint, from_exported, from_structure
+    from amg_plugin.deploy.runtimes import file_format
 
     if args.plan and not args.model:
         raise InputError("--plan needs --model, the network that it prunes.")
     if not (args.checkpoints or args.model or args.backbones):
         raise InputError("There is nothing to measure: give checkpoints, --model or --backbones.")
     size = (args.height, args.width)
-    subjects = [subject for path in args.checkpoints for subject in from_checkpoint(path)]
+    subjects = []
+    for path in args.checkpoints:
+        exported = Path(path).is_file() and file_format(path) is not None
+        if exported and "onnx" not in args.forms:
+            raise InputError(f"'{path}' is an exported file: give --forms onnx, or leave it out.")
+        subjects += from_exported(path, args.batch) if exported else from_checkpoint(path)
     for model in args.model:
         subjects += from_structure(model, args.plan, size, args.stride, args.variant)
     subjects += [from_backbone(name, size) for name in args.backbones]

@@ -31,7 +31,8 @@ def pruned(tmp_path_factory):
     plan = current_plan(model)
     apply_plan(model, plan.narrow(heads=[[0], [0, 1]], tokens=[[0, 3], range(8)]))
     path = tmp_path_factory.mktemp("pruned") / "best.pth"
-    save_checkpoint(path, model)
+    preparation = {"height": 64, "width": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    save_checkpoint(path, model, preprocessing=preparation)
     return path
 
 
@@ -176,6 +177,20 @@ def test_onnx_runtime_and_torchreids_networks_take_part(capsys):
     printed = capsys.readouterr().out
     assert printed.count("osnet_x0_25") == 1
     assert "onnx, 1 thread, batch 1" in printed
+
+
+@needs_onnx
+def test_an_exported_file_is_measured_against_its_dense_network(pruned, tmp_path, capsys):
+    file = tmp_path / "pruned.onnx"
+    assert main(["export", str(pruned), "--format", "onnx", "--output", str(file)]) == 0
+    assert main(["bench", str(file), "--forms", "onnx", "--no-memory", *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert str(file) in printed
+    assert "dense vit_tiny" in printed
+    assert main(["bench", str(file), "--forms", "onnx", "--batch", "2", *QUICK]) == 2
+    assert "--dynamic-batch" in capsys.readouterr().err
+    assert main(["bench", str(file), "--forms", "fast", *QUICK]) == 2
+    assert "--forms onnx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
