@@ -33,6 +33,22 @@ _PIXELS = {
     "transreid": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
     "la": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 }
+#: Losses, batches and weights per block that the programs fine-tune pruned networks with.
+_TASKS: dict[str, dict[str, Any]] = {
+    "bnneck": {
+        "data.transforms": ["random_flip", "pad_crop", "bicubic"],
+        "sampler.train_sampler": "RandomIdentitySampler",
+        "loss.softmax.label_smooth": False,
+        "loss.triplet.weight_x": 1.0,
+        "amg.soft_margin": True,
+    },
+    "parts": {
+        "data.transforms": ["random_flip", "bicubic"],
+        "loss.softmax.label_smooth": False,
+        "amg.layer_growth": 0.02,
+        "amg.layer_decay": 0.03,
+    },
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +175,7 @@ def fitting_stride(patches: int, size: tuple[int, int], patch: int) -> int:
 
 
 def _config(model: ReIDModel, mean: list[float], std: list[float], trained_on: str) -> dict[str, Any]:
-    """What ``amg-reid test`` and ``prune`` start from: structure, size, pixels, loss and data set of the model."""
+    """What ``amg-reid test`` and ``prune`` start from: structure, size, pixels, losses and data set of the model."""
     spec = model.spec
     height, width = spec.image_size
     values = {
@@ -169,7 +185,6 @@ def _config(model: ReIDModel, mean: list[float], std: list[float], trained_on: s
         "data.width": width,
         "data.sources": [trained_on],
         "data.targets": [trained_on],
-        "data.transforms": ["random_flip", "bicubic"],
         "data.norm_mean": mean,
         "data.norm_std": std,
         "loss.name": spec.loss,
@@ -179,6 +194,7 @@ def _config(model: ReIDModel, mean: list[float], std: list[float], trained_on: s
         "amg.arch": spec.arch,
         "amg.stride": spec.stride,
         "amg.head": spec.head,
+        **_TASKS[spec.head],
         **{f"amg.override.{key}": value for key, value in spec.overrides.items()},
     }
     if spec.attention_scale:

@@ -43,6 +43,24 @@ def test_a_whole_la_transformer_file_keeps_its_features(tmp_path):
     assert torch.allclose(load_model(out)(images), model(images), atol=1e-6)
 
 
+def test_the_checkpoint_brings_the_losses_of_transreid(tmp_path, caplog):
+    out = tmp_path / "out.pth"
+    assert main(["import", saved(tmp_path, transreid_state(transreid(stride=12))), *TRANSREID, "--out", str(out)]) == 0
+    config = read_checkpoint(out).config
+    assert config["loss"]["triplet"]["weight_x"] == config["loss"]["triplet"]["weight_t"] == 1.0
+    assert config["loss"]["softmax"]["label_smooth"] is False
+    assert config["amg"]["soft_margin"] is True
+    assert config["sampler"]["train_sampler"] == "RandomIdentitySampler"
+    assert not caplog.records  # nothing to warn of
+
+
+def test_the_checkpoint_brings_the_weights_per_block_of_la_transformer(tmp_path):
+    file, out = saved(tmp_path, la_transformer_state(la_transformer())), tmp_path / "out.pth"
+    assert main(["import", file, *LA, "--out", str(out)]) == 0
+    amg = read_checkpoint(out).config["amg"]
+    assert (amg["layer_growth"], amg["layer_decay"]) == (0.02, 0.03)
+
+
 LA = ["--from", "la", "--image-size", "64", "64", "--head-dim", "8", "--parts", "4"]
 FAMILIES = {
     "transreid": (lambda: transreid_state(transreid(stride=12)), TRANSREID, "base"),
