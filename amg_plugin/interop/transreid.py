@@ -60,7 +60,7 @@ def load_transreid(
         num_heads: Heads of a dense block.
         head_dim: Width of a head.
         num_cameras: Cameras of the side information; 0 for none.
-        num_views: Views of the side information; 0 for none.
+        num_views: Views of the side information; 0 for none, and 1 beside cameras is as good as none.
         sie_coefficient: Factor of the side information.
         shift_num: Shift of the jigsaw module.
         shuffle_groups: Piles of the jigsaw module.
@@ -88,6 +88,8 @@ def load_transreid(
         raise CheckpointError(
             f"The state dict has side information ('{_SIDE}', {len(state[_SIDE])} rows); give num_cameras or num_views."
         )
+    if num_cameras and num_views == 1:  # a single view tells nothing, so that no labels of views are needed
+        num_views = 0
     side = SideInformationSpec(num_cameras, num_views, sie_coefficient) if num_cameras or num_views else None
     spec = ModelSpec(
         arch=ARCH,

@@ -181,6 +181,10 @@ def test_another_number_of_cameras_is_refused(state, cameras):
         load(state, num_cameras=cameras)
 
 
+def test_a_single_view_needs_no_labels_of_views(images, state):
+    assert torch.equal(load(state, num_views=1)(images, LABELS), load(state)(images, LABELS))
+
+
 def test_another_program_is_refused_by_name():
     with pytest.raises(CheckpointError, match="LA-Transformer, not of TransReID"):
         load(la_transformer_state(la_transformer()))
