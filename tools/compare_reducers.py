@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--save-dir", required=True, metavar="FOLDER", help="folder for the runs")
     parser.add_argument("--saving", type=float, default=0.3, help="share of the counted MACs to save (%(default)s)")
     parser.add_argument("--balance", type=float, default=0.3, help="share of it from heads (%(default)s)")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS, metavar="METHOD",
-                        help=f"which of {', '.join(METHODS)}; none: only make the table")  # fmt: skip
-    parser.add_argument("--steps", nargs="+", default=[BEFORE, AFTER], choices=[BEFORE, AFTER],
-                        help="without fine-tuning (before), fine-tuning (after)")  # fmt: skip
+    parser.add_argument("--methods", type=names_out_of(METHODS), default=list(METHODS), metavar="NAMES",
+                        help=f"comma-separated, out of {', '.join(METHODS)}; '' only makes the table")  # fmt: skip
+    parser.add_argument("--steps", type=names_out_of((BEFORE, AFTER)), default=[BEFORE, AFTER], metavar="NAMES",
+                        help="before (without fine-tuning), after (fine-tuning) or both")  # fmt: skip
     parser.add_argument("--output", metavar="PATH", help="without suffix; .json and .md are written")
     parser.add_argument("--notes", metavar="FILE", help="Markdown text to put below the table")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="key value", help="configuration keys for all runs")
     return parser.parse_args()
+
+
+def names_out_of(allowed: Collection[str]) -> Callable[[str], list[str]]:
+    """Reads a comma-separated list of names."""
+
+    def parse(text: str) -> list[str]:
+        names = [name for name in text.split(",") if name]
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"'{name}' is unknown; allowed are {', '.join(allowed)}")
+        return names
+
+    return parse
 
 
 def configuration(args: argparse.Namespace, method: str, folder: Path) -> Any:
@@ -178,7 +192,7 @@ def markdown(result: dict[str, Any]) -> str:
             *lines,
             "",
             f"Fine-tuning: {length}, the same for all, no distillation. Measured on {run['device']}, "
-            f"{' or '.join(map(str, threads))} threads; {versions}; seed {run['seed']}. "
+            f"threads: {' or '.join(map(str, threads))}; {versions}; seed {run['seed']}. "
             f"Configuration `{result['config_file']}`.",
             "",
         ]
