@@ -50,6 +50,7 @@ OPTIONAL = {
     "onnxruntime": "onnxruntime",
     "onnxscript": "onnxscript",
     "openvino": "openvino",
+    "nncf": "nncf",
 }
 
 MINIMUM_PYTHON = (3, 10)
