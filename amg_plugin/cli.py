@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from amg_plugin.errors import AMGError
+from amg_plugin.errors import AMGError, MissingDependencyError
 from amg_plugin.version import __version__
 
 #: Subcommand -> module with HELP, DESCRIPTION, add_arguments and run.
@@ -84,6 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AMGError as error:
         print(f"amg-reid: error: {error}", file=sys.stderr)
         return error.exit_status
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        # As on a device that has only the runtime of exported files.
+        print("amg-reid: error: the commands need 'torch', which is not installed: pip install torch.", file=sys.stderr)
+        return MissingDependencyError.exit_status
     except KeyboardInterrupt:
         print("amg-reid: interrupted", file=sys.stderr)
         return 130

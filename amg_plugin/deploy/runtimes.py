@@ -29,6 +29,11 @@ PACKAGES = {
 def need(module: str, purpose: str, extra: str = "export") -> ModuleType:
     """Import a package that not everybody has.
 
+    Args:
+        module: What to import.
+        purpose: What needs it, to begin the sentence with.
+        extra: The extra of the plugin that brings it; torch comes without one.
+
     Raises:
         MissingDependencyError: If it is missing; names the package and the extra that brings it.
     """
@@ -38,10 +43,8 @@ def need(module: str, purpose: str, extra: str = "export") -> ModuleType:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
             raise
         package = module.partition(".")[0]
-        raise MissingDependencyError(
-            f"{purpose} needs '{package}', which is not installed: pip install {package}, "
-            f"or the extra [{extra}] of amg_plugin."
-        ) from error
+        remedy = f"pip install {package}" + (f", or the extra [{extra}] of amg_plugin" if package != "torch" else "")
+        raise MissingDependencyError(f"{purpose} needs '{package}', which is not installed: {remedy}.") from error
 
 
 class ExportedFile:
@@ -148,8 +151,10 @@ class OpenVinoFile(ExportedFile):
             if not model.has_rt_info([KEY]):
                 raise foreign(path)
             info = ExportInfo.from_json(model.get_rt_info([KEY]).astype(str), path)
-            settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads} if threads and device == "cpu" else {}
-            if info.precision == "fp32":  # some devices would round to fp16 or bf16 on their own
+            on_cpu = device.lower() == "cpu"
+            settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads} if threads and on_cpu else {}
+            # Devices round to fp16 or bf16 on their own; a CPU with bf16 would do so even between int8 layers.
+            if on_cpu or info.precision == "fp32":
                 settings["INFERENCE_PRECISION_HINT"] = "f32"
             self.compiled = core.compile_model(model, device.upper(), settings)
         except RuntimeError as error:

@@ -1,7 +1,10 @@
 """``amg-reid export``, ``amg-reid test`` of exported files, and what they refuse."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +108,23 @@ def test_extracted_features_are_those_of_the_evaluation(pruned, script, tiny_roo
     )
     from_checkpoint = amg_plugin.FeatureExtractor(pruned.last)(images)
     assert torch.allclose(from_checkpoint, amg_plugin.FeatureExtractor(script)(images), atol=1e-5)
+
+
+def test_exported_files_and_their_checkpoint_come_into_one_table(pruned, script, tiny_root, amg_reid, tmp_path):
+    tool = Path(__file__).resolve().parents[2] / "tools" / "combine_exports.py"
+    if not tool.is_file():
+        pytest.skip("the tests do not run from a checkout")
+    assert amg_reid("test", "--weights", script, "--root", tiny_root).status == 0
+    rows = [f"pruned PyTorch={pruned.folder / 'result.json'}", f"pruned script={script}"]
+    words = [*rows, "--title", "Table", "--output", str(tmp_path / "table")]
+    env = {**os.environ, "PYTHONPATH": str(Path(amg_plugin.__file__).parent.parent)}
+    subprocess.run([sys.executable, str(tool), *words], env=env, check=True)
+    table = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    whole, exported = (line for line in table if line.startswith("| pruned"))
+    assert whole.split("|")[6:8] == exported.split("|")[6:8]
+    assert exported.split("|")[8].strip() == "+0.00"
+    entries = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
+    assert entries[1]["source"]["sha256"] == sha256(pruned.last)
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------

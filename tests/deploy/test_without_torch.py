@@ -41,20 +41,48 @@ print(json.dumps([features.tolist(), type(features).__name__, message, loaded]))
 """
 
 
+COMMAND = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named '{{name}}'", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from amg_plugin.cli import main
+
+sys.exit(main(["train"]))
+"""
+
+
+def run(code, folder):
+    """A process of its own, which finds this package."""
+    env = {**os.environ, "PYTHONPATH": str(Path(amg_plugin.__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+
+
+def test_commands_say_that_torch_is_missing(tmp_path):
+    outcome = run(COMMAND.format(blocked=BLOCKED), tmp_path)
+    assert outcome.returncode == 2
+    assert outcome.stderr == (
+        "amg-reid: error: the commands need 'torch', which is not installed: pip install torch.\n"
+    )
+
+
 def test_an_onnx_file_needs_onnxruntime_numpy_and_pillow_only(exported, checkpoint, tmp_path):
     path, _ = exported("block", "onnx", dynamic_batch=True)
     images = [str(tmp_path / f"{index}.png") for index in range(3)]
     for index, image in enumerate(images):
         Image.fromarray(np.random.default_rng(index).integers(0, 256, (40, 20, 3), dtype=np.uint8)).save(image)
     code = SCRIPT.format(blocked=BLOCKED, model=str(path), images=images, checkpoint=str(checkpoint("block")))
-    env = {**os.environ, "PYTHONPATH": str(Path(amg_plugin.__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    features, kind, message, loaded = json.loads(run.stdout.splitlines()[-1])
+    outcome = run(code, tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    features, kind, message, loaded = json.loads(outcome.stdout.splitlines()[-1])
     assert kind == "ndarray"
     assert loaded == []
     expected = amg_plugin.FeatureExtractor(checkpoint("block"), output="numpy")(images)
     assert np.abs(np.array(features) - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert "needs 'torch', which is not installed" in message
+    assert message.endswith("and a checkpoint needs 'torch', which is not installed: pip install torch.")
