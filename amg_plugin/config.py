@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from amg_plugin.config_defaults import DEFAULT_STAGES, get_default_config
 from amg_plugin.config_files import Layer, configs_root, find_config, list_configs, read_layers
 from amg_plugin.config_merge import decode, merge, override_layer
-from amg_plugin.config_rules import complete_schedule, has_budget, validate, validate_amg
+from amg_plugin.config_rules import BUDGET_KEYS, complete_schedule, has_budget, validate, validate_amg
 from amg_plugin.errors import ConfigError
 
 __all__ = [
@@ -160,7 +160,7 @@ def _refuse_epochs_given_twice(layers: Sequence[Layer]) -> None:
     given: dict[str, str] = {}  # what decides the number of epochs -> where it was given
     for layer in layers:
         amg, train = layer.values.get("amg") or {}, layer.values.get("train") or {}
-        for key in ("schedule", "target_macs_saving"):
+        for key in ("schedule", *BUDGET_KEYS):
             if key in amg:
                 value = decode(amg[key]) if isinstance(amg[key], str) else amg[key]
                 given.pop(key, None)

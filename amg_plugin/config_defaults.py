@@ -211,6 +211,13 @@ def _amg_node() -> CfgNode:
     amg.final_epochs = 0  # epochs of fine-tuning after the last stage
     amg.reducer = "amg"  # 'amg' (pruning), for comparison 'tome' or 'evit' (tokens merged or dropped per image), 'none'
     amg.target_macs_saving = 0.0  # share of the dense model's MACs to save, instead of rates; 0 = rates count
+    amg.target_latency_saving = 0.0  # share of the dense model's latency to save; measured first
+    amg.latency = CfgNode()
+    amg.latency.form = "fast"  # what is timed: 'eager', 'fast' (amg_plugin.inference.fast) or 'onnx' (ONNX Runtime)
+    amg.latency.device = "cpu"  # 'cpu' or 'cuda'
+    amg.latency.threads = 1  # CPU threads
+    amg.latency.batch = 1  # images per pass
+    amg.latency.rounds = 20  # samples of each network
     amg.head_token_balance = 0.3  # with a target: share of the saving that comes from heads, 0 to 1
 
     # Scoring

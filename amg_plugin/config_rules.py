@@ -35,8 +35,14 @@ _AMG_CHOICES: dict[str, tuple[str, ...]] = {
     "amg.token_scorer": ("amg", "random", "cls_attention"),
     "amg.calibration.mode": ("eval", "train"),
     "amg.reducer": ("amg", "tome", "evit", "none"),
+    "amg.latency.form": ("eager", "fast", "onnx"),
+    "amg.latency.device": ("cpu", "cuda"),
 }
 
+
+#: Keys of ``amg`` that decide how much is pruned, in place of rates.
+BUDGET_KEYS = ("target_macs_saving", "target_latency_saving")
+_BUDGETS = " or ".join(f"'amg.{key}'" for key in BUDGET_KEYS)
 
 _Rule = tuple[Callable[[Any], bool], str]
 _AT_LEAST_0: _Rule = (lambda value: value >= 0, "at least 0")
@@ -121,7 +127,8 @@ _AMG_RULES: dict[str, _Rule] = {
     **dict.fromkeys(("amg.sie.coefficient", "amg.bias_lr_factor"), _POSITIVE),
     "amg.warmup_start": (lambda value: 0 < value <= 1, "greater than 0 and at most 1"),
     "amg.min_lr_factor": _BELOW_1,
-    "amg.target_macs_saving": _BELOW_1,
+    **dict.fromkeys(("amg.target_macs_saving", "amg.target_latency_saving"), _BELOW_1),
+    **dict.fromkeys(("amg.latency.threads", "amg.latency.batch", "amg.latency.rounds"), _AT_LEAST_1),
     "amg.head_token_balance": _UP_TO_1,
     "amg.layer_decay": _BELOW_1,
     "amg.min_heads_per_block": _AT_LEAST_1,
@@ -169,6 +176,10 @@ def validate_amg(amg: CfgNode) -> None:
         raise _error("amg.occlusion.min_coverage", hidden.min_coverage, allowed)
     if amg.skip_unreadable and not amg.check_images:
         raise _error("amg.skip_unreadable", True, "False while amg.check_images is False (nothing would be found)")
+    if amg.target_latency_saving and amg.reducer != "amg":
+        raise _error("amg.target_latency_saving", amg.target_latency_saving, f"0 with amg.reducer '{amg.reducer}'")
+    if amg.target_latency_saving and amg.target_macs_saving:
+        raise _error("amg.target_latency_saving", amg.target_latency_saving, "0 beside amg.target_macs_saving")
     if amg.reducer in ("tome", "evit") and not amg.target_macs_saving:
         raise ConfigError(
             f"'amg.reducer' is '{amg.reducer}', which needs 'amg.target_macs_saving' above 0 to know how many tokens "
@@ -215,14 +226,19 @@ def model_parts(amg: CfgNode | None) -> tuple[str, ...]:
 
 def has_budget(amg: Mapping[str, Any]) -> bool:
     """Whether a target of the ``amg`` node decides how much is pruned, and not the rates of its schedule."""
-    return amg["reducer"] == "amg" and amg["target_macs_saving"] > 0
+    return amg["reducer"] == "amg" and budget_key(amg) != ""
+
+
+def budget_key(amg: Mapping[str, Any]) -> str:
+    """The key that gives a target, empty if none does."""
+    return next((key for key in BUDGET_KEYS if amg[key] > 0), "")
 
 
 def _check_budget(amg: CfgNode) -> None:
     if not has_budget(amg):
         return
     if amg.round_tokens_to > 1:
-        raise _error("amg.round_tokens_to", amg.round_tokens_to, "1 with amg.target_macs_saving, which is met exactly")
+        raise _error("amg.round_tokens_to", amg.round_tokens_to, f"1 with amg.{budget_key(amg)}, which is met exactly")
     wanted = {"heads": amg.head_token_balance > 0, "tokens": amg.head_token_balance < 1}
     present = {stage["target"] for stage in amg.schedule}
     for target, needed in wanted.items():
@@ -266,14 +282,14 @@ def _complete_stage(key: str, stage: object, budget: bool) -> dict[str, Any]:
     full = {**STAGE_DEFAULTS, **stage}
     if budget and full["rate"] is not None:
         raise ConfigError(
-            f"'{key}.rate' is {full['rate']!r}, but 'amg.target_macs_saving' decides how much each stage removes: "
-            "leave one of them out."
+            f"'{key}.rate' is {full['rate']!r}, but a target ({_BUDGETS}) decides how much each stage removes: leave "
+            "one of them out."
         )
     missing = [name for name, value in full.items() if value is None and not (budget and name == "rate")]
     if missing:
         raise ConfigError(
             f"'{key}' ({dict(stage)}) lacks {' and '.join(repr(name) for name in missing)}: a stage needs "
-            f"'target' and 'rate' (no rate with 'amg.target_macs_saving')."
+            f"'target' and 'rate' (no rate with {_BUDGETS})."
         )
     if full["target"] not in ("heads", "tokens"):
         raise _error(f"{key}.target", full["target"], "'heads' or 'tokens'")

@@ -14,12 +14,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from amg_plugin import complexity
 from amg_plugin.bench import table
 from amg_plugin.bench.run import FORMS, Settings, environment, run
 from amg_plugin.bench.subjects import BACKBONES, Subject, from_backbone, from_structure
@@ -89,35 +91,76 @@ def _short(samples: dict[str, list[float]]) -> dict[str, list[float]]:
     return {name: [round(value, 6) for value in values] for name, values in samples.items()}
 
 
-def profiled(passes: int = 20) -> dict[str, Any]:
-    """Time per kind of operation in the fast form, dense and pruned, batch 1 on one thread."""
-    torch.set_num_threads(1)
+def profiled(passes: int = 10, turns: int = 6) -> dict[str, Any]:
+    """Time and MACs per kind of operation in the fast form, dense and pruned, batch 1.
+
+    Returns:
+        ``macs`` (network -> kind -> MACs), ``cases`` (threads -> network -> kind -> milliseconds, medians over turns in
+        which the networks alternate) and ``environment``.
+    """
     torch.manual_seed(0)
-    images, found = torch.randn(1, 3, *SIZE), []
-    dense, pruned = (fast(subject.build()) for subject in from_structure("vit_amg_small", [PLAN], SIZE))
-    with torch.no_grad():
-        for network in (dense, pruned):
-            for _ in range(3):
-                network(images)
-            with profile(activities=[ProfilerActivity.CPU]) as record:
-                for _ in range(passes):
-                    network(images)
-            found.append({event.key: event.self_cpu_time_total / passes / 1e3 for event in record.key_averages()})
-    return {"dense": found[0], "pruned": found[1], "environment": environment(Settings(), {"torch": torch.__version__})}
+    images = torch.randn(1, 3, *SIZE)
+    subjects = dict(zip(("dense", "pruned"), from_structure("vit_amg_small", [PLAN], SIZE), strict=True))
+    networks = {name: fast(subject.build()) for name, subject in subjects.items()}
+    cases: dict[str, Any] = {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        turned: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
+        for _ in tqdm(range(turns), desc=f"profile, {threads} threads", disable=None, leave=False):
+            for name, network in networks.items():
+                turned[name].append(_times_by_kind(network, images, passes))
+        cases[str(threads)] = {
+            name: {kind: median(turn[kind] for turn in found) for kind in KINDS} for name, found in turned.items()
+        }
+    macs = {name: _macs_by_kind(subject) for name, subject in subjects.items()}
+    return {"macs": macs, "cases": cases, "environment": environment(Settings(), {"torch": torch.__version__})}
 
 
-KINDS = {
-    "products with weights": ("mkldnn::_linear_pointwise",),
-    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::scaled_dot_product_attention"),
-    "layer norms": ("aten::native_layer_norm", "aten::layer_norm"),
-    "gathers, copies, joins": ("aten::index_select", "aten::cat", "aten::copy_", "aten::clone", "aten::contiguous"),
+MANY, ONE = "products with weights, many tokens", "products with weights, one token"
+ATTENTION, NORMS, COPIES, REST = "attention", "layer norms", "gathers, copies, joins", "views, allocation, dispatch"
+KINDS = (MANY, ONE, ATTENTION, NORMS, COPIES, REST)
+_KIND_OF = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": ATTENTION,
+    "aten::scaled_dot_product_attention": ATTENTION,
+    "aten::native_layer_norm": NORMS,
+    "aten::layer_norm": NORMS,
+    **dict.fromkeys(("aten::index_select", "aten::cat", "aten::copy_", "aten::clone", "aten::contiguous"), COPIES),
 }
 
 
-def by_kind(times: dict[str, float]) -> dict[str, float]:
-    """Milliseconds per kind; what is left is views, allocation and other bookkeeping of PyTorch."""
-    kinds = {kind: sum(times.get(name, 0.0) for name in names) for kind, names in KINDS.items()}
-    return {**kinds, "views, allocation, dispatch": sum(times.values()) - sum(kinds.values())}
+def _times_by_kind(network: torch.nn.Module, images: torch.Tensor, passes: int) -> dict[str, float]:
+    """Milliseconds per pass; what is left is views, allocation and other bookkeeping of PyTorch."""
+    found = dict.fromkeys(KINDS, 0.0)
+    with torch.no_grad():
+        for _ in range(2):
+            network(images)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
+            for _ in range(passes):
+                network(images)
+    for event in record.key_averages(group_by_input_shape=True):
+        kind = _KIND_OF.get(event.key, REST)
+        if event.key == "mkldnn::_linear_pointwise":
+            kind = ONE if event.input_shapes[0][0] == 1 else MANY
+        found[kind] += event.self_cpu_time_total / passes / 1e3
+    return found
+
+
+def _macs_by_kind(subject: Subject) -> dict[str, int]:
+    """Counted MACs of the fast form by kind of operation."""
+    network = fast(subject.build(), pack=False)
+    found = dict.fromkeys((MANY, ONE, ATTENTION), 0)
+    for block in network.blocks:
+        width, hidden, inner = block.fc2.weight.shape[0], block.fc1.weight.shape[0], block.proj.weight.shape[1]
+        found[ATTENTION] += 2 * block.num_heads * block.head_dim * block.queries * block.keys
+        asking = block.queries * width * (inner + 2 * hidden)
+        if block.fused:
+            found[MANY] += block.keys * width * 3 * inner
+        else:
+            found[MANY] += block.keys * width * 2 * inner
+            asking += block.queries * width * inner
+        found[ONE if block.queries == 1 else MANY] += asking
+    found[MANY] += complexity.count(network, *SIZE)["macs"] - sum(found.values())  # the patch embedding
+    return found
 
 
 def lines_of_targets(results: dict[str, Any]) -> list[str]:
@@ -167,11 +210,21 @@ def lines_of_rates(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def lines_of_profile(result: dict[str, Any]) -> list[str]:
     """Markdown of the profile."""
-    dense, pruned = by_kind(result["dense"]), by_kind(result["pruned"])
-    lines = ["| kind of operation | dense ms | pruned ms | saved |", "| --- | ---: | ---: | ---: |"]
-    for kind in dense:
-        saved = 100 * (1 - pruned[kind] / dense[kind])
-        lines.append(f"| {kind} | {dense[kind]:.2f} | {pruned[kind]:.2f} | {saved:.0f} % |")
+    macs = result["macs"]
+    lines = [
+        "| kind of operation | threads | dense ms | pruned ms | time saved | MACs saved |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for threads, case in result["cases"].items():
+        for kind in (*KINDS, "all"):
+            dense, pruned = (
+                sum(case[name].values()) if kind == "all" else case[name][kind] for name in ("dense", "pruned")
+            )
+            counted = [sum(macs[name].values()) if kind == "all" else macs[name].get(kind, 0) for name in macs]
+            share = f"{100 * (1 - counted[1] / counted[0]):.0f} %" if counted[0] else ""
+            lines.append(
+                f"| {kind} | {threads} | {dense:.2f} | {pruned:.2f} | {100 * (1 - pruned / dense):.0f} % | {share} |"
+            )
     return lines
 
 
@@ -189,7 +242,7 @@ def document(results: dict[str, Any], command: str) -> str:
         "# Time saved on a CPU",
         "",
         f"{where['device']}, {where['cores']} cores, {where['system']}; {versions}. Random weights, random images of "
-        "256x128. A virtual machine that other work shared: only ratios of neighbouring runs mean something.",
+        "256x128. Other work may have shared the machine: only ratios of neighbouring runs mean something.",
         "",
         "```",
         command,
@@ -218,7 +271,8 @@ def document(results: dict[str, Any], command: str) -> str:
     if "profile" in results:
         lines += ["", "## Where the time goes", ""]
         lines += [
-            "Fast form, ViT-S/16, batch 1, one thread, by torch.profiler; its own cost is in the small operations."
+            "Fast form, ViT-S/16, batch 1, by torch.profiler, whose own cost is in the small operations. MACs are "
+            "those of the fast form."
         ]
         lines += ["", *lines_of_profile(results["profile"])]
     return "\n".join(lines) + "\n"

@@ -240,10 +240,12 @@ def test_epochs_follow_from_the_schedule_and_leave_max_epoch_alone():
 
 
 TARGET = ["amg.target_macs_saving", 0.3]
+LATENCY = ["amg.target_latency_saving", 0.3]
 
 
-def test_a_target_without_a_schedule_brings_the_default_form():
-    cfg = load_config(None, [*TARGET, "amg.final_epochs", 2])
+@pytest.mark.parametrize("target", [TARGET, LATENCY])
+def test_a_target_without_a_schedule_brings_the_default_form(target):
+    cfg = load_config(None, [*target, "amg.final_epochs", 2])
     assert [(stage["target"], stage["rate"]) for stage in cfg.amg.schedule] == [("heads", None), ("tokens", None)]
     assert schedule_epochs(cfg) == 6 + 2
 
@@ -275,6 +277,15 @@ def test_a_target_takes_the_form_of_the_schedule():
         ([*TARGET, "train.max_epoch", 3], "'train.max_epoch'.*both given"),
         (["amg.reducer", "tome"], "needs 'amg.target_macs_saving' above 0"),
         (["amg.round_tokens_to", 8, *TARGET], "1 with amg.target_macs_saving"),
+        (["amg.round_tokens_to", 8, *LATENCY], "1 with amg.target_latency_saving"),
+        ([*LATENCY, *TARGET], "0 beside amg.target_macs_saving"),
+        ([*LATENCY, "amg.reducer", "tome"], "0 with amg.reducer 'tome'"),
+        ([*LATENCY, "train.max_epoch", 3], "'train.max_epoch'.*both given"),
+        ([*LATENCY, "amg.schedule", [HEADS]], "leave one of them out"),
+        (["amg.target_latency_saving", 1.0], "less than 1"),
+        (["amg.latency.form", "tensorrt"], "one of 'eager', 'fast', 'onnx'"),
+        (["amg.latency.device", "npu"], "one of 'cpu', 'cuda'"),
+        (["amg.latency.threads", 0], "at least 1"),
         (["amg.reducer", "pitome", *TARGET], "one of 'amg', 'tome', 'evit', 'none'"),
     ],
 )

@@ -67,18 +67,18 @@ class Settings:
         if self.rounds < 1 or self.warmup < 1:
             raise InputError("--rounds and --warmup must be at least 1.")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda is impossible: PyTorch sees no GPU here; use --device cpu.")
+            raise InputError("Device cuda is impossible: PyTorch sees no GPU here; measure on cpu.")
         if "onnx" in self.forms:
             for package in ("onnx", "onnxscript", "onnxruntime"):
                 if find_spec(package) is None:
                     raise MissingDependencyError(
-                        f"--forms onnx needs '{package}', which is not installed: pip install 'amg-plugin[export]', "
-                        "or leave onnx out of --forms."
+                        f"Form onnx needs '{package}', which is not installed: pip install 'amg-plugin[export]', or "
+                        "choose another form."
                     )
             if self.device == "cuda" and "CUDAExecutionProvider" not in _providers():
                 raise InputError(
-                    "--forms onnx is impossible on cuda: this onnxruntime knows no GPU; install onnxruntime-gpu, leave "
-                    "onnx out, or use --device cpu."
+                    "Form onnx is impossible on cuda: this onnxruntime knows no GPU; install onnxruntime-gpu, choose "
+                    "another form, or measure on cpu."
                 )
 
     @property

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from amg_plugin import complexity, report
-from amg_plugin.checkpoint import Checkpoint, read_checkpoint
+from amg_plugin.checkpoint import LAST_CHECKPOINT, Checkpoint, read_checkpoint
+from amg_plugin.commands import latency_target
 from amg_plugin.commands.common import (
     add_config_arguments,
     add_weights_argument,
@@ -31,8 +33,9 @@ only the schedule is needed, and SAVE_DIR is the folder 'prune' inside its data.
 SAVE_DIR/last.pth and best.pth (best mAP of the first target among the evaluations after the last cut), the figures of
 the dense, the pruned and the fine-tuned model to SAVE_DIR/result.json.
 
-In place of rates, amg.target_macs_saving 0.3 gives the share of the MACs to save; amg.head_token_balance says how much
-of it heads contribute. --preview shows what several balances would take away.
+In place of rates, amg.target_macs_saving 0.3 gives the share of the MACs to save, amg.target_latency_saving 0.3 that of
+the time, which is measured first (amg.latency says how); amg.head_token_balance says how much of it heads contribute.
+--preview shows what several balances would take away.
 
 example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \\
            --root reid-data data.save_dir log/vit_small_pruned"""
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_weights_argument(parser, "the dense (or already pruned) checkpoint to start from")
     parser.add_argument(
-        "--preview", action="store_true", help="only print what amg.target_macs_saving would take away, and stop"
+        "--preview", action="store_true", help="only print what the target of amg would take away, and stop"
     )
     add_config_arguments(parser)
 
@@ -52,14 +55,23 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(required_weights(args))
     cfg = config_from_arguments(args, base=checkpoint.config)
     if args.preview:
+        cfg, _ = latency_target.resolve(cfg, checkpoint)
         print(preview(cfg, checkpoint))
         return 0
     refuse_to_overwrite(cfg, args.weights)
     prepare(cfg)
     started = time.time()
     with logged(cfg.data.save_dir, "prune"):
-        finish(cfg, "prune", prune(cfg, checkpoint), started)
+        cfg, found = latency_target.resolve(cfg, checkpoint)
+        sections = prune(cfg, checkpoint)
+        if found is not None:
+            sections["latency"] = latency_target.compare(found, cfg, read_checkpoint(_last(cfg)))
+        finish(cfg, "prune", sections, started)
     return 0
+
+
+def _last(cfg: Any) -> Path:
+    return Path(cfg.data.save_dir) / LAST_CHECKPOINT
 
 
 def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -107,7 +119,9 @@ def preview(cfg: Any, checkpoint: Checkpoint) -> str:
     pruning = AMGPruningHook.from_config(cfg)
     budget = pruning.schedule.budget
     if budget is None:
-        raise ConfigError("--preview shows what a budget would take away; give amg.target_macs_saving.")
+        raise ConfigError(
+            "--preview shows what a target would take away; give amg.target_macs_saving or amg.target_latency_saving."
+        )
     model = checkpoint.build()
     rows = [
         [

@@ -43,7 +43,16 @@ class AMGPruningHook(Hook):
 
     @classmethod
     def from_config(cls, cfg: Any) -> AMGPruningHook:
-        """Build from the ``amg`` node."""
+        """Build from the ``amg`` node.
+
+        Raises:
+            ConfigError: If the target is a latency that nobody has measured yet.
+        """
+        if cfg.amg.target_latency_saving:
+            raise ConfigError(
+                f"amg.target_latency_saving {cfg.amg.target_latency_saving:g} has to be measured: 'amg-reid prune' "
+                "does that, and with --preview it prints the amg.target_macs_saving to give elsewhere."
+            )
         budget = Budget(cfg.amg.target_macs_saving, cfg.amg.head_token_balance) if cfg.amg.target_macs_saving else None
         schedule = PruningSchedule.from_config(cfg.amg.schedule, cfg.amg.final_epochs, budget)
         return cls(schedule, PruningRules.from_config(cfg.amg), cfg.amg.token_variant)

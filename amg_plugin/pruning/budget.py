@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -184,7 +184,18 @@ def closest_cut(
         return narrowed(plan, target, blocks, select(scores, count, weight, floor))
 
     kept = plan.heads_per_block if target == "heads" else plan.tokens_per_block
-    low, high = 0, sum(max(kept[block] - floor, 0) for block in blocks)
+    return closest(after, sum(max(kept[block] - floor, 0) for block in blocks), goal)
+
+
+def closest(after: Callable[[int], PruningPlan], most: int, goal: Goal) -> PruningPlan:
+    """The plan whose saving is closest to a goal, of those that a number of removals leads to.
+
+    Args:
+        after: Gives the plan after so many removals; more of them save more.
+        most: Largest number.
+        goal: The saving.
+    """
+    low, high = 0, most
     while low < high:  # the fewest removals that reach the goal
         middle = (low + high) // 2
         if goal.cost.saving(after(middle)) < goal.saving:

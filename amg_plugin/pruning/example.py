@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from amg_plugin.errors import InputError
+from amg_plugin.pruning.budget import Goal, PlanCost, closest, narrowed
 from amg_plugin.pruning.plan import PruningPlan
+from amg_plugin.pruning.selection import removal_count
 
 #: Share that the first and the last block lose, relative to the rate; linear in between.
 FIRST_BLOCK, LAST_BLOCK = 0.3, 1.7
@@ -31,13 +33,74 @@ def example_plan(dense: PruningPlan, grid: tuple[int, int], head_rate: float, to
     rows, columns = grid
     if rows * columns != dense.num_patches:
         raise InputError(f"A grid of {rows}x{columns} patches does not fit {dense.num_patches} patches.")
-    removed_heads = _spread(dense.num_heads, head_rate, "heads")
-    removed_tokens = _spread([dense.num_patches] * dense.depth, token_rate, "tokens")
-    middle = sorted(range(dense.num_patches), key=lambda place: (_distance(place, rows, columns), place))
-    return dense.narrow(
-        heads=[range(total - gone) for total, gone in zip(dense.num_heads, removed_heads, strict=True)],
-        tokens=[sorted(middle[: dense.num_patches - gone]) for gone in removed_tokens],
-    )
+    counts = [
+        _count(head_rate, sum(dense.num_heads), dense.depth, "heads"),
+        _count(token_rate, dense.num_patches * dense.depth, dense.depth, "tokens"),
+    ]
+    plan, blocks = dense, range(dense.depth)
+    for target, count in zip(("heads", "tokens"), counts, strict=True):
+        plan = example_cut(plan, grid, target, blocks, count)
+    return plan
+
+
+def example_cut(
+    plan: PruningPlan, grid: tuple[int, int], target: str, blocks: Sequence[int], count: int, floor: int = 1
+) -> PruningPlan:
+    """Take away a number of heads or (block, position) pairs, spread as in :func:`example_plan`.
+
+    Args:
+        plan: Where the network stands.
+        grid: (rows, columns) of patches.
+        target: ``"heads"`` or ``"tokens"``.
+        blocks: Numbers of the prunable blocks.
+        count: How many go; no more than the floor allows.
+        floor: What every block keeps.
+    """
+    kept = plan.heads_per_block if target == "heads" else plan.tokens_per_block
+    left = [kept[block] for block in blocks]
+    chosen = []
+    for block, total, gone in zip(blocks, left, _spread(left, count, floor), strict=True):
+        order = list(range(total))
+        if target == "tokens":
+            order.sort(key=lambda index, places=plan.tokens[block]: (_distance(places[index], *grid), places[index]))
+        chosen.append(sorted(order[: total - gone]))
+    return narrowed(plan, target, blocks, chosen)
+
+
+def example_for_budget(
+    plan: PruningPlan,
+    grid: tuple[int, int],
+    steps: Sequence[tuple[str, float]],
+    blocks: Sequence[int],
+    cost: PlanCost,
+    *,
+    min_heads: int = 1,
+    min_tokens: int = 1,
+) -> PruningPlan:
+    """A plan that saves a share of the MACs, spread as in :func:`example_plan`.
+
+    Args:
+        plan: Where the network stands.
+        grid: (rows, columns) of patches.
+        steps: Targets, and the share of the dense network's MACs that is to be saved after each.
+        blocks: Numbers of the prunable blocks.
+        cost: Of the network.
+        min_heads: Heads that every block keeps.
+        min_tokens: Patch tokens that every block keeps.
+
+    Returns:
+        The plan whose saving is closest to the last step's.
+    """
+    for target, saving in steps:
+        kept = plan.heads_per_block if target == "heads" else plan.tokens_per_block
+        floor = min_heads if target == "heads" else min_tokens
+        most = sum(max(kept[block] - floor, 0) for block in blocks)
+
+        def after(count: int, plan: PruningPlan = plan, target: str = target, floor: int = floor) -> PruningPlan:
+            return example_cut(plan, grid, target, blocks, count, floor)
+
+        plan = closest(after, most, Goal(cost, saving))
+    return plan
 
 
 def _distance(place: int, rows: int, columns: int) -> float:
@@ -46,13 +109,18 @@ def _distance(place: int, rows: int, columns: int) -> float:
     return ((row + 0.5) / rows - 0.5) ** 2 + ((column + 0.5) / columns - 0.5) ** 2
 
 
-def _spread(totals: Sequence[int], rate: float, what: str) -> list[int]:
-    """How many go per block: rising with depth, at least one left, exact in total."""
+def _count(rate: float, total: int, depth: int, what: str) -> int:
+    """How many a rate stands for."""
     if not 0 <= rate < 1:
         raise InputError(f"The rate {rate} of {what} is impossible; allowed: at least 0 and less than 1.")
-    count, depth = int(rate * sum(totals) + 1e-9), len(totals)
-    if count > sum(totals) - depth:
+    if (count := removal_count(rate, total)) > total - depth:
         raise InputError(f"The rate {rate} of {what} would leave a block without any.")
+    return count
+
+
+def _spread(totals: Sequence[int], count: int, floor: int) -> list[int]:
+    """How many go per block: rising with depth, exact in total."""
+    depth, rate = len(totals), count / sum(totals)
     weights = [FIRST_BLOCK + (LAST_BLOCK - FIRST_BLOCK) * block / max(depth - 1, 1) for block in range(depth)]
     gone = [0] * depth
     for _ in range(count):
@@ -60,7 +128,7 @@ def _spread(totals: Sequence[int], rate: float, what: str) -> list[int]:
         behind = [
             (weights[block] * total * rate - gone[block], block)
             for block, total in enumerate(totals)
-            if gone[block] < total - 1
+            if gone[block] < total - floor
         ]
         gone[max(behind)[1]] += 1
     return gone

@@ -7,6 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from amg_plugin import complexity
+from amg_plugin.bench.subjects import from_structure
+from amg_plugin.inference import fast
+from amg_plugin.inference.layers import can_pack
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "edge_cpu.py"
 if not SCRIPT.exists():
@@ -40,10 +46,10 @@ def quick(script, monkeypatch):
         return {"subjects": described, "cases": cases, "environment": where}
 
     monkeypatch.setattr(script, "run", run)
-    monkeypatch.setattr(
-        script, "profiled", lambda: {"dense": {"aten::copy_": 2.0, "x": 1.0}, "pruned": {"x": 1.0}, "environment": {}}
-    )
-    monkeypatch.setattr(script, "by_kind", lambda times: {"all": sum(times.values())})
+    times = {"dense": dict.fromkeys(script.KINDS, 2.0), "pruned": dict.fromkeys(script.KINDS, 1.0)}
+    counted = {script.MANY: 80, script.ONE: 10, script.ATTENTION: 10}
+    macs = {"dense": counted, "pruned": {script.MANY: 60, script.ONE: 10}}
+    monkeypatch.setattr(script, "profiled", lambda: {"cases": {"2": times}, "macs": macs, "environment": {}})
     return script
 
 
@@ -60,11 +66,26 @@ def test_sections_are_added_to_those_that_were_measured_before(quick, tmp_path):
     )
     assert text.count("| head60-token60 |") == 2
     assert "rounds: small 30 at batch 1, 7 at batch 16; rates 30 at batch 1." in text
-    assert "| all | 3.00 | 1.00 | 67 % |" in text
+    assert "| products with weights, many tokens | 2 | 2.00 | 1.00 | 50 % | 25 % |" in text
+    assert "| layer norms | 2 | 2.00 | 1.00 | 50 % |  |" in text
+    assert "| all | 2 | 12.00 | 6.00 | 50 % | 30 % |" in text
 
 
-def test_kinds_of_operations_add_up(script):
-    kinds = script.by_kind({"mkldnn::_linear_pointwise": 5.0, "aten::view": 1.0, "aten::cat": 0.5, "aten::copy_": 0.5})
-    assert sum(kinds.values()) == pytest.approx(7.0)
-    assert kinds["products with weights"] == 5.0
-    assert kinds["gathers, copies, joins"] == 1.0
+@pytest.fixture(scope="module")
+def subject():
+    return from_structure("vit_amg_tiny", ["head25-token25"], (64, 32))[1]
+
+
+def test_counted_kinds_of_operations_add_up(script, subject, monkeypatch):
+    monkeypatch.setattr(script, "SIZE", (64, 32))
+    found = script._macs_by_kind(subject)
+    assert sum(found.values()) == complexity.count(fast(subject.build(), pack=False), 64, 32)["macs"]
+    patches = 8 * 192 * 3 * 16 * 16
+    assert found[script.MANY] > patches
+    assert found[script.ONE] < found[script.MANY]
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+def test_every_kind_of_operation_is_found_in_a_profile(script, subject):
+    found = script._times_by_kind(fast(subject.build()), torch.randn(1, 3, 64, 32), 1)
+    assert all(found[kind] > 0 for kind in script.KINDS)
