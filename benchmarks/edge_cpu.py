@@ -42,12 +42,16 @@ def networks(section: str) -> list[Subject]:
         return from_structure("vit_amg_small", [f"head{rate}-token{rate}" for rate in RATES], SIZE)
     if section == "backbones":
         return [*from_structure("vit_amg_small", [PLAN], SIZE), *(from_backbone(name, SIZE) for name in BACKBONES)]
+    if section == "reducers":
+        return from_structure("vit_amg_small", [PLAN], SIZE, reducers=("tome", "evit"))
     model, stride = TARGETS[section]
     return from_structure(model, [PLAN], SIZE, stride)
 
 
 TARGETS = {"small": ("vit_amg_small", 0), "base": ("vit_amg", 0), "base_stride12": ("vit_amg", 12)}
-SECTIONS = (*TARGETS, "rates", "backbones", "profile")
+SECTIONS = (*TARGETS, "rates", "reducers", "backbones", "profile")
+#: Sections with the tables of ``amg-reid bench`` -> their headings.
+TABLES = {"reducers": "ToMe and EViT at the same MACs", "backbones": "torchreid's light backbones"}
 
 
 def settings_of(section: str, scale: float) -> list[Settings]:
@@ -262,9 +266,9 @@ def document(results: dict[str, Any], command: str) -> str:
     ]
     if "rates" in results:
         lines += ["", "## Rates", "", "ViT-S/16, batch 1, one thread.", "", *lines_of_rates(results["rates"]["rows"])]
-    if "backbones" in results:
-        lines += ["", "## torchreid's light backbones", ""]
-        for title, cells in table.tables(results["backbones"]["rows"]).items():
+    for name in [name for name in TABLES if name in results]:
+        lines += ["", f"## {TABLES[name]}", ""]
+        for title, cells in table.tables(results[name]["rows"]).items():
             rule = ["---", *["---:"] * (len(table.HEADER) - 1)]
             lines += [f"{title}:", "", *(f"| {' | '.join(line)} |" for line in (table.HEADER, rule, *cells)), ""]
         lines.pop()

@@ -17,8 +17,10 @@ from amg_plugin.errors import InputError
 from amg_plugin.inference import fast, has_fast_form
 from amg_plugin.modeling.factory import ARCHITECTURES
 from amg_plugin.modeling.networks import build_network
+from amg_plugin.modeling.reducers.solve import with_reducer
 from amg_plugin.modeling.reid_model import ModelSpec
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
+from amg_plugin.pruning.budget import PlanCost
 from amg_plugin.pruning.example import example_plan
 
 #: torchreid's light networks that AMG is compared with.
@@ -145,9 +147,14 @@ def from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
 
 
 def from_structure(
-    model: str, plans: list[str], image_size: tuple[int, int], stride: int = 0, variant: str = "block"
+    model: str,
+    plans: list[str],
+    image_size: tuple[int, int],
+    stride: int = 0,
+    variant: str = "block",
+    reducers: Sequence[str] = (),
 ) -> list[Subject]:
-    """A dense network with random weights, and what is left of it at given rates.
+    """A dense network with random weights, what is left of it at given rates, and reducers that save as many MACs.
 
     Args:
         model: ``vit_amg``, ``vit_amg_small``, ``vit_amg_tiny``, or a name of timm's.
@@ -155,15 +162,18 @@ def from_structure(
         image_size: (height, width) in pixels.
         stride: Patch stride; 0 means the patch size.
         variant: ``"block"`` or ``"kv"``.
+        reducers: Out of ``"tome"`` and ``"evit"``; each is set beside every plan, at the same counted MACs.
 
     Raises:
         InputError: If a name or a rate is impossible.
+        ConfigError: If a reducer cannot save as much.
     """
     spec = ModelSpec(ARCHITECTURES.get(model, model), image_size, _IDENTITIES, stride=stride)
     network = build_network(spec)
     full, grid = current_plan(network).with_variant(variant), network.backbone.patch_embed.grid_size
     dense = Subject(f"dense {_title(spec)}", "structure", image_size, spec=spec.to_dict())
     subjects = [dense]
+    cost = PlanCost.of(network, complexity.count(network, *image_size)["macs"]) if reducers else None
     for words in plans:
         heads, tokens = parse_rates(words)
         plan = example_plan(full, grid, heads, tokens)
@@ -171,6 +181,10 @@ def from_structure(
         subjects.append(
             Subject(name, "structure", image_size, baseline=dense.name, spec=spec.to_dict(), plan=plan.to_dict())
         )
+        for method in reducers:
+            reduced = with_reducer(spec, method, cost.saving(plan)).to_dict()
+            name_of_it = f"{method} like {name}"
+            subjects.append(Subject(name_of_it, "structure", image_size, baseline=dense.name, spec=reduced))
     return subjects
 
 

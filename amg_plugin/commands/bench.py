@@ -20,7 +20,8 @@ weights:
 example: amg-reid bench log/vit_small_pruned/best.pth --threads 1 2 --batch 1 16
          amg-reid bench log/vit_small_pruned/best.pth pruned_int8.onnx --forms onnx
          amg-reid bench --model vit_amg_small --plan head25-token25 head40 --forms eager fast onnx
-         amg-reid bench --model vit_amg_small --plan head25-token25 --backbones osnet_x1_0 resnet50 --output edge
+         amg-reid bench --model vit_amg_small --plan head25-token25 --reducers tome evit --backbones osnet_x1_0 \
+           --output edge
 
 A plan without data spreads the rates as AMG does over trained networks: later blocks lose more, the middle of the image
 stays."""
@@ -33,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", nargs="+", default=[], metavar="NAME", help="vit_amg, vit_amg_small, vit_amg_tiny or a ViT of timm")
     add("--plan", nargs="+", default=[], metavar="RATES", help="what to prune of --model, for example head25-token25")
     add("--variant", choices=("block", "kv"), default="block", help="what a token of --plan loses (default: block)")
+    add(
+        "--reducers",
+        nargs="+",
+        choices=("tome", "evit"),
+        default=[],
+        help="token merging or dropping, each beside every --plan at the same counted MACs",
+    )
     add("--stride", type=int, default=0, metavar="N", help="patch stride of --model (default: the patch size)")
     add("--height", type=int, default=256, metavar="N", help="image height of --model and --backbones (default: 256)")
     add("--width", type=int, default=128, metavar="N", help="image width of --model and --backbones (default: 128)")
@@ -98,6 +106,8 @@ def _subjects(args: argparse.Namespace) -> list:
 
     if args.plan and not args.model:
         raise InputError("--plan needs --model, the network that it prunes.")
+    if args.reducers and not args.plan:
+        raise InputError("--reducers needs --plan, whose MACs they are brought to.")
     if not (args.checkpoints or args.model or args.backbones):
         raise InputError("There is nothing to measure: give checkpoints, --model or --backbones.")
     size = (args.height, args.width)
@@ -108,7 +118,9 @@ def _subjects(args: argparse.Namespace) -> list:
             raise InputError(f"'{path}' is an exported file: give --forms onnx, or leave it out.")
         subjects += from_exported(path, args.batch) if exported else from_checkpoint(path)
     for model in args.model:
-        subjects += from_structure(model, args.plan, size, args.stride, args.variant)
+        subjects += from_structure(
+            model, args.plan, size, args.stride, args.variant, tuple(dict.fromkeys(args.reducers))
+        )
     subjects += [from_backbone(name, size) for name in args.backbones]
     return list({subject.name: subject for subject in subjects}.values())
 
@@ -118,7 +130,7 @@ def _words(args: argparse.Namespace) -> list[str]:
     words = [Path(path).name for path in args.checkpoints]
     defaults = {"variant": "block", "stride": 0, "height": 256, "width": 128, "forms": ["eager", "fast"],
                 "threads": [1], "batch": [1], "rounds": 20, "warmup": 3, "device": "auto", "model": [], "plan": [],
-                "backbones": []}  # fmt: skip
+                "reducers": [], "backbones": []}  # fmt: skip
     for name, default in defaults.items():
         value = getattr(args, name)
         if value != default:

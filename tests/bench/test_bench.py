@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from amg_plugin import compat
 from amg_plugin.bench import table, worker
-from amg_plugin.bench.run import Settings, _in_process, quartiles
+from amg_plugin.bench.run import Settings, _in_process, quartiles, write_onnx
 from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_structure, parse_rates
 from amg_plugin.checkpoint import save_checkpoint
 from amg_plugin.cli import main
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.modeling.networks import build_network
+from amg_plugin.modeling.reducers.solve import with_reducer
 from amg_plugin.modeling.reid_model import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 
@@ -70,6 +73,39 @@ def test_a_pruned_checkpoint_is_measured_against_its_dense_network(pruned):
     assert left["macs"] < full["macs"]
     assert left["macs_fast"] < left["macs"]
     assert left["bytes"] == 4 * left["params"]
+
+
+def test_reducers_stand_beside_every_plan_at_its_macs():
+    dense, *others = from_structure("vit_amg_tiny", ["head25-token25", "token40"], (128, 64), reducers=("tome", "evit"))
+    whole = dense.describe()["macs"]
+    shares = [subject.describe()["macs"] / whole for subject in others]
+    assert shares[:3] == pytest.approx([shares[0]] * 3, abs=5e-3)
+    assert shares[3:] == pytest.approx([shares[3]] * 3, abs=5e-3)
+    methods = [subject.build().spec.reducer for subject in others]
+    assert [reducer and reducer.method for reducer in methods] == [None, "tome", "evit"] * 2
+    assert {subject.baseline for subject in others} == {dense.name}
+
+
+@needs_onnx
+@pytest.mark.parametrize("method", ["tome", "evit"])
+def test_reducers_run_in_onnx_runtime(method, tmp_path):
+    import onnxruntime
+
+    spec = ModelSpec("vit_tiny_patch16_224", (128, 64), 5, overrides={"depth": 3, "embed_dim": 32, "num_heads": 2})
+    model = build_network(with_reducer(spec, method, 0.2)).eval()
+    subject = SimpleNamespace(name=method, image_size=(128, 64), build=lambda: model)
+    write_onnx(subject, str(tmp_path / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    images = torch.rand(3, 3, 128, 64)
+    with torch.no_grad():
+        expected = model(images).numpy()
+    (features,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert abs(features - expected).max() <= 1e-4 * abs(expected).max()
+
+
+def test_reducers_without_a_plan_are_refused(capsys):
+    assert main(["bench", "--model", "vit_amg_tiny", "--reducers", "tome"]) == 2
+    assert "--reducers needs --plan" in capsys.readouterr().err
 
 
 @needs_torchreid

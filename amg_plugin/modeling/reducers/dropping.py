@@ -30,7 +30,7 @@ def drop(tokens: Tensor, importance: Tensor, keep: int, prefix: int) -> Tensor:
     Returns:
         ``[B, prefix + keep + 1, D]``: prefix, kept tokens in their order, fused token.
     """
-    order = importance.argsort(dim=1, descending=True, stable=True)
+    order = importance.sort(dim=1, descending=True).indices  # ONNX has no stable sort
     kept, others = order[:, :keep].sort(dim=1).values, order[:, keep:]
     behind, width = tokens[:, prefix:], tokens.shape[-1]
     weights = importance.gather(1, others).unsqueeze(-1).to(tokens.dtype)

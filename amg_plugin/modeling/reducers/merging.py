@@ -45,7 +45,7 @@ def match(keys: Tensor, merges: int, prefix: int) -> Matching:
     unit = F.normalize(keys.detach(), dim=-1)
     similarity = unit[:, first] @ unit[:, second].transpose(1, 2)
     best, partner = similarity.max(dim=2)
-    order = best.argsort(dim=1, descending=True, stable=True)
+    order = best.sort(dim=1, descending=True).indices  # ONNX has no stable sort
     merged, stay = order[:, :merges], order[:, merges:].sort(dim=1).values
     return Matching(first[stay], first[merged], partner.gather(1, merged), second, prefix)
 
