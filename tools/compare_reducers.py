@@ -186,7 +186,7 @@ def markdown(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     images = run["config"]["train"]["batch_size"] * run["config"]["amg"]["batches_per_epoch"]
     epochs = run["config"]["train"]["max_epoch"]
-    length = f"{images * epochs:,} images" if images else f"{epochs} epochs"
+    length = f"{images * epochs:,} images" if images else f"{epochs} epoch{'s' * (epochs != 1)}"
     return "\n".join(
         [
             *lines,
