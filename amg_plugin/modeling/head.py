@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 
 class FrozenBiasBatchNorm1d(nn.BatchNorm1d):
@@ -27,11 +26,6 @@ class FrozenBiasBatchNorm1d(nn.BatchNorm1d):
         self.reset_running_stats()
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
-
-
-def settled(neck: nn.BatchNorm1d, features: Tensor) -> Tensor:
-    """What the neck gives in eval mode, by its running statistics, whatever its mode is."""
-    return F.batch_norm(features, neck.running_mean, neck.running_var, neck.weight, neck.bias, False, 0.0, neck.eps)
 
 
 def build_classifier(num_features: int, num_classes: int) -> nn.Linear:

@@ -98,23 +98,19 @@ class LATransformer(ReIDModel):
     def training_outputs(self, images: Tensor) -> list[Tensor] | tuple[list[Tensor], Tensor]:
         """Logits per part, and the features with the loss ``triplet``, whatever the mode."""
         token, parts = self.class_and_parts(images)
-        self.show(parts)
+        self.show(parts, parts)
         logits = self._classified(token, parts)
         return (logits, self._joined(parts)) if self.spec.loss == "triplet" else logits
 
     def logits(self, images: Tensor) -> list[Tensor]:
         """Logits per part whatever the mode."""
         token, parts = self.class_and_parts(images)
-        self.show(parts)
+        self.show(parts, parts)
         return self._classified(token, parts)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor] | tuple[list[Tensor], Tensor]:
         """Features in eval mode, :meth:`training_outputs` in training mode."""
         return self.training_outputs(images) if self.training else self.embed(images)
-
-    def evaluation_features(self, features: Tensor) -> Tensor:
-        """Evaluation features ``[B, parts * D]`` of part averages ``[B, parts, D]``."""
-        return self._joined(features)
 
     def _classified(self, token: Tensor, parts: Tensor) -> list[Tensor]:
         mixed = (token[:, None] + PART_WEIGHT * parts) / (1 + PART_WEIGHT)

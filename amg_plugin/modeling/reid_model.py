@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.modeling.backbone import build_backbone, pooled_features
-from amg_plugin.modeling.head import FrozenBiasBatchNorm1d, build_classifier, settled
+from amg_plugin.modeling.head import FrozenBiasBatchNorm1d, build_classifier
 from amg_plugin.modeling.jigsaw import JigsawSpec
 from amg_plugin.modeling.reducers.spec import ReducerSpec
 from amg_plugin.modeling.side_information import SideInformationSpec
@@ -128,7 +128,7 @@ class ReIDModel(nn.Module):
 
     #: Whether camera labels make a difference; then they go into ``forward`` after the images.
     uses_cameras = False
-    #: Gets the evaluation features ``[B, feature_dim]`` of every batch that logits are computed for.
+    #: Gets the features ``[B, feature_dim]`` of every batch that logits are computed for, see :meth:`show`.
     feature_observer: Callable[[Tensor], None] | None = None
 
     def __init__(self, spec: ModelSpec, pretrained: bool = False) -> None:
@@ -166,27 +166,37 @@ class ReIDModel(nn.Module):
         """Features before the neck, ``[B, D]``, of images ``[B, 3, height, width]``."""
         return at_least_float32(pooled_features(self.backbone, self.backbone.forward_features(images)))
 
-    def show(self, features: Any) -> None:
-        """Give the evaluation features that belong to ``features`` before the necks to :attr:`feature_observer`."""
-        if self.feature_observer is not None:
-            self.feature_observer(self.evaluation_features(features))
+    def show(self, features: Any, necked: Any) -> None:
+        """Give the features that retrieval compares to :attr:`feature_observer`.
 
-    def evaluation_features(self, features: Tensor) -> Tensor:
-        """What eval mode makes of features before the neck, whatever the mode."""
-        return settled(self.bottleneck, features) if self.spec.neck_feat == "after" else features
+        In training they are behind the necks in training mode: a loss on them cannot be lowered by the scale of what
+        goes into the necks, as it could with running statistics, which follow a step later.
+
+        Args:
+            features: Before the necks.
+            necked: Behind them.
+        """
+        if self.feature_observer is not None:
+            self.feature_observer(self._joined(necked if self.spec.neck_feat == "after" else features))
+
+    def _joined(self, features: Any) -> Tensor:
+        """One vector ``[B, feature_dim]`` of all that the network is evaluated with."""
+        return features
 
     def training_outputs(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """What the network gives in training, whatever the mode: logits, or logits and features."""
         features = self.embed(images)
-        self.show(features)
-        logits = at_least_float32(self.classifier(self.bottleneck(features)))
+        logits = self._classified_and_shown(features)
         return (logits, features) if self.spec.loss == "triplet" else logits
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` whatever the mode; the teacher of distillation needs them in eval mode."""
-        features = self.embed(images)
-        self.show(features)
-        return at_least_float32(self.classifier(self.bottleneck(features)))
+        return self._classified_and_shown(self.embed(images))
+
+    def _classified_and_shown(self, features: Tensor) -> Tensor:
+        necked = self.bottleneck(features)
+        self.show(features, necked)
+        return at_least_float32(self.classifier(necked))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Features in eval mode, :meth:`training_outputs` in training mode."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amg_plugin.modeling.backbone import pooled_features
-from amg_plugin.modeling.head import FrozenBiasBatchNorm1d, build_classifier, settled
+from amg_plugin.modeling.head import FrozenBiasBatchNorm1d, build_classifier
 from amg_plugin.modeling.jigsaw import JigsawBranch
 from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel, at_least_float32
 from amg_plugin.modeling.side_information import SideInformation
@@ -105,15 +105,12 @@ class TransReID(ReIDModel):
     ) -> Outputs | tuple[Outputs, Outputs]:
         """What the network gives in training, whatever the mode; arguments as :meth:`branch_features`."""
         features = self.branch_features(images, camids, viewids)
-        self.show(features)
-        logits = self._classified(self._necked(features))
+        logits = self._classified_and_shown(features)
         return (logits, features) if self.spec.loss == "triplet" else logits
 
     def logits(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Outputs:
         """Logits whatever the mode; arguments as :meth:`branch_features`."""
-        features = self.branch_features(images, camids, viewids)
-        self.show(features)
-        return self._classified(self._necked(features))
+        return self._classified_and_shown(self.branch_features(images, camids, viewids))
 
     def forward(
         self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None
@@ -123,15 +120,6 @@ class TransReID(ReIDModel):
             return self.training_outputs(images, camids, viewids)
         features = self.branch_features(images, camids, viewids)
         return self._joined(self._necked(features) if self.spec.neck_feat == "after" else features)
-
-    def evaluation_features(self, features: Outputs) -> Tensor:
-        """What eval mode makes of the branches' features before the necks, whatever the mode."""
-        if self.spec.neck_feat == "after" and isinstance(features, Tensor):
-            features = settled(self.bottleneck, features)
-        elif self.spec.neck_feat == "after":
-            necks = [self.bottleneck, *self.local_bottlenecks]
-            features = [settled(neck, part) for neck, part in zip(necks, features, strict=True)]
-        return self._joined(features)
 
     def _joined(self, features: Outputs) -> Tensor:
         if isinstance(features, Tensor):
@@ -144,6 +132,11 @@ class TransReID(ReIDModel):
             return self.bottleneck(features)
         necks = [self.bottleneck, *self.local_bottlenecks]
         return [neck(part) for neck, part in zip(necks, features, strict=True)]
+
+    def _classified_and_shown(self, features: Outputs) -> Outputs:
+        necked = self._necked(features)
+        self.show(features, necked)
+        return self._classified(necked)
 
     def _classified(self, features: Outputs) -> Outputs:
         if isinstance(features, Tensor):

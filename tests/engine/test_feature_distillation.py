@@ -55,17 +55,35 @@ def test_the_distance_is_the_hand_computation():
 
 @pytest.mark.parametrize("loss", ["softmax", "triplet"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_features_shown_in_training_are_those_of_evaluation(name, loss):
+def test_the_features_shown_in_training_are_those_of_evaluation_by_the_statistics_of_the_batch(name, loss):
     model, seen = network(name, loss), []
-    images = torch.randn(3, 3, 64, 64)
-    with torch.no_grad():
-        expected = model.eval()(images)
+    images = torch.randn(4, 3, 64, 64)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.momentum = 1.0  # the statistics of the last batch are kept
     model.feature_observer = seen.append
-    model.train().training_outputs(images)  # which moves the running statistics of the necks afterwards
+    model.train().training_outputs(images)
     model.feature_observer = None
-    torch.testing.assert_close(seen[0], expected)
-    assert seen[0].shape == (3, model.feature_dim)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_var.mul_(3 / 4)  # batches are normalised without Bessel's correction, which is kept
+    with torch.no_grad():
+        torch.testing.assert_close(seen[0], model.eval()(images))
+    assert seen[0].shape == (4, model.feature_dim)
     assert seen[0].requires_grad
+
+
+def test_the_distance_behind_the_neck_does_not_fall_with_the_scale_before_it():
+    model, seen = network("plain, after the neck"), []
+    images, teacher = torch.randn(4, 3, 64, 64), torch.randn(4, 16)
+    model.feature_observer = seen.append
+    model.train()
+    before = torch.randn(4, 16, requires_grad=True)
+    model.embed = lambda images: before
+    model.training_outputs(images)
+    feature_loss(seen[0], teacher).backward()
+    along_the_scale = (before.grad * before.detach()).sum().abs()
+    assert along_the_scale < 1e-3 * before.grad.norm() * before.norm()  # not zero: the neck adds its epsilon
 
 
 @pytest.mark.parametrize("name", NETWORKS)
