@@ -69,10 +69,26 @@ def load_config(
     if base is not None:
         merge(cfg, Layer("the stored configuration", dict(base)))
     for layer in layers:
+        _replace_budget(cfg, layer)
         merge(cfg, layer)
     if use_schedule:
         _refuse_epochs_given_twice(layers)
     return _finish(cfg)
+
+
+def _replace_budget(cfg: CfgNode, layer: Layer) -> None:
+    """A target or a schedule of a layer takes the place of what decided before it how much is pruned."""
+    given = layer.values.get("amg") or {}
+    if not isinstance(given, Mapping):
+        return
+    values = {key: decode(value) if isinstance(value, str) else value for key, value in given.items()}
+    stages = values.get("schedule")
+    rates = isinstance(stages, Sequence) and any(isinstance(stage, Mapping) and stage.get("rate") for stage in stages)
+    if rates or any(values.get(key) for key in BUDGET_KEYS):
+        for key in BUDGET_KEYS:
+            cfg.amg[key] = 0.0
+    if given.get("reducer", "amg") != "amg":
+        cfg.amg.schedule = []  # stages that a target completed have no rate, which only pruning can do without
 
 
 def schedule_epochs(cfg: CfgNode) -> int:
@@ -124,6 +140,7 @@ def apply_amg_node(path_or_name: str | Path) -> CfgNode:
     layers = [_as_whole_config(layer, cfg) for layer in read_layers(path_or_name)]
     size_given = False
     for layer in layers:
+        _replace_budget(cfg, layer)
         merge(cfg, layer)
         size_given |= any(key in (layer.values.get("data") or {}) for key in ("height", "width"))
     cfg.amg.schedule = _schedule(cfg.amg)

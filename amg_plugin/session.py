@@ -28,8 +28,12 @@ from amg_plugin.registry import ENGINES, MODELS, build_engine, register
 logger = logging.getLogger(__name__)
 
 
-def check_writable(folder: str | Path) -> Path:
+def check_writable(folder: str | Path, what: str = "data.save_dir") -> Path:
     """Make ``folder`` and check that files can be written into it.
+
+    Args:
+        folder: The folder.
+        what: Where it was given, for the message.
 
     Raises:
         InputError: If they cannot.
@@ -40,9 +44,7 @@ def check_writable(folder: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(
-            f"data.save_dir '{folder}' is not writable ({error.strerror}); choose another folder."
-        ) from error
+        raise InputError(f"{what} '{folder}' is not writable ({error.strerror}); choose another folder.") from error
     return folder
 
 

@@ -61,7 +61,7 @@ def settings_of(section: str, scale: float) -> list[Settings]:
     return [
         Settings(
             forms=tuple(FORMS) if section == "small" else ("fast", "onnx"),
-            threads=(1, 2),
+            threads=(1,) if section == "reducers" else (1, 2),
             batches=(batch,),
             rounds=_scaled(rounds, scale),
             warmup=2 if batch == 1 else 1,
@@ -236,7 +236,7 @@ def _rounds(section: str, where: dict[str, Any]) -> str:
     return f"{section} " + ", ".join(f"{count} at batch {batch}" for batch, count in where["rounds"].items())
 
 
-def document(results: dict[str, Any], command: str) -> str:
+def document(results: dict[str, Any]) -> str:
     """The whole page."""
     measured = [result["environment"] for name, result in results.items() if name != "profile"]
     where = measured[0] if measured else results["profile"]["environment"]
@@ -249,7 +249,7 @@ def document(results: dict[str, Any], command: str) -> str:
         "256x128. Other work may have shared the machine: only ratios of neighbouring runs mean something.",
         "",
         "```",
-        command,
+        *dict.fromkeys(result["command"] for result in results.values()),
         "```",
         "",
         f"Networks run in turn; rounds: {rounds}. Time saved: median over the rounds of 1 - pruned / dense, quartiles "
@@ -291,12 +291,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     path = Path(f"{options.output}.json")
     results = json.loads(path.read_text(encoding="utf-8"))["sections"] if path.exists() else {}
-    command = shlex.join(["python", "benchmarks/edge_cpu.py"])
+    command = ["python", "benchmarks/edge_cpu.py"]
+    command += ["--sections", *options.sections] if options.sections != list(SECTIONS) else []
+    command += ["--rounds", f"{options.rounds:g}"] if options.rounds != 1 else []
     for section in options.sections:
-        results[section] = profiled() if section == "profile" else measure(section, options.rounds)
+        found = profiled() if section == "profile" else measure(section, options.rounds)
+        results[section] = {"command": shlex.join(command), **found}
         ordered = {name: results[name] for name in SECTIONS if name in results}
-        table.write(path, json.dumps({"command": command, "sections": ordered}, indent=1) + "\n")
-        table.write(path.with_suffix(".md"), document(ordered, command))
+        table.write(path, json.dumps({"sections": ordered}, indent=1) + "\n")
+        table.write(path.with_suffix(".md"), document(ordered))
     return 0
 
 

@@ -23,8 +23,9 @@ from amg_plugin.pruning.budget import PlanCost
 from amg_plugin.pruning.example import example_for_budget
 from amg_plugin.pruning.step import prunable_blocks
 
-#: What is measured, relative to the saving that is asked for: MACs saved, as pruning rarely pays in full.
-LADDER = (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
+#: What is measured, relative to the saving that is asked for: MACs saved, as pruning rarely pays in full. The last is
+#: as much as the floors allow.
+LADDER = (0.6, 0.8, 1.0, 1.25, 1.6, 2.2, float("inf"))
 #: Distance from the target at which a pruned network is said to have missed it, as a share of the dense latency.
 TOLERANCE = 0.03
 
@@ -113,7 +114,7 @@ def candidates(
         min_tokens: Patch tokens that every block keeps.
 
     Raises:
-        ConfigError: If nothing is left to prune.
+        ConfigError: If nothing can be pruned.
     """
     with torch.random.fork_rng(devices=[]):
         model = apply_plan(build_network(spec).eval(), plan)
@@ -130,8 +131,8 @@ def candidates(
             found.append(one)
     if not found:
         raise ConfigError(
-            f"amg.target_latency_saving {target:g} counts from the dense model; this one saves {before:.3f} of its "
-            "MACs already, and nothing that comes near the target is left to prune."
+            f"amg.target_latency_saving {target:g} cannot be met: amg.min_heads_per_block {min_heads}, "
+            f"amg.min_tokens_per_block {min_tokens} and amg.head_token_balance {balance:g} leave nothing to prune."
         )
     return found
 
@@ -158,10 +159,11 @@ def macs_saving_for(target: float, found: Sequence[Timing]) -> float:
     times = np.array([0.0, *(max(float(np.mean(pool)), 0.0) for pool in pools for _ in pool)])
     macs = np.array([0.0, *(one.macs_saved for one in ordered)])
     if times[-1] < target:
+        best = max(ordered, key=lambda one: one.time_saved)
         raise ConfigError(
-            f"amg.target_latency_saving {target:g} cannot be met: pruning {macs[-1]:.1%} of the MACs saves "
-            f"{times[-1]:.1%} of the time here; a smaller target, other amg.latency settings, or another "
-            "amg.head_token_balance may help."
+            f"amg.target_latency_saving {target:g} cannot be met: the most that was measured is {best.time_saved:.1%} "
+            f"of the time, with {best.macs_saved:.1%} of the MACs; a smaller target, other amg.latency settings, lower "
+            "floors or another amg.head_token_balance may help."
         )
     reached = int(np.argmax(times >= target))
     # Among equal times the one with fewer MACs pruned counts.

@@ -119,7 +119,7 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
         files: dict[str, str] = {}
         for number, subject in enumerate(subjects):
             progress(f"counting {subject.name}", 0)
-            described.append({**subject.to_dict(), **subject.describe()})
+            described.append({**subject.to_dict(), "path": Path(subject.path).name, **subject.describe()})
             if "onnx" in settings.forms:
                 files[subject.name] = subject.path
                 if subject.kind != "exported":
@@ -138,7 +138,11 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
                 "device": settings.device,
                 "rounds": settings.rounds,
                 "warmup": settings.warmup,
-                "subjects": [{"subject": subject.to_dict(), "file": files.get(subject.name)} for subject in subjects],
+                "subjects": [
+                    {"subject": subject.to_dict(), "file": files.get(subject.name)}
+                    for subject in subjects
+                    if subject.runs_as(form)
+                ],
             }
             outcome = _in_process(task, lambda label=label: progress(label, 1))
             versions.update(outcome["versions"])

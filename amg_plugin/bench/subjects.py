@@ -55,6 +55,10 @@ class Subject:
         """Plain data."""
         return asdict(self)
 
+    def runs_as(self, form: str) -> bool:
+        """Whether it can be measured in a form: exported files only in that of their runtime."""
+        return self.kind != "exported" or form == "onnx"
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Subject:
         """Inverse of :meth:`to_dict`."""
@@ -77,7 +81,11 @@ class Subject:
             of the exported file; all without classifier.
         """
         model = self.build()
-        counted = complexity.count(model, *self.image_size)
+        try:
+            counted = complexity.count(model, *self.image_size)
+        except RuntimeError as error:  # what a layer says to a size that is too small
+            height, width = self.image_size
+            raise InputError(f"{self.name} does not run on images of {height}x{width}: {error}") from error
         counted_fast = complexity.count(fast(model, pack=False), *self.image_size) if has_fast_form(model) else counted
         size = Path(self.path).stat().st_size if self.kind == "exported" else 4 * counted["params"]
         return {
@@ -86,6 +94,30 @@ class Subject:
             "params": counted["params"],
             "bytes": size,
         }
+
+
+def joined(groups: Sequence[Sequence[Subject]]) -> list[Subject]:
+    """All subjects in one list: equal ones once, different ones of one name numbered.
+
+    Args:
+        groups: Lists in which baselines are named before what refers to them.
+    """
+    found: dict[str, Subject] = {}
+    for group in groups:
+        names: dict[str, str] = {}
+        for original in group:
+            subject = replace(original, baseline=names.get(original.baseline, original.baseline))
+            number = 1
+            while found.setdefault(subject.name, subject) != subject:
+                number += 1
+                subject = replace(subject, name=f"{original.name} ({number})")
+            names[original.name] = subject.name
+    return list(found.values())
+
+
+def short_name(path: str) -> str:
+    """A file as tables call it: its folder's name and its own."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def _backbone(name: str) -> nn.Module:
@@ -112,10 +144,10 @@ def from_checkpoint(path: str) -> list[Subject]:
     checkpoint = read_checkpoint(path)
     spec = checkpoint.spec
     if checkpoint.plan.is_dense and spec.reducer is None:
-        return [Subject(path, "checkpoint", spec.image_size, path=path)]
+        return [Subject(short_name(path), "checkpoint", spec.image_size, path=path)]
     plain = replace(spec, reducer=None)
     dense = Subject(f"dense {_title(plain)}", "structure", spec.image_size, spec=plain.to_dict())
-    return [dense, Subject(path, "checkpoint", spec.image_size, baseline=dense.name, path=path)]
+    return [dense, Subject(short_name(path), "checkpoint", spec.image_size, baseline=dense.name, path=path)]
 
 
 def from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
@@ -140,8 +172,9 @@ def from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
     spec = ModelSpec.from_dict(info.spec)
     plain = replace(spec, reducer=None)
     dense = Subject(f"dense {_title(plain)}", "structure", spec.image_size, spec=plain.to_dict())
+    name = short_name(path)
     exported = Subject(
-        path, "exported", spec.image_size, baseline=dense.name, path=path, spec=spec.to_dict(), plan=info.plan
+        name, "exported", spec.image_size, baseline=dense.name, path=path, spec=spec.to_dict(), plan=info.plan
     )
     return [dense, exported]
 

@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         memory=not args.no_memory,
     )
     settings.check()
+    output = None if args.output is None else _output(args.output)
     subjects = _subjects(args)
     with tqdm(total=settings.total_rounds, disable=None, leave=False) as bar:
 
@@ -92,16 +93,27 @@ def run(args: argparse.Namespace) -> int:
     result["command"] = shlex.join(["amg-reid", "bench", *_words(args)])
     found = table.rows(result)
     print(table.text(found))
-    if args.output:
+    if output:
         for suffix, content in (("json", table.to_json(result, found)), ("md", table.markdown(result, found))):
-            path = Path(f"{args.output}.{suffix}")
+            path = output.with_name(f"{output.name}.{suffix}")
             table.write(path, content)
             print(path)
     return 0
 
 
+def _output(name: str) -> Path:
+    """Name of the files without suffix, in a folder that can be written; known before anything is measured."""
+    from amg_plugin.session import check_writable
+
+    path = Path(name).with_suffix("") if name.endswith((".json", ".md")) else Path(name)
+    if not path.name:
+        raise InputError(f"--output '{name}' is no name for files; give, for example, edge or results/edge.")
+    check_writable(path.parent, "The folder of --output,")
+    return path
+
+
 def _subjects(args: argparse.Namespace) -> list:
-    from amg_plugin.bench.subjects import from_backbone, from_checkpoint, from_exported, from_structure
+    from amg_plugin.bench.subjects import from_backbone, from_checkpoint, from_exported, from_structure, joined
     from amg_plugin.deploy.runtimes import file_format
 
     if args.plan and not args.model:
@@ -111,23 +123,26 @@ def _subjects(args: argparse.Namespace) -> list:
     if not (args.checkpoints or args.model or args.backbones):
         raise InputError("There is nothing to measure: give checkpoints, --model or --backbones.")
     size = (args.height, args.width)
-    subjects = []
+    if min(size) < 1:
+        raise InputError(f"--height {args.height} --width {args.width} is impossible; allowed are numbers from 1.")
+    groups = []
     for path in args.checkpoints:
         exported = Path(path).is_file() and file_format(path) is not None
         if exported and "onnx" not in args.forms:
             raise InputError(f"'{path}' is an exported file: give --forms onnx, or leave it out.")
-        subjects += from_exported(path, args.batch) if exported else from_checkpoint(path)
+        groups.append(from_exported(path, args.batch) if exported else from_checkpoint(path))
     for model in args.model:
-        subjects += from_structure(
-            model, args.plan, size, args.stride, args.variant, tuple(dict.fromkeys(args.reducers))
-        )
-    subjects += [from_backbone(name, size) for name in args.backbones]
-    return list({subject.name: subject for subject in subjects}.values())
+        reducers = tuple(dict.fromkeys(args.reducers))
+        groups.append(from_structure(model, args.plan, size, args.stride, args.variant, reducers))
+    groups.append([from_backbone(name, size) for name in args.backbones])
+    return joined(groups)
 
 
 def _words(args: argparse.Namespace) -> list[str]:
     """The command line without folders of this machine."""
-    words = [Path(path).name for path in args.checkpoints]
+    from amg_plugin.bench.subjects import short_name
+
+    words = [short_name(path) for path in args.checkpoints]
     defaults = {"variant": "block", "stride": 0, "height": 256, "width": 128, "forms": ["eager", "fast"],
                 "threads": [1], "batch": [1], "rounds": 20, "warmup": 3, "device": "auto", "model": [], "plan": [],
                 "reducers": [], "backbones": []}  # fmt: skip
@@ -135,4 +150,8 @@ def _words(args: argparse.Namespace) -> list[str]:
         value = getattr(args, name)
         if value != default:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return [*words, *(["--no-memory"] if args.no_memory else []), *(["--output", args.output] if args.output else [])]
+    return [
+        *words,
+        *(["--no-memory"] if args.no_memory else []),
+        *(["--output", Path(args.output).name] if args.output else []),
+    ]

@@ -7,19 +7,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from amg_plugin.checkpoint import Checkpoint
+from amg_plugin.checkpoint import Checkpoint, read_checkpoint
+from amg_plugin.data.checks import check_dataset_folder
+from amg_plugin.registry import register
 from amg_plugin.report import text_table
 from amg_plugin.session import check_fits
 
 logger = logging.getLogger(__name__)
 
 
-def resolve(cfg: Any, checkpoint: Checkpoint) -> tuple[Any, dict[str, Any] | None]:
+def resolve(cfg: Any, checkpoint: Checkpoint, *, data: bool = True) -> tuple[Any, dict[str, Any] | None]:
     """Measure what ``amg.target_latency_saving`` takes, and print it.
 
     Args:
         cfg: The configuration.
         checkpoint: The model that will be pruned.
+        data: Look first whether the data sets are there.
 
     Returns:
         The configuration with ``amg.target_macs_saving`` in place of the target, and what was measured for
@@ -36,6 +39,8 @@ def resolve(cfg: Any, checkpoint: Checkpoint) -> tuple[Any, dict[str, Any] | Non
     from amg_plugin.bench import latency
 
     check_fits(checkpoint, cfg)
+    if data:
+        _check_files(cfg)
     options, plan = cfg.amg.latency, checkpoint.plan
     settings = latency.settings_of(options)
     plan = plan if plan.prunes_tokens else plan.with_variant(cfg.amg.token_variant)
@@ -84,6 +89,15 @@ def compare(measured: dict[str, Any], cfg: Any, pruned: Checkpoint) -> dict[str,
             reached.time_saved,
         )
     return {**measured, "reached": reached.to_dict()}
+
+
+def _check_files(cfg: Any) -> None:
+    """Find what is missing before anything is measured; reading it is left to the run."""
+    register()
+    for name in dict.fromkeys((*cfg.data.sources, *cfg.data.targets)):
+        check_dataset_folder(name, cfg.data.root)
+    if cfg.amg.distill.enabled and cfg.amg.distill.teacher:
+        read_checkpoint(cfg.amg.distill.teacher)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(required_weights(args))
     cfg = config_from_arguments(args, base=checkpoint.config)
     if args.preview:
-        cfg, _ = latency_target.resolve(cfg, checkpoint)
+        cfg, _ = latency_target.resolve(cfg, checkpoint, data=False)
         print(preview(cfg, checkpoint))
         return 0
     refuse_to_overwrite(cfg, args.weights)
@@ -64,9 +64,11 @@ def run(args: argparse.Namespace) -> int:
     with logged(cfg.data.save_dir, "prune"):
         cfg, found = latency_target.resolve(cfg, checkpoint)
         sections = prune(cfg, checkpoint)
-        if found is not None:
-            sections["latency"] = latency_target.compare(found, cfg, read_checkpoint(_last(cfg)))
-        finish(cfg, "prune", sections, started)
+        latency = {} if found is None else {"latency": found}
+        result = finish(cfg, "prune", {**sections, **latency}, started)
+        if found is not None:  # the result is safe by now, whatever becomes of the measuring
+            result["latency"] = latency_target.compare(found, cfg, read_checkpoint(_last(cfg)))
+            report.write_result(cfg.data.save_dir, result)
     return 0
 
 

@@ -12,7 +12,7 @@ import torch
 from amg_plugin import compat
 from amg_plugin.bench import table, worker
 from amg_plugin.bench.run import Settings, _in_process, quartiles, write_onnx
-from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_structure, parse_rates
+from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_structure, joined, parse_rates
 from amg_plugin.checkpoint import save_checkpoint
 from amg_plugin.cli import main
 from amg_plugin.errors import InputError, RunError
@@ -101,6 +101,46 @@ def test_reducers_run_in_onnx_runtime(method, tmp_path):
         expected = model(images).numpy()
     (features,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     assert abs(features - expected).max() <= 1e-4 * abs(expected).max()
+
+
+def network(name, image_size=(64, 32), baseline="", **fields):
+    return Subject(name, "structure", image_size, baseline, **fields)
+
+
+def test_equal_networks_are_measured_once_and_different_ones_of_a_name_get_numbers():
+    first = [network("dense", spec={"arch": "a"}), network("x", baseline="dense")]
+    second = [network("dense", spec={"arch": "b"}), network("y", baseline="dense")]
+    third = [network("dense", spec={"arch": "b"}), network("z", baseline="dense")]
+    found = joined([first, second, third])
+    assert [(one.name, one.baseline) for one in found] == [
+        ("dense", ""),
+        ("x", "dense"),
+        ("dense (2)", ""),
+        ("y", "dense (2)"),
+        ("z", "dense (2)"),
+    ]
+
+
+def test_files_are_called_by_their_name_and_folder(pruned):
+    assert from_checkpoint(str(pruned))[1].name == f"{pruned.parent.name}/best.pth"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--height", "-5"], "--height -5"),
+        (["--height", "8", "--width", "8"], "osnet_x0_25 does not run on images of 8x8"),
+        (["--output", ""], "--output '' is no name for files"),
+        (["--output", "{file}/edge"], "The folder of --output,"),
+    ],
+)
+@needs_torchreid
+def test_what_cannot_be_measured_is_refused_before_anything_is(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("amg_plugin.bench.run._in_process", lambda *given: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    words = [word.format(file=tmp_path / "file") for word in words]
+    assert main(["bench", "--backbones", "osnet_x0_25", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_reducers_without_a_plan_are_refused(capsys):
@@ -219,9 +259,11 @@ def test_onnx_runtime_and_torchreids_networks_take_part(capsys):
 def test_an_exported_file_is_measured_against_its_dense_network(pruned, tmp_path, capsys):
     file = tmp_path / "pruned.onnx"
     assert main(["export", str(pruned), "--format", "onnx", "--output", str(file)]) == 0
-    assert main(["bench", str(file), "--forms", "onnx", "--no-memory", *QUICK]) == 0
+    assert main(["bench", str(file), "--forms", "fast", "onnx", "--no-memory", *QUICK]) == 0
     printed = capsys.readouterr().out
-    assert str(file) in printed
+    rows = [line for line in printed.splitlines() if line.startswith(f"{tmp_path.name}/pruned.onnx")]
+    assert len(rows) == 1
+    assert sum(line.startswith("dense vit_tiny") for line in printed.splitlines()) == 2
     assert "dense vit_tiny" in printed
     assert main(["bench", str(file), "--forms", "onnx", "--batch", "2", *QUICK]) == 2
     assert "--dynamic-batch" in capsys.readouterr().err

@@ -61,6 +61,10 @@ def test_sections_are_added_to_those_that_were_measured_before(quick, tmp_path):
     assert list(written["sections"]) == ["small", "rates", "profile"]
     text = (tmp_path / "edge.md").read_text(encoding="utf-8")
     assert (
+        "python benchmarks/edge_cpu.py --sections small\npython benchmarks/edge_cpu.py --sections rates profile\n"
+        in text
+    )
+    assert (
         "| vit_small_patch16_224 256x128 | fast | 2 | 16 | 100.0 | 70.0 | 30.0 % | 30.0 % (30.0 to 30.0) | **1.00** |"
         in text
     )
@@ -89,3 +93,31 @@ def test_counted_kinds_of_operations_add_up(script, subject, monkeypatch):
 def test_every_kind_of_operation_is_found_in_a_profile(script, subject):
     found = script._times_by_kind(fast(subject.build()), torch.randn(1, 3, 64, 32), 1)
     assert all(found[kind] > 0 for kind in script.KINDS)
+
+
+ROWS = {"ViT-S/16": "small", "ViT-B/16": "base", "ViT-B/16, stride 12": "base_stride12"}
+
+
+def realised(section, form, threads, batch):
+    results = json.loads((SCRIPT.parents[1] / "docs/results/edge_cpu.json").read_text(encoding="utf-8"))
+    (row,) = (
+        row
+        for row in results["sections"][section]["rows"]
+        if "realised" in row and (row["form"], row["threads"], row["batch"]) == (form, threads, batch)
+    )
+    return f"{row['realised']:.2f}"
+
+
+@pytest.mark.parametrize("network", ROWS)
+def test_the_readme_says_what_was_measured(network):
+    cases = [(form, 1, batch) for form in ("fast", "onnx") for batch in (1, 16)]
+    line = f"| {network} | {' | '.join(realised(ROWS[network], *case) for case in cases)} |"
+    assert line in (SCRIPT.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("form", ["fast", "onnx"])
+@pytest.mark.parametrize("network", ROWS)
+def test_the_page_about_devices_says_what_was_measured(network, form):
+    cases = [(form, threads, batch) for batch in (1, 16) for threads in (1, 2)]
+    line = f"| {network}, `{form}` | {' | '.join(realised(ROWS[network], *case) for case in cases)} |"
+    assert line in (SCRIPT.parents[1] / "docs/edge.md").read_text(encoding="utf-8")

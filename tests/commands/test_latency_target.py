@@ -9,6 +9,9 @@ from amg_plugin.bench import latency
 from amg_plugin.bench.latency import Timing
 from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.cli import main
+from amg_plugin.commands import latency_target
+from amg_plugin.config import load_config
+from amg_plugin.errors import RunError
 
 FORM = "[{target: heads}, {target: tokens}]"
 FINE = ["amg.override.patch_size", "4", "amg.stride", "2", "train.max_epoch", "1"]  # 105 patches
@@ -94,10 +97,54 @@ def test_the_preview_prints_the_target_in_macs_and_writes_nothing(paying, dense,
     assert not (tmp_path / "log").exists()
 
 
-def test_a_target_that_pruning_does_not_reach_is_refused_before_the_data_is_looked_at(paying, dense, refused, tmp_path):
+def test_a_target_that_pruning_does_not_reach_is_refused(paying, dense, refused, tmp_path):
     paying(share=0.1)
-    sentence = refused("prune", *words_for(dense, tmp_path, "data.root", tmp_path / "nowhere"))
-    assert "amg.target_latency_saving 0.2 cannot be met" in sentence
+    assert "amg.target_latency_saving 0.2 cannot be met" in refused("prune", *words_for(dense, tmp_path))
+
+
+@pytest.mark.parametrize("key", ["data.root", "amg.distill.teacher"])
+def test_what_is_missing_is_named_before_anything_is_measured(paying, dense, refused, tmp_path, key):
+    calls = paying()
+    assert "nowhere" in refused("prune", *words_for(dense, tmp_path / "log", key, tmp_path / "nowhere"))
+    assert not calls
+
+
+def test_the_result_is_written_before_the_last_measuring(paying, dense, amg_reid, tmp_path, monkeypatch):
+    paying()
+
+    def failing(*given):
+        raise RunError("it broke")
+
+    monkeypatch.setattr(latency_target, "compare", failing)
+    outcome = amg_reid("prune", *words_for(dense, tmp_path))
+    assert outcome.status == 1
+    assert "pruned" in json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+
+
+def test_a_later_target_takes_the_place_of_the_one_in_the_checkpoint(run, paying, amg_reid, tmp_path):
+    paying()
+    pruned = run[3] / "last.pth"
+    outcome = amg_reid("prune", "--preview", "--weights", pruned, "amg.target_latency_saving", 0.35)
+    assert outcome.status == 0, outcome.err
+    assert "takes amg.target_macs_saving 0.4375" in outcome.out
+
+
+def test_rates_take_the_place_of_the_target_in_the_checkpoint(run):
+    stored = read_checkpoint(run[3] / "last.pth").config
+    stages = [{"target": "tokens", "rate": 0.5}]
+    cfg = load_config(None, ["amg.schedule", stages], base=without_size(stored))
+    assert (cfg.amg.target_macs_saving, cfg.amg.schedule[0]["rate"]) == (0, 0.5)
+
+
+def test_a_reducer_leaves_the_stages_of_the_checkpoint_behind(run):
+    stored = read_checkpoint(run[3] / "last.pth").config
+    words = ["amg.reducer", "tome", "amg.target_macs_saving", 0.2]
+    cfg = load_config(None, words, use_schedule=False, base=without_size(stored))
+    assert cfg.amg.schedule == []
+
+
+def without_size(stored):
+    return {**stored, "amg": {key: value for key, value in stored["amg"].items() if key != "image_size"}}
 
 
 def test_a_missed_target_is_a_warning(paying, dense, amg_reid, tmp_path, monkeypatch):
