@@ -18,6 +18,7 @@ from amg_plugin.deploy.graph import FeatureGraph, deployed
 from amg_plugin.deploy.images import as_image, images_below, spread
 from amg_plugin.deploy.info import FORMATS, ExportInfo, sha256
 from amg_plugin.deploy.plain import CheckpointFile, open_checkpoint
+from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.runtimes import PACKAGES, need, open_exported
 from amg_plugin.errors import InputError, RunError
 
@@ -142,6 +143,8 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
         draft = work / output.name
         say(f"writing {options.file_format}, {info.precision}")
         _write(reference, info, draft, options, calibration, say)
+        if info.file_format == "openvino" and crashes(draft):
+            info = _with_open_batch(reference, info, draft, options, calibration, say)
         exported = open_exported(draft)
         comparison = compare(exported, reference, pictures, kind)
         say(comparison.sentence())
@@ -215,6 +218,30 @@ def _write(
         say(f"calibrating on {len(calibration)} images")
         model = int8.quantize_openvino(model, int8.Calibration(calibration, info))
         writers.save_openvino(model, draft, info)
+
+
+def _with_open_batch(
+    reference: CheckpointFile,
+    info: ExportInfo,
+    draft: Path,
+    options: ExportOptions,
+    calibration: list[Path],
+    say: Callable[[str], None],
+) -> ExportInfo:
+    """Write a file that its runtime crashes on again, for any number of images; gives its new description.
+
+    OpenVINO's CPU plugin makes kernels out of shapes that are fixed, and those of some small pruned networks crash.
+
+    Raises:
+        RunError: If the runtime crashes on that, too.
+    """
+    if info.batch is not None:
+        say("OpenVINO crashes on this network with one image per call: writing a file for any number of images")
+        info = replace(info, batch=None)
+        _write(reference, info, draft, options, calibration, say)
+        if not crashes(draft):
+            return info
+    raise RunError(f"OpenVINO crashes when it runs the {info.precision} file; '{options.output}' was not written.")
 
 
 def _versions(options: ExportOptions) -> dict[str, str]:

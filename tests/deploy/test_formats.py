@@ -11,6 +11,7 @@ from small_models import MEAN, NETWORKS, STD, preprocessing
 from amg_plugin.deploy import comparison
 from amg_plugin.deploy.exporter import ExportOptions, export
 from amg_plugin.deploy.info import sha256
+from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.runtimes import file_format, open_exported
 from amg_plugin.errors import RunError
 
@@ -59,6 +60,41 @@ def test_without_dynamic_batch_the_file_takes_one_image_and_many_in_turn(exporte
     assert_close(file.features(images.numpy()), reference("block", images))
     with pytest.raises(Exception, match=r"."):
         file._run([images.numpy()])
+
+
+@no_openvino
+@pytest.mark.parametrize("kind", list(NETWORKS))
+def test_openvino_runs_every_kind_of_network_without_dynamic_batch(exported, kind):
+    path, _ = exported(kind, "openvino")
+    images = some_images(kind, 2)
+    labels = {"camids": torch.arange(2)} if kind == "transreid" else {}
+    found = open_exported(path).features(images.numpy(), {name: value.numpy() for name, value in labels.items()})
+    assert_close(found, reference(kind, images, **labels))
+
+
+@no_openvino
+def test_a_network_that_openvino_crashes_on_is_written_for_any_number_of_images(checkpoint, tmp_path, monkeypatch):
+    answers, said = iter([True, False]), []
+    monkeypatch.setattr("amg_plugin.deploy.exporter.crashes", lambda path: next(answers))
+    outcome = export(checkpoint("dense"), ExportOptions("openvino", tmp_path / "m.xml"), said.append)
+    assert outcome["info"]["batch"] is None
+    assert outcome["comparison"]["batches"] == [1, 2, 5]
+    assert "OpenVINO crashes on this network" in said[1]
+
+
+@no_openvino
+@pytest.mark.parametrize("dynamic_batch", [True, False])
+def test_a_crash_of_openvino_ends_the_export_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, dynamic_batch):
+    monkeypatch.setattr("amg_plugin.deploy.probe._CODE", "import os; os.abort()")
+    with pytest.raises(RunError, match="OpenVINO crashes"):
+        export(checkpoint("dense"), ExportOptions("openvino", tmp_path / "m.xml", dynamic_batch=dynamic_batch))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crash_is_told_from_an_exception(checkpoint, monkeypatch):
+    assert not crashes(checkpoint("dense"))
+    monkeypatch.setattr("amg_plugin.deploy.probe._CODE", "import os; os.abort()")
+    assert crashes(checkpoint("dense"))
 
 
 def ancestors(graph, names):

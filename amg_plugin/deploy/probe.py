@@ -1,0 +1,35 @@
+"""Try an exported file in a process of its own, which may die."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import amg_plugin
+
+_CODE = """
+import sys
+import numpy as np
+from amg_plugin.deploy.runtimes import open_exported
+
+file = open_exported(sys.argv[1])
+file.features(np.zeros((1, 3, *file.info.image_size), dtype=np.float32))
+"""
+
+
+def crashes(path: Path) -> bool:
+    """Whether the runtime takes the whole process down when it opens and runs ``path``.
+
+    A file that fails with an exception does not crash; whoever opens it next learns why it fails.
+    """
+    folders = [str(Path(amg_plugin.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    ended = subprocess.run(
+        [sys.executable, "-c", _CODE, str(path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    return ended.returncode not in (0, 1)  # Python itself ends with 1 after an exception
