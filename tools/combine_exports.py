@@ -17,6 +17,7 @@ import argparse
 import json
 from pathlib import Path
 
+from amg_plugin.deploy.evaluation import output_folder
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.report import SECTIONS
 
@@ -48,7 +49,7 @@ def row(text: str) -> dict:
     if not label or not name:
         raise InputError(f"'{text}' is no row; give LABEL=PATH.")
     is_file = path.suffix != ".json"
-    result = read(path.with_suffix("") / "test" / "result.json" if is_file else path)
+    result = read(output_folder(path) / "test" / "result.json" if is_file else path)
     section = next((result[key] for key in reversed(SECTIONS) if key in result), None)
     if section is None:
         raise InputError(f"'{path}' belongs to no result.json of amg-reid.")

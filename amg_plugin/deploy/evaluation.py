@@ -52,12 +52,18 @@ class ExportedNetwork(nn.Module):
         return torch.from_numpy(features).to(self.parameter.device)
 
 
+def output_folder(path: str | Path) -> Path:
+    """Where results of an exported file go: ``model_onnx`` for ``model.onnx``, beside it."""
+    path = Path(path)
+    return path.with_name(path.name.replace(".", "_"))
+
+
 def as_checkpoint(info: ExportInfo, path: str | Path) -> Checkpoint:
     """What an exported file knows of its checkpoint: everything but weights and history.
 
-    The configuration's output folder is one named after the file, beside it.
+    The configuration's output folder is :func:`output_folder`.
     """
-    config = {**info.config, "data": {**info.config.get("data", {}), "save_dir": str(Path(path).with_suffix(""))}}
+    config = {**info.config, "data": {**info.config.get("data", {}), "save_dir": str(output_folder(path))}}
     return Checkpoint(
         spec=ModelSpec.from_dict(info.spec),
         plan=PruningPlan.from_dict(info.plan),
