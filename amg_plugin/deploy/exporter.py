@@ -69,6 +69,11 @@ class ExportOptions:
         """``fp32``, ``fp16`` or ``int8``."""
         return "fp16" if self.fp16 else "fp32" if self.int8 is None else "int8"
 
+    @property
+    def onnx_opset(self) -> int:
+        """The opset of an ONNX file."""
+        return writers.DEFAULT_OPSET if self.opset is None else self.opset
+
     def check(self) -> None:
         """Check everything that can be known without the checkpoint.
 
@@ -97,7 +102,7 @@ class ExportOptions:
         for package in PACKAGES[self.file_format]:
             need(package, f"Exporting to {self.file_format}")
         if self.file_format == "onnx":
-            writers.check_opset(self.opset or writers.DEFAULT_OPSET)
+            writers.check_opset(self.onnx_opset)
         elif self.int8 is not None:
             need("nncf", "--int8 for openvino")
 
@@ -207,7 +212,7 @@ def _write(
         writers.write_exported_program(graph, draft, info)
     elif info.file_format == "onnx":
         plain = draft if options.int8 is None else draft.with_name("float.onnx")
-        writers.write_onnx(graph, plain, info, options.opset or writers.DEFAULT_OPSET)
+        writers.write_onnx(graph, plain, info, options.onnx_opset)
         if options.int8 is not None:
             say(f"calibrating on {len(calibration)} images")
             int8.quantize_onnx(plain, draft, int8.Calibration(calibration, info), info)
@@ -271,7 +276,7 @@ def _outcome(
         "file": output.name,
         "bytes": size,
         "sha256": sha256(draft),
-        "opset": (options.opset or writers.DEFAULT_OPSET) if info.file_format == "onnx" else None,
+        "opset": options.onnx_opset if info.file_format == "onnx" else None,
         "calibration_images": calibration,
         "comparison": comparison.to_dict(),
         "runtime": runtime,

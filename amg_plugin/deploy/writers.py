@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -59,14 +60,25 @@ def check_opset(opset: int) -> None:
     """
     onnx, ort = need("onnx", "Exporting to ONNX"), need("onnxruntime", "Exporting to ONNX")
     need("onnxscript", "Exporting to ONNX")
-    highest = onnx.defs.onnx_opset_version()
+    written = _highest_written(onnx)
+    highest = written
     while highest > LOWEST_OPSET and not _runs(onnx, ort, highest):
         highest -= 1
     if not LOWEST_OPSET <= opset <= highest:
         raise InputError(
-            f"--opset {opset} is impossible: PyTorch's exporter writes {LOWEST_OPSET} and above, onnxruntime "
+            f"--opset {opset} is impossible: PyTorch's exporter writes {LOWEST_OPSET} to {written}, onnxruntime "
             f"{ort.__version__} with onnx {onnx.__version__} reads up to {highest}."
         )
+
+
+def _highest_written(onnx: Any) -> int:
+    """The highest opset that the exporter, which writes 18, converts to; it has no public name."""
+    known = onnx.defs.onnx_opset_version()
+    try:
+        converter = importlib.import_module("onnxscript.version_converter._version_converter")
+    except ImportError:
+        return known
+    return min(known, getattr(converter, "SUPPORTED_MAX_ONNX_OPSET", known))
 
 
 def _runs(onnx: Any, ort: Any, opset: int) -> bool:

@@ -152,7 +152,9 @@ def output(tmp_path):
         (["--format", "onnx", "--int8", "market1501", "--root", "FOLDER"], "market1501 is expected in"),
         (["--format", "onnx", "--images", "FOLDER"], "holds no images"),
         (["--format", "onnx", "--images", "nothing"], "does not exist"),
-        (["--format", "onnx", "--opset", "11"], "--opset 11 is impossible: PyTorch's exporter writes 18 and above"),
+        (["--format", "onnx", "--opset", "11"], "--opset 11 is impossible: PyTorch's exporter writes 18 to "),
+        (["--format", "onnx", "--opset", "0"], "--opset 0 is impossible"),
+        (["--format", "onnx", "--opset", "26"], "--opset 26 is impossible"),
         (["--format", "onnx", "--opset", "99"], "reads up to"),
     ],
 )
