@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ EXTRA_FILE = "amg_plugin.json"
 FORMATS = ("onnx", "torchscript", "exported_program", "openvino")
 PRECISIONS = ("fp32", "fp16", "int8")
 INTERPOLATIONS = ("bilinear", "bicubic")
+_LABELS = ("camids", "viewids")
 _PREPROCESSING = ("height", "width", "mean", "std", "interpolation")
 
 
@@ -90,8 +92,36 @@ class ExportInfo:
             info = cls(**{**data, "inputs": tuple(data["inputs"])})
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"The description in '{path}' is incomplete or damaged: {error}.") from error
-        check_preprocessing(info.preprocessing, path)
+        info._check(path)
         return info
+
+    def _check(self, path: str | Path) -> None:
+        whole = {name: getattr(self, name) for name in ("spec", "plan", "source", "config", "versions")}
+        inner = {
+            "spec.side_information": (self.spec if isinstance(self.spec, dict) else {}).get("side_information") or {},
+            "config.data": (self.config if isinstance(self.config, dict) else {}).get("data", {}),
+        }
+        for name, value in {**whole, **inner}.items():
+            if not isinstance(value, dict):
+                raise _damaged(path, name, value, "an object")
+        labels = [
+            name
+            for name, key in zip(_LABELS, ("cameras", "views"), strict=True)
+            if inner["spec.side_information"].get(key)
+        ]
+        checks = {
+            "file_format": (self.file_format in FORMATS, f"one of {', '.join(FORMATS)}"),
+            "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+            "batch": (self.batch is None or _is_size(self.batch), "null or a whole number from 1"),
+            "inputs": (self.inputs == ("images", *labels), f"{', '.join(['images', *labels])} for its network"),
+            "normalize_input": (isinstance(self.normalize_input, bool), "true or false"),
+            "l2_normalize": (isinstance(self.l2_normalize, bool), "true or false"),
+            "feature_dim": (_is_size(self.feature_dim), "a whole number from 1"),
+        }
+        for name, (fine, allowed) in checks.items():
+            if not fine:
+                raise _damaged(path, name, getattr(self, name), allowed)
+        check_preprocessing(self.preprocessing, path)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -102,6 +132,22 @@ class ExportInfo:
     def label_inputs(self) -> tuple[str, ...]:
         """Inputs after the images."""
         return tuple(name for name in self.inputs if name != "images")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_three(values: Any, least: float) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(type(value) in (int, float) and math.isfinite(value) and value > least for value in values)
+    )
+
+
+def _damaged(path: str | Path, name: str, value: Any, allowed: str) -> CheckpointError:
+    return CheckpointError(f"The description in '{path}' has {name} {value!r}, which must be {allowed}.")
 
 
 def foreign(path: str | Path) -> CheckpointError:
@@ -117,11 +163,22 @@ def check_preprocessing(values: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         CheckpointError: If something is missing or impossible.
     """
+    if not isinstance(values, Mapping):
+        raise _damaged(path, "preprocessing", values, "an object")
     if missing := [name for name in _PREPROCESSING if name not in values]:
         raise CheckpointError(
             f"'{path}' does not record how images are prepared ({', '.join(missing)}); "
             "save it with amg_plugin.checkpoint.save_checkpoint(..., preprocessing=...)."
         )
+    checks = {
+        "height": (_is_size(values["height"]), "a whole number from 1"),
+        "width": (_is_size(values["width"]), "a whole number from 1"),
+        "mean": (_are_three(values["mean"], -math.inf), "three numbers"),
+        "std": (_are_three(values["std"], 0), "three numbers above 0"),
+    }
+    for name, (fine, allowed) in checks.items():
+        if not fine:
+            raise _damaged(path, name, values[name], allowed)
     if values["interpolation"] not in INTERPOLATIONS:
         raise CheckpointError(
             f"'{path}' asks for the interpolation {values['interpolation']!r}; allowed are {', '.join(INTERPOLATIONS)}."

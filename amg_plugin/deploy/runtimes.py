@@ -6,7 +6,8 @@ import importlib
 import json
 import warnings
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -130,6 +131,8 @@ class OnnxFile(ExportedFile):
         super().__init__(path, ExportInfo.from_json(text, path))
         self.runtime = f"onnxruntime {ort.__version__}"
         self.names = [entry.name for entry in self.session.get_inputs()]
+        shapes = [[_fixed(size) for size in entry.shape] for entry in self.session.get_inputs()]
+        check_graph(path, self.info, self.names, shapes, _fixed(self.session.get_outputs()[0].shape[-1]))
 
     def _run(self, columns: list[np.ndarray]) -> np.ndarray:
         return self.session.run(None, dict(zip(self.names, columns, strict=True)))[0]
@@ -151,6 +154,9 @@ class OpenVinoFile(ExportedFile):
             if not model.has_rt_info([KEY]):
                 raise foreign(path)
             info = ExportInfo.from_json(model.get_rt_info([KEY]).astype(str), path)
+            names = [port.any_name for port in model.inputs]
+            shapes = [[_length(size) for size in port.partial_shape] for port in model.inputs]
+            check_graph(path, info, names, shapes, _length(model.outputs[0].partial_shape[-1]))
             on_cpu = device.lower() == "cpu"
             settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads} if threads and on_cpu else {}
             # Devices round to fp16 or bf16 on their own; a CPU with bf16 would do so even between int8 layers.
@@ -180,6 +186,24 @@ class TorchScriptFile(ExportedFile):
             raise CheckpointError(f"'{path}' cannot be opened by torch.jit: {first_line(error)}") from error
         self.torch, self.device = torch, device
         self.runtime = f"torch {torch.__version__}"
+        self._try()
+
+    def _try(self) -> None:
+        """Run one image: a traced graph does not tell which shapes it takes.
+
+        Raises:
+            CheckpointError: If the description does not belong to the graph.
+        """
+        columns = [np.zeros((1, 3, *self.info.image_size), dtype=np.float32)]
+        columns += [np.full(1, -1)] * len(self.info.label_inputs)
+        try:
+            found = self._run(columns)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"The graph in '{self.path}' does not take what its description says: {first_line(error)}"
+            ) from error
+        if found.shape != (1, self.info.feature_dim):
+            raise _other(self.path, f"features {list(found.shape)}", [1, self.info.feature_dim])
 
     def _run(self, columns: list[np.ndarray]) -> np.ndarray:
         with self.torch.no_grad():
@@ -196,15 +220,61 @@ class ExportedProgramFile(ExportedFile):
         super().__init__(path, info)
         refuse_code(path)
         try:
-            self.module = torch.export.load(str(path)).module()
+            program = torch.export.load(str(path))
+            self.module = program.module()
+            values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+            shapes = [[_fixed(size) for size in values[name].shape] for name in program.graph_signature.user_inputs]
+            width = _fixed(values[program.graph_signature.user_outputs[0]].shape[-1])
         except Exception as error:  # a damaged archive fails anywhere
             raise CheckpointError(f"'{path}' cannot be opened by torch.export: {first_line(error)}") from error
+        check_graph(path, info, info.inputs[: len(shapes)], shapes, width)
         self.torch = torch
         self.runtime = f"torch {torch.__version__}"
 
     def _run(self, columns: list[np.ndarray]) -> np.ndarray:
         with self.torch.no_grad():
             return self.module(*map(self.torch.from_numpy, columns)).numpy()
+
+
+def _fixed(size: Any) -> int | None:
+    return size if isinstance(size, int) else None
+
+
+def _length(dimension: Any) -> int | None:
+    return dimension.get_length() if dimension.is_static else None
+
+
+def check_graph(
+    path: Path,
+    info: ExportInfo,
+    names: Sequence[str],
+    shapes: Sequence[Sequence[int | None]],
+    width: int | None,
+) -> None:
+    """Check that a description belongs to the graph that it lies beside.
+
+    Args:
+        path: The file.
+        info: Its description.
+        names: The graph's inputs.
+        shapes: Their shapes, None for open sizes.
+        width: D of the graph's features, None if the runtime does not tell.
+
+    Raises:
+        CheckpointError: If it does not.
+    """
+    if list(names) != list(info.inputs) or len(shapes) != len(names):
+        raise _other(path, f"inputs {list(names)}", list(info.inputs))
+    wanted = [[info.batch, 3, *info.image_size], *[[info.batch]] * len(info.label_inputs)]
+    for name, shape, described in zip(names, shapes, wanted, strict=True):
+        if list(shape) != described:
+            raise _other(path, f"{name} {list(shape)}", described)
+    if width not in (None, info.feature_dim):
+        raise _other(path, f"features of {width} numbers", info.feature_dim)
+
+
+def _other(path: Path, graph: str, described: Any) -> CheckpointError:
+    return CheckpointError(f"The graph in '{path}' has {graph}, but its description says {described}.")
 
 
 def refuse_code(path: Path) -> None:
@@ -281,15 +351,25 @@ def open_exported(path: str | Path, device: str = "cpu", threads: int = 0) -> Ex
     if not path.is_file():
         raise CheckpointError(f"The exported file '{path}' does not exist.")
     kind = file_format(path)
+    if kind is None:
+        raise CheckpointError(f"'{path}' is no file that 'amg-reid export' writes.")
+    try:
+        file = _open(path, kind, device, threads)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"'{path}' is damaged: {first_line(error)}.") from error
+    if file.info.file_format != kind:
+        raise CheckpointError(f"'{path}' is described as {file.info.file_format}, but is {kind}.")
+    return file
+
+
+def _open(path: Path, kind: str, device: str, threads: int) -> ExportedFile:
     if kind == "onnx":
         return OnnxFile(path, device, threads)
     if kind == "openvino":
         return OpenVinoFile(path, device, threads)
     if kind == "torchscript":
         return TorchScriptFile(path, device, _archive_info(path))
-    if kind == "exported_program":
-        return ExportedProgramFile(path, device, _archive_info(path))
-    raise CheckpointError(f"'{path}' is no file that 'amg-reid export' writes.")
+    return ExportedProgramFile(path, device, _archive_info(path))
 
 
 def first_line(error: BaseException) -> str:

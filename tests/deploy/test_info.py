@@ -1,0 +1,103 @@
+"""Descriptions that do not belong to their file are refused in one sentence."""
+
+import json
+
+import pytest
+
+from amg_plugin.deploy.info import ExportInfo
+from amg_plugin.deploy.runtimes import open_exported
+from amg_plugin.errors import CheckpointError
+
+
+@pytest.fixture
+def description(exported):
+    """Plain data of a good description."""
+    return exported("block", "torchscript")[1]["info"]
+
+
+def read(values):
+    return ExportInfo.from_json(json.dumps(values), "m.onnx")
+
+
+def test_a_description_reads_back(description):
+    assert read(description).to_dict() == description
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("file_format", "tflite"),
+        ("precision", None),
+        ("batch", "x"),
+        ("batch", 0),
+        ("batch", True),
+        ("inputs", ["images", "camids"]),
+        ("inputs", []),
+        ("inputs", [["images"]]),
+        ("normalize_input", "no"),
+        ("feature_dim", -1),
+        ("preprocessing", None),
+        ("spec", None),
+        ("spec", {"side_information": 3}),
+        ("config", {"data": 3}),
+    ],
+)
+def test_impossible_entries_are_named(description, name, value):
+    with pytest.raises(CheckpointError, match=rf"'m\.onnx' has {name}.* must be "):
+        read({**description, name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("height", "a"), ("width", 0), ("mean", [1]), ("mean", None), ("std", [1, 1, 0]), ("std", [1, 1, "a"])],
+)
+def test_impossible_preparation_is_named(description, name, value):
+    preprocessing = {**description["preprocessing"], name: value}
+    with pytest.raises(CheckpointError, match=rf"'m\.onnx' has {name} .* must be "):
+        read({**description, "preprocessing": preprocessing})
+
+
+@pytest.mark.parametrize("inputs", [None, 3, "images"])
+def test_inputs_that_are_no_list_are_refused(description, inputs):
+    with pytest.raises(CheckpointError, match=r"m\.onnx"):
+        read({**description, "inputs": inputs})
+
+
+@pytest.fixture
+def rewritten(exported, tmp_path):
+    """Gives an ONNX file with other entries in its description."""
+    onnx = pytest.importorskip("onnx")
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+
+    def of(**entries):
+        model = onnx.load(str(exported("block", "onnx")[0]))
+        values = {**json.loads(model.metadata_props[0].value), **entries}
+        onnx.helper.set_model_props(model, {"amg_plugin": json.dumps(values)})
+        onnx.save(model, str(tmp_path / "m.onnx"))
+        return tmp_path / "m.onnx"
+
+    return of
+
+
+def test_a_description_of_another_graph_is_refused(rewritten, description):
+    taller = {**description["preprocessing"], "height": 64}
+    for entries in ({"batch": None}, {"batch": 2}, {"feature_dim": 31}, {"preprocessing": taller}):
+        with pytest.raises(CheckpointError, match="but its description says"):
+            open_exported(rewritten(**entries))
+    with pytest.raises(CheckpointError, match="is described as openvino, but is onnx"):
+        open_exported(rewritten(file_format="openvino"))
+
+
+@pytest.mark.parametrize(("form", "options"), [("torchscript", {}), ("exported_program", {"dynamic_batch": True})])
+def test_an_archive_with_a_description_of_another_graph_is_refused(exported, tmp_path, form, options):
+    import zipfile
+
+    path, outcome = exported("block", form, **options)
+    taller = {**outcome["info"]["preprocessing"], "height": 64}
+    text = json.dumps({**outcome["info"], "preprocessing": taller})
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / path.name, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, text if name.endswith("amg_plugin.json") else source.read(name))
+    with pytest.raises(CheckpointError, match="description says"):
+        open_exported(tmp_path / path.name)
