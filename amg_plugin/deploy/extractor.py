@@ -55,6 +55,8 @@ class FeatureExtractor:
             raise InputError(f"output '{output}' is unknown; allowed are {', '.join(OUTPUTS)}.")
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, but must be at least 1.")
+        if threads < 0:
+            raise InputError(f"threads is {threads}, but must be at least 0.")
         self.file = _open(Path(path), str(device), threads)
         self.info = self.file.info
         self.batch_size, self.normalize = batch_size, normalize
@@ -133,7 +135,10 @@ def _labels(values: Any, count: int) -> np.ndarray | None:
         return None
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
-    column = np.asarray(values)
+    try:
+        column = np.asarray(values)
+    except ValueError as error:  # lists of different lengths
+        raise InputError(f"Labels must be one whole number or {count} of them, not lists of lists.") from error
     if column.dtype.kind not in "iu" or column.shape not in ((), (count,)):
         raise InputError(f"Labels must be one whole number or {count} of them, not {column.dtype} {column.shape}.")
     return np.broadcast_to(column, (count,)).astype(np.int64)

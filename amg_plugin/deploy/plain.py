@@ -10,8 +10,8 @@ import torch
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.deploy.graph import label_inputs
 from amg_plugin.deploy.info import ExportInfo, check_preprocessing, sha256
-from amg_plugin.deploy.runtimes import ExportedFile
-from amg_plugin.errors import CheckpointError, InputError
+from amg_plugin.deploy.runtimes import ExportedFile, torch_device
+from amg_plugin.errors import CheckpointError
 from amg_plugin.version import __version__
 
 #: Keys of the configuration that name folders of the machine that trained.
@@ -28,12 +28,7 @@ class CheckpointFile(ExportedFile):
     """
 
     def __init__(self, path: Path, checkpoint: Checkpoint, device: str = "cpu") -> None:
-        try:
-            self.device = torch.device(device)
-        except RuntimeError as error:
-            raise InputError(f"device '{device}' is unknown to torch.") from error
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device is '{device}', but torch sees no GPU: use 'cpu'.")
+        self.device = torch_device(device)
         network = checkpoint.build()
         super().__init__(path, describe(path, checkpoint, network.feature_dim, label_inputs(network)))
         self.network = network.to(self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import warnings
 import zipfile
 import zlib
@@ -111,7 +112,7 @@ class OnnxFile(ExportedFile):
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         providers = ["CPUExecutionProvider"]
-        if device.startswith("cuda"):
+        if re.fullmatch(r"cuda(:\d+)?", device):
             if "CUDAExecutionProvider" not in ort.get_available_providers():
                 raise InputError(
                     f"device is '{device}', but this onnxruntime {ort.__version__} has no CUDAExecutionProvider: "
@@ -178,6 +179,7 @@ class TorchScriptFile(ExportedFile):
     def __init__(self, path: Path, device: str, info: ExportInfo) -> None:
         torch = need("torch", "Running a TorchScript file")
         super().__init__(path, info)
+        torch_device(device)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # deprecated, as docs/export.md says
@@ -277,6 +279,26 @@ def _other(path: Path, graph: str, described: Any) -> CheckpointError:
     return CheckpointError(f"The graph in '{path}' has {graph}, but its description says {described}.")
 
 
+def torch_device(name: str) -> Any:
+    """The ``torch.device`` of a name.
+
+    Raises:
+        InputError: If torch does not know it, or cannot compute on it here.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on names that go out of use
+            device = torch.device(name)
+            torch.zeros(1, device=device).cpu()  # torch knows names of devices that it was not built for
+    except (RuntimeError, AssertionError) as error:
+        allowed = {"cuda[:N]": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        names = " and ".join(f"'{kind}'" for kind in ("cpu", *(kind for kind in allowed if allowed[kind])))
+        raise InputError(f"torch cannot compute on the device '{name}' here; allowed: {names}.") from error
+    return device
+
+
 def refuse_code(path: Path) -> None:
     """Check that nothing in a ``torch.export`` archive is unpickled freely.
 
@@ -373,5 +395,7 @@ def _open(path: Path, kind: str, device: str, threads: int) -> ExportedFile:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """The first line of an error's message that is no place in OpenVINO's source code, for a sentence."""
+    lines = str(error).strip().splitlines()
+    told = [line for line in lines if not re.match(r"Exception from \S+:\d+|Check '.*' failed at ", line)]
+    return (told or lines or [type(error).__name__])[0][:300]

@@ -11,6 +11,7 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 
 import amg_plugin
 from amg_plugin.deploy.images import as_image, prepare
+from amg_plugin.deploy.runtimes import first_line
 from amg_plugin.errors import CheckpointError, DataError, InputError
 
 FORMATS = ["checkpoint", "torchscript", "exported_program", "onnx"]
@@ -123,6 +124,8 @@ def test_cameras_can_be_given_once_or_per_image(extractor, files, form):
     assert not torch.allclose(extract(files[0], camids=1), each[:1], atol=1e-3)
     with pytest.raises(InputError, match="5 of them"):
         extract(files, camids=[1, 2])
+    with pytest.raises(InputError, match="5 of them"):
+        extract(files, camids=[[1], [2, 3]])
 
 
 def test_lengths_can_be_one(extractor, files):
@@ -154,11 +157,29 @@ def test_images_that_are_missing_or_damaged_are_named(tmp_path):
 
 
 def test_arguments_are_checked(checkpoint):
-    for options, message in (({"output": "list"}, "auto, numpy, torch"), ({"batch_size": 0}, "at least 1")):
+    impossible = (
+        ({"output": "list"}, "auto, numpy, torch"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"threads": -5}, "at least 0"),
+    )
+    for options, message in impossible:
         with pytest.raises(InputError, match=message):
             amg_plugin.FeatureExtractor(checkpoint("dense"), **options)
-    with pytest.raises(InputError, match="nonsense"):
-        amg_plugin.FeatureExtractor(checkpoint("dense"), "nonsense")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("device", ["nonsense", "meta", "", "cuda:x", "xpu"])
+def test_devices_that_cannot_be_used_are_refused_with_those_that_can(extractor, form, device):
+    with pytest.raises(InputError, match=f"device.*'{device}'.*'cpu'") as caught:
+        extractor(form, device=device)
+    assert not isinstance(caught.value, CheckpointError)
+
+
+@pytest.mark.parametrize("text", ["Exception from a/b.cpp:84:", "Check 'size > 0' failed at a/b.cpp:887:"])
+def test_places_in_the_source_of_a_runtime_are_left_out_of_messages(text):
+    error = RuntimeError(f"Exception from src/core.cpp:84:\n{text}\nEmpty weights!\n\n")
+    assert first_line(error) == "Empty weights!"
+    assert first_line(RuntimeError(text)) == text
 
 
 def test_a_checkpoint_that_does_not_say_how_images_are_prepared_is_refused(tmp_path):
