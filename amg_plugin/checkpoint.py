@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amg_plugin.deploy.runtimes import file_format
 from amg_plugin.errors import AMGError, CheckpointError, RunError
 from amg_plugin.modeling.networks import build_network
 from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
@@ -164,8 +165,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: If the file is missing, truncated, unsafe, foreign or of another version.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"The checkpoint '{path}' is a folder; give a file in it, such as {BEST_CHECKPOINT}.")
     if not path.is_file():
         raise CheckpointError(f"The checkpoint '{path}' does not exist; give a file written by amg-reid.")
+    if (kind := file_format(path)) is not None:
+        raise CheckpointError(
+            f"'{path}' is an exported file ({kind}), not a checkpoint; 'amg-reid test' and amg_plugin.FeatureExtractor "
+            "take those of 'amg-reid export'."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for truncated and foreign files

@@ -341,8 +341,11 @@ def file_format(path: str | Path) -> str | None:
     kind = {".onnx": "onnx", ".xml": "openvino"}.get(path.suffix.lower())
     if kind is not None or not path.is_file() or not zipfile.is_zipfile(path):
         return kind
-    with zipfile.ZipFile(path) as archive:
-        inner = {name.partition("/")[2] for name in archive.namelist()}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inner = {name.partition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        return None
     if "archive_format" in inner:
         return "exported_program"
     return "torchscript" if any(name.startswith("code/") for name in inner) else None

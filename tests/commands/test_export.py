@@ -209,7 +209,10 @@ def test_an_unreadable_calibration_image_is_named(pruned, refused, output, tmp_p
 def test_a_checkpoint_that_is_none_is_refused(refused, tmp_path, script):
     words = ("--format", "torchscript", "--output", tmp_path / "m.pt")
     assert "does not exist" in refused("export", tmp_path / "gone.pth", *words)
-    assert "cannot be read" in refused("export", script, *words)
+    assert "is a folder" in refused("export", tmp_path, *words)
+    assert "is an exported file (torchscript), not a checkpoint" in refused("export", script, *words)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert "is an exported file (onnx), not a checkpoint" in refused("inspect", tmp_path / "model.onnx")
 
 
 def test_the_checkpoint_is_not_overwritten(trained, refused, tmp_path):
