@@ -21,6 +21,7 @@ from amg_plugin.deploy.plain import CheckpointFile, open_checkpoint
 from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.runtimes import PACKAGES, need, open_exported
 from amg_plugin.errors import InputError, RunError
+from amg_plugin.version import __version__
 
 #: What an output file has to be called.
 SUFFIXES = {
@@ -252,12 +253,12 @@ def _with_open_batch(
 def _versions(options: ExportOptions) -> dict[str, str]:
     names = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}.get(options.file_format, ())
     names += ("nncf",) if options.file_format == "openvino" and options.int8 is not None else ()
-    found = {}
-    for name in ("amg-plugin", "torch", "timm", *names):
+    found = {"amg_plugin": __version__}
+    for name in ("torch", "timm", *names):
         try:
-            found[name.replace("-", "_")] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name.replace("-", "_")] = "not installed as a package"
+            found[name] = "not installed as a package"
     return found
 
 

@@ -14,6 +14,7 @@ from amg_plugin.deploy.info import sha256
 from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.runtimes import file_format, open_exported
 from amg_plugin.errors import RunError
+from amg_plugin.version import __version__
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -147,6 +148,7 @@ def test_the_file_says_how_images_are_prepared_and_what_it_was_made_from(exporte
     assert info.spec == model.spec.to_dict()
     assert info.source == {"name": "block.pth", "sha256": sha256(checkpoint("block"))}
     assert (info.file_format, info.precision, info.inputs) == (form, "fp32", ("images",))
+    assert info.versions["amg_plugin"] == __version__
     assert "secret" not in info.to_json()
     assert info.config == {"data": {"height": 1}}
     assert outcome["info"] == json.loads(info.to_json())
