@@ -89,6 +89,11 @@ class ExportOptions:
             raise InputError(f"--output '{self.output}' must end in {' or '.join(suffixes)} for {self.file_format}.")
         if self.output.is_dir():
             raise InputError(f"--output '{self.output}' is a folder; give the name of a file.")
+        beside = [self.output.with_name(f"{self.output.name}.json")]
+        beside += [self.output.with_suffix(".bin")] if self.file_format == "openvino" else []
+        for path in beside:
+            if path.is_dir():
+                raise InputError(f"'{path}', which is written beside --output, is a folder; choose another name.")
         if self.opset is not None and self.file_format != "onnx":
             raise InputError(f"--opset is for onnx only, not for {self.file_format}.")
         if self.int8 is not None:
@@ -98,8 +103,10 @@ class ExportOptions:
                 raise InputError("--fp16 and --int8 exclude each other; give one of them.")
             if self.file_format not in INT8_FORMATS:
                 raise InputError(f"--int8 is for {' and '.join(INT8_FORMATS)}, not for {self.file_format}.")
-            if self.calibration_images < 1:
-                raise InputError(f"--calibration-images is {self.calibration_images}, but must be at least 1.")
+        elif self.root is not None:
+            raise InputError("--root is for --int8 only, which may name a data set below it; leave it out.")
+        if self.calibration_images < 1:
+            raise InputError(f"--calibration-images is {self.calibration_images}, but must be at least 1.")
         for package in PACKAGES[self.file_format]:
             need(package, f"Exporting to {self.file_format}")
         if self.file_format == "onnx":

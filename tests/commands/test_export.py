@@ -172,6 +172,8 @@ def test_bad_options_are_refused(pruned, refused, output, tmp_path, words, messa
         ("torchscript", "m.pt", ["--opset", "18"], "--opset is for onnx only"),
         ("torchscript", "m.pt", ["--int8", "x"], "--int8 is for onnx and openvino"),
         ("exported_program", "m.onnx", [], "must end in .pt2"),
+        ("torchscript", "m.pt", ["--root", "x"], "--root is for --int8 only"),
+        ("torchscript", "m.pt", ["--calibration-images", "0"], "at least 1"),
     ],
 )
 def test_options_of_other_formats_are_refused(pruned, refused, tmp_path, form, name, words, message):
@@ -225,6 +227,14 @@ def test_a_folder_that_cannot_be_written_is_refused(pruned, refused, tmp_path):
     (tmp_path / "file").write_text("")
     words = ("--format", "torchscript", "--output", tmp_path / "file" / "m.pt")
     assert "cannot be written" in refused("export", pruned.last, *words)
+
+
+def test_folders_in_the_place_of_what_is_written_beside_the_file_are_refused(pruned, refused, tmp_path):
+    (tmp_path / "m.pt.json").mkdir()
+    (tmp_path / "m.bin").mkdir()
+    for form, name, folder in (("torchscript", "m.pt", "m.pt.json"), ("openvino", "m.xml", "m.bin")):
+        sentence = refused("export", pruned.last, "--format", form, "--output", tmp_path / name)
+        assert f"{folder}', which is written beside --output, is a folder" in sentence
 
 
 def test_an_exported_file_of_another_model_than_the_configuration_is_refused(script, refused, tmp_path):
