@@ -89,7 +89,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match="is a folder"):
         amg_plugin.load_model(tmp_path)
 
 
