@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from amg_plugin.errors import AMGError, MissingDependencyError
 from amg_plugin.version import __version__
@@ -79,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = build_parser(words[0] if words else None).parse_args(words)
-        return args.run(args)
+        with _unwinding_when_terminated():
+            args = build_parser(words[0] if words else None).parse_args(words)
+            return args.run(args)
     except AMGError as error:
         print(f"amg-reid: error: {error}", file=sys.stderr)
         return error.exit_status
@@ -93,6 +99,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("amg-reid: interrupted", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _unwinding_when_terminated() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C, so that unfinished files go away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Python sets no handlers
+        return
+    ours = os.getpid()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != ours:  # a forked worker, which owns nothing
+            os._exit(128 + number)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def console_main() -> None:

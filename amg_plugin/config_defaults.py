@@ -213,7 +213,7 @@ def _amg_node() -> CfgNode:
     amg.target_macs_saving = 0.0  # share of the dense model's MACs to save, instead of rates; 0 = rates count
     amg.target_latency_saving = 0.0  # share of the dense model's latency to save; measured first
     amg.latency = CfgNode()
-    amg.latency.form = "fast"  # what is timed: 'eager', 'fast' (amg_plugin.inference.fast) or 'onnx' (ONNX Runtime)
+    amg.latency.form = "fast"  # what is timed, out of the forms of amg-reid bench
     amg.latency.device = "cpu"  # 'cpu' or 'cuda'
     amg.latency.threads = 1  # CPU threads
     amg.latency.batch = 1  # images per pass

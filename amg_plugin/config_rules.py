@@ -35,7 +35,7 @@ _AMG_CHOICES: dict[str, tuple[str, ...]] = {
     "amg.token_scorer": ("amg", "random", "cls_attention"),
     "amg.calibration.mode": ("eval", "train"),
     "amg.reducer": ("amg", "tome", "evit", "none"),
-    "amg.latency.form": ("eager", "fast", "onnx"),
+    "amg.latency.form": ("eager", "fast", "onnx", "openvino", "torchscript", "exported_program"),
     "amg.latency.device": ("cpu", "cuda"),
 }
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from amg_plugin import complexity
 from amg_plugin.bench import table
-from amg_plugin.bench.run import FORMS, Settings, environment, run
+from amg_plugin.bench.forms import FORMS
+from amg_plugin.bench.run import Settings, environment, run
 from amg_plugin.bench.subjects import BACKBONES, Subject, from_backbone, from_structure
 from amg_plugin.errors import AMGError
 from amg_plugin.inference import fast
@@ -60,7 +61,7 @@ def settings_of(section: str, scale: float) -> list[Settings]:
         return [Settings(forms=("fast", "onnx"), rounds=_scaled(30, scale), memory=False)]
     return [
         Settings(
-            forms=tuple(FORMS) if section == "small" else ("fast", "onnx"),
+            forms=("eager", "fast", "onnx") if section == "small" else ("fast", "onnx"),
             threads=(1,) if section == "reducers" else (1, 2),
             batches=(batch,),
             rounds=_scaled(rounds, scale),
@@ -256,7 +257,7 @@ def document(results: dict[str, Any]) -> str:
         "beside it. Realised: time saved / MACs saved, as counted by `amg-reid inspect`. Dense and pruned networks "
         "are in the same form:",
         "",
-        *(f"- {form}: {meaning}." for form, meaning in FORMS.items()),
+        *(f"- {form}: {FORMS[form]}." for form in ("eager", "fast", "onnx")),
         "",
         f"## {PLAN}, variant block",
         "",

@@ -11,25 +11,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from amg_plugin.bench import worker
+from amg_plugin.bench.forms import SUFFIXES, check_form, write_form
 from amg_plugin.bench.subjects import Subject
-from amg_plugin.errors import InputError, MissingDependencyError, RunError
-from amg_plugin.inference import fast, has_fast_form
+from amg_plugin.deploy.info import file_size
+from amg_plugin.errors import InputError, RunError
 from amg_plugin.version import __version__
-
-#: Form -> what it is.
-FORMS = {
-    "eager": "the plain network in PyTorch",
-    "fast": "amg_plugin.inference.fast in PyTorch (networks that have no fast form run as they are)",
-    "onnx": "the fast form as an ONNX file in ONNX Runtime, and exported files",
-}
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,7 @@ class Settings:
     """How to measure.
 
     Attributes:
-        forms: Some of :data:`FORMS`.
+        forms: Some of :data:`~amg_plugin.bench.forms.FORMS`.
         threads: Numbers of CPU threads.
         batches: Numbers of images.
         rounds: Samples of each network.
@@ -68,18 +60,8 @@ class Settings:
             raise InputError("--rounds and --warmup must be at least 1.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("Device cuda is impossible: PyTorch sees no GPU here; measure on cpu.")
-        if "onnx" in self.forms:
-            for package in ("onnx", "onnxscript", "onnxruntime"):
-                if find_spec(package) is None:
-                    raise MissingDependencyError(
-                        f"Form onnx needs '{package}', which is not installed: pip install 'amg-plugin[export]', or "
-                        "choose another form."
-                    )
-            if self.device == "cuda" and "CUDAExecutionProvider" not in _providers():
-                raise InputError(
-                    "Form onnx is impossible on cuda: this onnxruntime knows no GPU; install onnxruntime-gpu, choose "
-                    "another form, or measure on cpu."
-                )
+        for form in self.forms:
+            check_form(form, self.device)
 
     @property
     def total_rounds(self) -> int:
@@ -91,12 +73,6 @@ class Settings:
         """Form and threads of each process; on a GPU threads make no difference."""
         threads = self.threads if self.device == "cpu" else self.threads[:1]
         return [(form, count) for form in self.forms for count in threads]
-
-
-def _providers() -> list[str]:
-    import onnxruntime
-
-    return onnxruntime.get_available_providers()
 
 
 def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str, int], None]) -> dict[str, Any]:
@@ -116,16 +92,17 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
     """
     with tempfile.TemporaryDirectory(prefix="amg-bench-") as folder:
         described: list[dict[str, Any]] = []
-        files: dict[str, str] = {}
+        files: dict[str, dict[str, Path]] = {form: {} for form in settings.forms}
         for number, subject in enumerate(subjects):
             progress(f"counting {subject.name}", 0)
             described.append({**subject.to_dict(), "path": Path(subject.path).name, **subject.describe()})
-            if "onnx" in settings.forms:
-                files[subject.name] = subject.path
-                if subject.kind != "exported":
-                    progress(f"exporting {subject.name}", 0)
-                    files[subject.name] = str(Path(folder) / f"{number}.onnx")
-                    write_onnx(subject, files[subject.name])
+            for form in filter(subject.runs_as, settings.forms):
+                if subject.kind == "exported":
+                    files[form][subject.name] = Path(subject.path)
+                elif form in SUFFIXES:
+                    progress(f"{subject.name} to {form}", 0)
+                    files[form][subject.name] = Path(folder) / f"{number}{SUFFIXES[form]}"
+                    write_form(subject, form, files[form][subject.name])
         cases, versions = [], {"amg_plugin": __version__, "python": platform.python_version()}
         for form, threads in settings.processes:
             label = f"{form}, {threads} thread{'s' * (threads > 1)}"
@@ -139,7 +116,7 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
                 "rounds": settings.rounds,
                 "warmup": settings.warmup,
                 "subjects": [
-                    {"subject": subject.to_dict(), "file": files.get(subject.name)}
+                    {"subject": subject.to_dict(), "file": str(files[form].get(subject.name, ""))}
                     for subject in subjects
                     if subject.runs_as(form)
                 ],
@@ -150,8 +127,8 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
             for number, batch in enumerate(settings.batches):
                 case = {"form": form, "threads": threads, "batch": batch, "samples": outcome["found"][number]}
                 case["peak_memory"] = {name: values[number] for name, values in peaks.items()}
-                if form == "onnx":
-                    case["bytes"] = {name: Path(file).stat().st_size for name, file in files.items()}
+                if files[form]:
+                    case["bytes"] = {name: file_size(file) for name, file in files[form].items()}
                 cases.append(case)
     return {"subjects": described, "cases": cases, "environment": environment(settings, versions)}
 
@@ -208,45 +185,6 @@ def _message(line: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def write_onnx(subject: Subject, path: str) -> None:
-    """Export a network for any number of images.
-
-    Raises:
-        RunError: If PyTorch's exporter fails.
-    """
-    import logging
-    import warnings
-
-    model = subject.build()
-    uses_cameras = getattr(model, "uses_cameras", False)
-    model = fast(model, pack=False) if has_fast_form(model) else model.requires_grad_(False)
-    inputs = (torch.zeros(2, 3, *subject.image_size), *([torch.zeros(2, dtype=torch.int64)] * uses_cameras))
-    wrapped, axis = _Positional(model).eval(), {0: torch.export.Dim("batch", min=1)}
-    loud = logging.getLogger("torch.onnx")
-    level = loud.level
-    try:
-        loud.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                wrapped, inputs, path, dynamo=True, dynamic_shapes=((axis,) * len(inputs),), verbose=False,
-                external_data=False,
-            )  # fmt: skip
-    except Exception as error:  # exporters raise whatever their inner parts raise
-        raise RunError(f"{subject.name} cannot be exported to ONNX ({type(error).__name__}).") from error
-    finally:
-        loud.setLevel(level)
-
-
-class _Positional(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.model(*inputs)
 
 
 def environment(settings: Settings, versions: dict[str, str]) -> dict[str, Any]:

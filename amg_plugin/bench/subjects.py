@@ -12,7 +12,8 @@ from torch import nn
 
 from amg_plugin import compat, complexity
 from amg_plugin.checkpoint import read_checkpoint
-from amg_plugin.deploy.runtimes import file_format, open_exported
+from amg_plugin.deploy.info import file_size
+from amg_plugin.deploy.runtimes import open_exported
 from amg_plugin.errors import InputError
 from amg_plugin.inference import fast, has_fast_form
 from amg_plugin.modeling.factory import ARCHITECTURES
@@ -35,12 +36,13 @@ class Subject:
     Attributes:
         name: What tables call it.
         kind: ``"checkpoint"`` (weights from a file), ``"structure"`` (random weights), ``"backbone"`` (of torchreid,
-            random weights), ``"exported"`` (an ONNX file; the description is what it was made of).
+            random weights), ``"exported"`` (a file of another runtime; the description is what it was made of).
         image_size: (height, width) in pixels.
         baseline: Name of the dense network that savings are relative to; empty if there is none.
         path: File of a checkpoint or an exported one.
         spec: Description of a structure's dense network.
         plan: What is pruned from it; empty for nothing.
+        form: The only form that it runs in; empty if it runs in all of them.
     """
 
     name: str
@@ -50,14 +52,15 @@ class Subject:
     path: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
+    form: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
 
     def runs_as(self, form: str) -> bool:
-        """Whether it can be measured in a form: exported files only in that of their runtime."""
-        return self.kind != "exported" or form == "onnx"
+        """Whether it can be measured in a form."""
+        return self.form in ("", form)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Subject:
@@ -87,7 +90,7 @@ class Subject:
             height, width = self.image_size
             raise InputError(f"{self.name} does not run on images of {height}x{width}: {error}") from error
         counted_fast = complexity.count(fast(model, pack=False), *self.image_size) if has_fast_form(model) else counted
-        size = Path(self.path).stat().st_size if self.kind == "exported" else 4 * counted["params"]
+        size = file_size(self.path) if self.kind == "exported" else 4 * counted["params"]
         return {
             "macs": counted["macs"],
             "macs_fast": counted_fast["macs"],
@@ -154,15 +157,14 @@ def from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
     """The dense network of an exported file, with random weights, and the file.
 
     Args:
-        path: An ONNX file of ``amg-reid export``.
+        path: A file of ``amg-reid export``.
         batches: Numbers of images that it has to take.
 
     Raises:
         CheckpointError: If the file cannot be used.
-        InputError: If it is no ONNX file, or takes another number of images.
+        InputError: If it takes another number of images.
+        MissingDependencyError: If its runtime is missing.
     """
-    if (found := file_format(path)) != "onnx":
-        raise InputError(f"'{path}' is a file of format {found}; of exported files bench measures .onnx only.")
     info = open_exported(path).info
     if info.batch is not None and set(batches) != {info.batch}:
         raise InputError(
@@ -173,10 +175,11 @@ def from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
     plain = replace(spec, reducer=None)
     dense = Subject(f"dense {_title(plain)}", "structure", spec.image_size, spec=plain.to_dict())
     name = short_name(path)
-    exported = Subject(
-        name, "exported", spec.image_size, baseline=dense.name, path=path, spec=spec.to_dict(), plan=info.plan
-    )
-    return [dense, exported]
+    made_of = {"spec": spec.to_dict(), "plan": info.plan}
+    return [
+        dense,
+        Subject(name, "exported", spec.image_size, baseline=dense.name, path=path, form=info.file_format, **made_of),
+    ]
 
 
 def from_structure(

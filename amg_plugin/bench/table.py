@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amg_plugin.bench.run import FORMS, quartiles
+from amg_plugin.bench.forms import FORMS
+from amg_plugin.bench.run import quartiles
 from amg_plugin.errors import RunError
 from amg_plugin.report import text_table
 

@@ -1,8 +1,8 @@
 """The process that measures: one runtime, one number of threads, several networks in turn.
 
-Started by :mod:`amg_plugin.bench.run` as a script, not as a module, so that measuring ONNX Runtime loads neither torch
-nor the plugin. Reads a task as JSON from its standard input, writes a line ``{"progress": n}`` per round and one line
-``{"result": ...}`` at the end.
+Started by :mod:`amg_plugin.bench.run` as a script, not as a module, so that measuring ONNX Runtime or OpenVINO loads
+neither torch nor the plugin. Reads a task as JSON from its standard input, writes a line ``{"progress": n}`` per round
+and one line ``{"result": ...}`` at the end.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,49 +86,108 @@ def torch_passes(task: dict[str, Any]) -> Callable[[int], dict[str, Pass]]:
     return passes
 
 
-def onnx_passes(task: dict[str, Any]) -> Callable[[int], dict[str, Pass]]:
-    """Networks in ONNX Runtime; gives a pass of each for a number of images."""
-    import numpy
-    import onnxruntime
+#: Turns random inputs of a network into a pass.
+Bind = Callable[[list[Any]], Pass]
 
-    # Sessions share one pool: idle pools of their own would spin beside the one that is measured.
-    onnxruntime.set_global_thread_pool_sizes(task["threads"], 1)
-    providers = ["CPUExecutionProvider" if task["device"] == "cpu" else "CUDAExecutionProvider"]
+
+def file_passes(task: dict[str, Any]) -> Callable[[int], dict[str, Pass]]:
+    """Networks that run from files; gives a pass of each for a number of images."""
+    import numpy
+
+    load = _LOADERS[task["form"]](task)
     random = numpy.random.default_rng(0)
 
     def passes(batch: int) -> dict[str, Pass]:
         found: dict[str, Pass] = {}
         for entry in task["subjects"]:
-            options = onnxruntime.SessionOptions()
-            options.use_per_session_threads = False
-            options.log_severity_level = 3
-            # The number of images is known here, as it is on most devices.
-            options.add_free_dimension_override_by_name("batch", batch)
-            session = onnxruntime.InferenceSession(entry["file"], options, providers=providers)
+            count, bind = load(entry["file"], batch)
             size = (batch, 3, *entry["subject"]["image_size"])
-            feed = {
-                port.name: random.standard_normal(size, dtype=numpy.float32)
-                if len(port.shape) == 4
-                else numpy.zeros(batch, dtype=numpy.int64)
-                for port in session.get_inputs()
-            }
-            found[entry["subject"]["name"]] = lambda session=session, feed=feed: session.run(None, feed)
+            inputs = [random.standard_normal(size, dtype=numpy.float32)]
+            inputs += [numpy.zeros(batch, dtype=numpy.int64)] * (count - 1)
+            found[entry["subject"]["name"]] = bind(inputs)
         return found
 
     return passes
+
+
+def _onnx(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
+    import onnxruntime
+
+    # Sessions share one pool: idle pools of their own would spin beside the one that is measured.
+    onnxruntime.set_global_thread_pool_sizes(task["threads"], 1)
+    providers = ["CPUExecutionProvider" if task["device"] == "cpu" else "CUDAExecutionProvider"]
+
+    def load(path: str, batch: int) -> tuple[int, Bind]:
+        options = onnxruntime.SessionOptions()
+        options.use_per_session_threads = False
+        options.log_severity_level = 3
+        # The number of images is known here, as it is on most devices.
+        options.add_free_dimension_override_by_name("batch", batch)
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        names = [port.name for port in session.get_inputs()]
+        return len(names), lambda inputs: partial(session.run, None, dict(zip(names, inputs, strict=True)))
+
+    return load
+
+
+def _openvino(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": task["threads"], "INFERENCE_PRECISION_HINT": "f32"}
+
+    def load(path: str, batch: int) -> tuple[int, Bind]:
+        model = core.read_model(path)
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        return len(model.inputs), lambda inputs: partial(request.infer, inputs)
+
+    return load
+
+
+def _torch_file(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
+    import torch
+
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(task["threads"])
+    device = task["device"]
+
+    def load(path: str, batch: int) -> tuple[int, Bind]:
+        if task["form"] == "torchscript":
+            module = torch.jit.load(path, map_location=device).eval()
+            count = len(list(module.graph.inputs())) - 1  # the first is the module
+        else:
+            program = torch.export.load(path)
+            module, count = program.module(), len(program.graph_signature.user_inputs)
+
+        def bind(inputs: list[Any]) -> Pass:
+            tensors = [torch.from_numpy(value).to(device) for value in inputs]
+
+            def run() -> None:
+                module(*tensors)
+                if device != "cpu":
+                    torch.cuda.synchronize()
+
+            return run
+
+        return count, bind
+
+    return load
+
+
+_LOADERS = {"onnx": _onnx, "openvino": _openvino, "torchscript": _torch_file, "exported_program": _torch_file}
+_RUNTIMES = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "eager": ("torch", "timm"), "fast": ("torch", "timm")}
 
 
 def versions(form: str) -> dict[str, str]:
     """Versions of what runs."""
     from importlib import metadata
 
-    packages = ("onnxruntime", "numpy") if form == "onnx" else ("torch", "timm", "numpy")
-    return {package: metadata.version(package) for package in packages}
+    return {package: metadata.version(package) for package in (*_RUNTIMES.get(form, ("torch",)), "numpy")}
 
 
 def peak_memory(task: dict[str, Any], passes: dict[str, Pass]) -> int | None:
     """Largest memory of this process while one network runs, in bytes; None where the system does not say."""
-    if task["device"] != "cpu" and task["form"] != "onnx":
+    if task["device"] != "cpu" and _LOADERS.get(task["form"]) in (None, _torch_file):
         import torch
 
         torch.cuda.reset_peak_memory_stats()
@@ -158,7 +218,7 @@ def main() -> None:
     """Carry out the task on the standard input."""
     task = json.load(sys.stdin)
     sys.stdin.close()
-    passes = (onnx_passes if task["form"] == "onnx" else torch_passes)(task)
+    passes = (file_passes if task["form"] in _LOADERS else torch_passes)(task)
     found = []
     for batch in task["batches"]:
         if task["what"] == "memory":

@@ -16,7 +16,7 @@ from amg_plugin.deploy import int8, writers
 from amg_plugin.deploy.comparison import Comparison, compare, generated_images
 from amg_plugin.deploy.graph import FeatureGraph, deployed
 from amg_plugin.deploy.images import as_image, images_below, spread
-from amg_plugin.deploy.info import FORMATS, ExportInfo, sha256
+from amg_plugin.deploy.info import FORMATS, ExportInfo, file_size, sha256
 from amg_plugin.deploy.plain import CheckpointFile, open_checkpoint
 from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.runtimes import PACKAGES, need, open_exported
@@ -214,18 +214,14 @@ def _write(
         normalize_input=info.normalize_input,
         l2_normalize=info.l2_normalize,
     ).eval()
-    if info.file_format == "torchscript":
-        writers.write_torchscript(graph, draft, info)
-    elif info.file_format == "exported_program":
-        writers.write_exported_program(graph, draft, info)
-    elif info.file_format == "onnx":
+    if info.file_format == "onnx":
         plain = draft if options.int8 is None else draft.with_name("float.onnx")
         writers.write_onnx(graph, plain, info, options.onnx_opset)
         if options.int8 is not None:
             say(f"calibrating on {len(calibration)} images")
             int8.quantize_onnx(plain, draft, int8.Calibration(calibration, info), info)
     elif options.int8 is None:
-        writers.write_openvino(graph, draft, info)
+        writers.WRITERS[info.file_format](graph, draft, info)
     else:
         model = writers.openvino_model(graph, info)
         say(f"calibrating on {len(calibration)} images")
@@ -278,11 +274,9 @@ def _outcome(
     options: ExportOptions,
     calibration: int,
 ) -> dict:
-    weights = draft.with_suffix(".bin")
-    size = draft.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
     return {
         "file": output.name,
-        "bytes": size,
+        "bytes": file_size(draft),
         "sha256": sha256(draft),
         "opset": options.onnx_opset if info.file_format == "onnx" else None,
         "calibration_images": calibration,

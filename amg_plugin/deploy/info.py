@@ -192,3 +192,11 @@ def sha256(path: str | Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def file_size(path: str | Path) -> int:
+    """Bytes of an exported file, with the weights that OpenVINO keeps beside it."""
+    path = Path(path)
+    weights = path.with_suffix(".bin")
+    beside = weights.stat().st_size if path.suffix.lower() == ".xml" and weights.exists() else 0
+    return path.stat().st_size + beside

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +114,12 @@ def _attention(
     """
     from onnxscript import opset18 as op
 
-    if attn_mask is not None or is_causal or enable_gqa or dropout_p:
-        raise NotImplementedError("attention with masks, groups or dropout")
+    if is_causal or enable_gqa or dropout_p:
+        raise NotImplementedError("causal or grouped attention, or dropout")
     factor = op.CastLike(op.Constant(value_float=scale or query.shape[-1] ** -0.5), query)
     scores = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if attn_mask is not None:  # numbers to add, as the plugin's networks give them, not truth values
+        scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
@@ -227,3 +229,12 @@ def _named(what: str) -> Iterator[None]:
         yield
     except Exception as error:  # exporters raise whatever their inner parts raise
         raise RunError(f"The export by {what} failed ({type(error).__name__}): {first_line(error)}") from error
+
+
+#: Format -> what writes it.
+WRITERS: dict[str, Callable[[nn.Module, Path, ExportInfo], None]] = {
+    "onnx": write_onnx,
+    "torchscript": write_torchscript,
+    "exported_program": write_exported_program,
+    "openvino": write_openvino,
+}

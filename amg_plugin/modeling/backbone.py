@@ -140,7 +140,7 @@ def _create(arch: str, kwargs: Mapping[str, Any]) -> nn.Module:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
 def check_plain(model: nn.Module) -> None:

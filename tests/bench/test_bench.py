@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from amg_plugin import compat
+from amg_plugin import compat, config_rules
 from amg_plugin.bench import table, worker
-from amg_plugin.bench.run import Settings, _in_process, quartiles, write_onnx
+from amg_plugin.bench.forms import FORMS, SUFFIXES, check_form, write_form
+from amg_plugin.bench.run import Settings, _in_process, quartiles
 from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_structure, joined, parse_rates
 from amg_plugin.checkpoint import save_checkpoint
 from amg_plugin.cli import main
+from amg_plugin.commands import bench
+from amg_plugin.deploy.runtimes import open_exported
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reducers.solve import with_reducer
 from amg_plugin.modeling.reid_model import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 
@@ -86,20 +89,27 @@ def test_reducers_stand_beside_every_plan_at_its_macs():
     assert {subject.baseline for subject in others} == {dense.name}
 
 
-@needs_onnx
-@pytest.mark.parametrize("method", ["tome", "evit"])
-def test_reducers_run_in_onnx_runtime(method, tmp_path):
-    import onnxruntime
+MISSING = {
+    "onnx": any(find_spec(package) is None for package in ("onnx", "onnxscript", "onnxruntime")),
+    "openvino": find_spec("openvino") is None,
+}
+FILE_FORMS = [
+    pytest.param(form, marks=pytest.mark.skipif(MISSING.get(form, False), reason=f"no {form} here"))
+    for form in SUFFIXES
+]
 
-    spec = ModelSpec("vit_tiny_patch16_224", (128, 64), 5, overrides={"depth": 3, "embed_dim": 32, "num_heads": 2})
-    model = build_network(with_reducer(spec, method, 0.2)).eval()
-    subject = SimpleNamespace(name=method, image_size=(128, 64), build=lambda: model)
-    write_onnx(subject, str(tmp_path / "model.onnx"))
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    images = torch.rand(3, 3, 128, 64)
+
+@pytest.mark.parametrize("form", FILE_FORMS)
+@needs_torchreid
+def test_what_is_written_to_be_measured_gives_the_networks_features(form, tmp_path):
+    subject = from_backbone("osnet_x0_25", (64, 32))
+    model = subject.build()
+    path = tmp_path / f"model{SUFFIXES[form]}"
+    write_form(SimpleNamespace(name="osnet", image_size=(64, 32), build=lambda: model), form, path)
+    images = torch.rand(3, 3, 64, 32)
     with torch.no_grad():
         expected = model(images).numpy()
-    (features,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    features = open_exported(path).features(images.numpy())
     assert abs(features - expected).max() <= 1e-4 * abs(expected).max()
 
 
@@ -255,20 +265,62 @@ def test_onnx_runtime_and_torchreids_networks_take_part(capsys):
     assert "onnx, 1 thread, batch 1" in printed
 
 
-@needs_onnx
-def test_an_exported_file_is_measured_against_its_dense_network(pruned, tmp_path, capsys):
-    file = tmp_path / "pruned.onnx"
-    assert main(["export", str(pruned), "--format", "onnx", "--output", str(file)]) == 0
-    assert main(["bench", str(file), "--forms", "fast", "onnx", "--no-memory", *QUICK]) == 0
+@pytest.mark.parametrize("form", FILE_FORMS)
+def test_an_exported_file_is_measured_against_its_dense_network(pruned, form, tmp_path, capsys):
+    file = tmp_path / f"pruned{SUFFIXES[form]}"
+    assert main(["export", str(pruned), "--format", form, "--dynamic-batch", "--output", str(file)]) == 0
+    assert main(["bench", str(file), "--batch", "2", "--output", str(tmp_path / "edge"), *QUICK]) == 0
+    result = json.loads((tmp_path / "edge.json").read_text(encoding="utf-8"))
+    dense, ours = result["rows"]
+    assert (dense["form"], ours["form"]) == (form, form)
+    assert ours["network"] == f"{tmp_path.name}/{file.name}"
+    assert ours["baseline"] == dense["network"]
+    weights = file.with_suffix(".bin")
+    beside = weights.stat().st_size if form == "openvino" else 0
+    assert ours["bytes"] == file.stat().st_size + beside
+    assert result["cases"][0]["peak_memory"].keys() == {dense["network"], ours["network"]}
+
+
+def test_an_exported_file_runs_in_its_own_form_beside_a_checkpoint_in_all(pruned, tmp_path, capsys):
+    file = tmp_path / "pruned.pt2"
+    assert main(["export", str(pruned), "--format", "exported_program", "--output", str(file)]) == 0
+    assert main(["bench", str(pruned), str(file), "--no-memory", *QUICK]) == 0
     printed = capsys.readouterr().out
-    rows = [line for line in printed.splitlines() if line.startswith(f"{tmp_path.name}/pruned.onnx")]
-    assert len(rows) == 1
-    assert sum(line.startswith("dense vit_tiny") for line in printed.splitlines()) == 2
-    assert "dense vit_tiny" in printed
-    assert main(["bench", str(file), "--forms", "onnx", "--batch", "2", *QUICK]) == 2
+    assert sum(line.startswith(f"{tmp_path.name}/pruned.pt2") for line in printed.splitlines()) == 1
+    assert sum(line.startswith(f"{pruned.parent.name}/{pruned.name}") for line in printed.splitlines()) == 3
+    assert sum(line.startswith("dense vit_tiny") for line in printed.splitlines()) == 3
+    assert [form in printed for form in ("eager, 1", "fast, 1", "exported_program, 1", "onnx, 1")] == [True] * 3 + [
+        False
+    ]
+
+
+def test_an_exported_file_that_cannot_be_measured_as_wanted_is_refused(pruned, tmp_path, capsys):
+    file = tmp_path / "pruned.pt2"
+    assert main(["export", str(pruned), "--format", "exported_program", "--output", str(file)]) == 0
+    assert main(["bench", str(file), "--batch", "2", *QUICK]) == 2
     assert "--dynamic-batch" in capsys.readouterr().err
     assert main(["bench", str(file), "--forms", "fast", *QUICK]) == 2
-    assert "--forms onnx" in capsys.readouterr().err
+    assert "runs in the form exported_program only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["openvino", "exported_program"])
+def test_forms_that_know_no_gpu_are_refused_on_one(form, monkeypatch):
+    monkeypatch.setattr("amg_plugin.bench.forms.need", lambda *given: None)
+    check_form(form, "cpu")
+    with pytest.raises(InputError, match="on cpu only"):
+        check_form(form, "cuda")
+
+
+def test_a_missing_runtime_is_named_before_anything_is_measured(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert main(["bench", "--model", "vit_amg_tiny", "--forms", "openvino"]) == 2
+    said = capsys.readouterr().err
+    assert "Form openvino needs 'openvino'" in said
+    assert "[export]" in said
+
+
+def test_every_form_can_be_asked_for_on_the_command_line_and_as_a_goal():
+    assert tuple(FORMS) == bench._FORMS == config_rules._AMG_CHOICES["amg.latency.form"]
 
 
 @pytest.mark.parametrize(
@@ -283,6 +335,7 @@ def test_an_exported_file_is_measured_against_its_dense_network(pruned, tmp_path
         (["--model", "vit_amg_tiny", "--batch", "-1"], "--batch -1 is impossible"),
         (["--model", "vit_amg_tiny", "--rounds", "0"], "at least 1"),
         (["missing.pth"], "does not exist"),
+        (["missing.pth", "--height", "64"], "has a size of its own"),
         (["--model", "vit_amg_tiny", "--device", "cuda"], "no GPU"),
     ],
 )
@@ -316,7 +369,7 @@ def test_settings_leave_threads_to_the_cpu():
 @needs_onnx
 def test_a_gpu_that_onnx_runtime_does_not_know_is_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("amg_plugin.bench.run._providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("amg_plugin.bench.forms._providers", lambda: ["CPUExecutionProvider"])
     Settings(forms=("fast",), device="cuda").check()
     with pytest.raises(InputError, match="onnxruntime-gpu"):
         Settings(forms=("fast", "onnx"), device="cuda").check()

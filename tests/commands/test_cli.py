@@ -1,6 +1,8 @@
 """The command line itself: help, versions, flags, and the thin files under ``tools/``."""
 
 import ast
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,39 @@ def test_wrong_words_end_with_status_2_and_the_usage(amg_reid, words):
     assert outcome.status == 2
     assert "usage: amg-reid" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+SLOW_COMMAND = """
+import sys, tempfile, time, types
+from amg_plugin import cli
+
+def run(args):
+    with tempfile.TemporaryDirectory(dir=sys.argv[1]):
+        print("at work", flush=True)
+        time.sleep(60)
+
+sys.modules["slow"] = types.SimpleNamespace(HELP="", add_arguments=lambda parser: None, run=run)
+cli.COMMANDS["slow"] = "slow"
+sys.exit(cli.main(["slow"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are ended without notice")
+def test_a_command_that_is_terminated_leaves_no_unfinished_files(tmp_path):
+    words = [sys.executable, "-c", SLOW_COMMAND, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_HOME)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout.readline() == "at work\n"
+        assert list(tmp_path.iterdir())
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + 15
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_callers_handling_of_signals_stays(amg_reid):
+    before = signal.getsignal(signal.SIGTERM)
+    amg_reid("--version")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("order", ["flags first", "names before words"])

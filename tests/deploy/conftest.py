@@ -6,7 +6,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from small_models import NETWORKS, save
+from small_models import ALL, save
 
 from amg_plugin.deploy.exporter import SUFFIXES, ExportOptions, export
 
@@ -18,7 +18,7 @@ def checkpoint(tmp_path_factory):
 
     def of(kind):
         path = folder / f"{kind}.pth"
-        return path if path.exists() else save(NETWORKS[kind](), path)
+        return path if path.exists() else save(ALL[kind](), path)
 
     return of
 

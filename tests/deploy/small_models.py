@@ -4,6 +4,7 @@ from published_state import la_transformer, randomised, transreid
 
 from amg_plugin.checkpoint import save_checkpoint
 from amg_plugin.modeling.networks import build_network
+from amg_plugin.modeling.reducers.solve import with_reducer
 from amg_plugin.modeling.reid_model import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 
@@ -32,6 +33,18 @@ NETWORKS = {
     ),
     "la": lambda: la_transformer(tokens=[[0, 3, 5, 11], [1, 3, 4, 15], range(16), [7]]),
 }
+
+
+def reduced(method):
+    """A ViT that merges or drops tokens image by image."""
+    overrides = {"embed_dim": 32, "depth": 4, "num_heads": 4, "patch_size": 8}
+    spec = ModelSpec("vit_tiny_patch16_224", (64, 32), 5, overrides=overrides)
+    return randomised(build_network(with_reducer(spec, method, 0.2)))
+
+
+#: What a graph with constant indices cannot hold; the plugin's own method is compared with them.
+REDUCED = {"tome": lambda: reduced("tome"), "evit": lambda: reduced("evit")}
+ALL = {**NETWORKS, **REDUCED}
 
 
 def preprocessing(model):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_models import MEAN, NETWORKS, STD, preprocessing
+from small_models import ALL, MEAN, NETWORKS, STD, preprocessing
 
 from amg_plugin.deploy import comparison
 from amg_plugin.deploy.exporter import ExportOptions, export
@@ -26,18 +26,18 @@ FORMATS = ["onnx", "torchscript", "exported_program", pytest.param("openvino", m
 
 def reference(kind, images, **labels):
     with torch.no_grad():
-        return NETWORKS[kind]()(images, **labels).numpy()
+        return ALL[kind]()(images, **labels).numpy()
 
 
 def some_images(kind, count):
-    return torch.randn(count, 3, *NETWORKS[kind]().spec.image_size, generator=torch.Generator().manual_seed(count))
+    return torch.randn(count, 3, *ALL[kind]().spec.image_size, generator=torch.Generator().manual_seed(count))
 
 
 def assert_close(found, expected, limit=1e-5):
     assert np.abs(found - expected).max() <= limit * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", list(NETWORKS))
+@pytest.mark.parametrize("kind", list(ALL))
 @pytest.mark.parametrize("form", FORMATS)
 def test_features_are_pytorchs_for_any_batch_size(exported, form, kind):
     path, outcome = exported(kind, form, dynamic_batch=True)
