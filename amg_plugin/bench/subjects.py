@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,10 @@ class Subject:
         image_size: (height, width) in pixels.
         baseline: Name of the dense network that savings are relative to; empty if there is none.
         path: File of a checkpoint or an exported one.
-        spec: Description of a structure's dense network.
+        spec: Description of the dense network of a structure, an exported file or a dense checkpoint.
         plan: What is pruned from it; empty for nothing.
         form: The only form that it runs in; empty if it runs in all of them.
+        precision: ``"fp32"``, or that of an exported file.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Subject:
     spec: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     form: str = ""
+    precision: str = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -102,20 +106,32 @@ class Subject:
 def joined(groups: Sequence[Sequence[Subject]]) -> list[Subject]:
     """All subjects in one list: equal ones once, different ones of one name numbered.
 
+    A dense checkpoint is the baseline of what was pruned from a network like it, in place of random weights.
+
     Args:
         groups: Lists in which baselines are named before what refers to them.
     """
     found: dict[str, Subject] = {}
+    dense: dict[str, Subject] = {}
+    for one in chain.from_iterable(groups):
+        if one.kind == "checkpoint" and not one.baseline:
+            dense.setdefault(_network(one), one)
     for group in groups:
         names: dict[str, str] = {}
         for original in group:
-            subject = replace(original, baseline=names.get(original.baseline, original.baseline))
-            number = 1
+            random = original.kind == "structure" and not original.baseline
+            subject = dense.get(_network(original), original) if random else original
+            subject = replace(subject, baseline=names.get(subject.baseline, subject.baseline))
+            name, number = subject.name, 1
             while found.setdefault(subject.name, subject) != subject:
                 number += 1
-                subject = replace(subject, name=f"{original.name} ({number})")
+                subject = replace(subject, name=f"{name} ({number})")
             names[original.name] = subject.name
     return list(found.values())
+
+
+def _network(subject: Subject) -> str:
+    return json.dumps(subject.spec, sort_keys=True)
 
 
 def short_name(path: str) -> str:
@@ -147,7 +163,7 @@ def from_checkpoint(path: str) -> list[Subject]:
     checkpoint = read_checkpoint(path)
     spec = checkpoint.spec
     if checkpoint.plan.is_dense and spec.reducer is None:
-        return [Subject(short_name(path), "checkpoint", spec.image_size, path=path)]
+        return [Subject(short_name(path), "checkpoint", spec.image_size, path=path, spec=spec.to_dict())]
     plain = replace(spec, reducer=None)
     dense = Subject(f"dense {_title(plain)}", "structure", spec.image_size, spec=plain.to_dict())
     return [dense, Subject(short_name(path), "checkpoint", spec.image_size, baseline=dense.name, path=path)]
@@ -175,10 +191,10 @@ def from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
     plain = replace(spec, reducer=None)
     dense = Subject(f"dense {_title(plain)}", "structure", spec.image_size, spec=plain.to_dict())
     name = short_name(path)
-    made_of = {"spec": spec.to_dict(), "plan": info.plan}
+    made_of = {"spec": spec.to_dict(), "plan": info.plan, "form": info.file_format, "precision": info.precision}
     return [
         dense,
-        Subject(name, "exported", spec.image_size, baseline=dense.name, path=path, form=info.file_format, **made_of),
+        Subject(name, "exported", spec.image_size, baseline=dense.name, path=path, **made_of),
     ]
 
 

@@ -24,7 +24,8 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per case and network.
 
     Savings compare neighbouring samples: a network and its dense one in the same round, so that a slow phase of the
-    machine meets both. ``realised`` is the share of the counted saving in MACs that the median shows as time.
+    machine meets both. ``realised`` is the share of the counted saving in MACs that the median shows as time; None
+    where nothing is saved, and for files in fp16 or int8, whose time tells of more than pruning.
     """
     subjects = {subject["name"]: subject for subject in result["subjects"]}
     found = []
@@ -60,7 +61,7 @@ def _savings(
         "macs_saved": counted,
         "time_saved": middle,
         "time_saved_quartiles": [low, high],
-        "realised": middle / counted if counted > 0 else None,
+        "realised": middle / counted if counted > 0 and subject.get("precision", "fp32") == "fp32" else None,
     }
 
 

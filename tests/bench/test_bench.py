@@ -131,6 +131,20 @@ def test_equal_networks_are_measured_once_and_different_ones_of_a_name_get_numbe
     ]
 
 
+def test_a_dense_checkpoint_is_the_baseline_of_what_was_pruned_from_its_network(pruned, tmp_path):
+    preparation = {"height": 64, "width": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    for name in ("dense", "control"):
+        save_checkpoint(tmp_path / f"{name}.pth", build_network(SPEC), preprocessing=preparation)
+    other = ModelSpec("vit_tiny_patch16_224", (64, 32), 5, overrides={**SPEC.overrides, "depth": 3})
+    save_checkpoint(tmp_path / "other.pth", build_network(other), preprocessing=preparation)
+    files = [str(pruned), *(str(tmp_path / f"{name}.pth") for name in ("dense", "control", "other"))]
+    found = joined([from_checkpoint(path) for path in files])
+    dense, network, *rest = found
+    assert (dense.name, dense.path) == (f"{tmp_path.name}/dense.pth", files[1])
+    assert (network.path, network.baseline) == (str(pruned), dense.name)
+    assert [(one.path, one.baseline) for one in rest] == [(files[2], ""), (files[3], "")]
+
+
 def test_files_are_called_by_their_name_and_folder(pruned):
     assert from_checkpoint(str(pruned))[1].name == f"{pruned.parent.name}/best.pth"
 
@@ -228,6 +242,13 @@ def test_a_plan_that_removes_nothing_has_no_share_to_realise():
     assert found[1]["realised"] is None
     assert table.warnings(found) == []
     assert "| pruned |" in table.markdown(result_of({"dense": [1.0], "pruned": [1.0]}), found)
+
+
+def test_the_time_that_int8_saves_is_not_put_down_to_pruning():
+    result = result_of({"dense": [1.0], "pruned": [0.2]})
+    result["subjects"][1]["precision"] = "int8"
+    (_, row) = table.rows(result)
+    assert (row["time_saved"], row["realised"]) == (0.8, None)
 
 
 def test_quartiles():
