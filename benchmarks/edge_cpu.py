@@ -62,7 +62,7 @@ def settings_of(section: str, scale: float) -> list[Settings]:
     return [
         Settings(
             forms=("eager", "fast", "onnx") if section == "small" else ("fast", "onnx"),
-            threads=(1,) if section == "reducers" else (1, 2),
+            threads=(1, 2),
             batches=(batch,),
             rounds=_scaled(rounds, scale),
             warmup=2 if batch == 1 else 1,
