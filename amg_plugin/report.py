@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -67,6 +68,17 @@ def environment(use_gpu: bool = True) -> dict[str, Any]:
             versions[package] = "not installed as a package"
     device = torch.cuda.get_device_name() if use_gpu and torch.cuda.is_available() else f"cpu ({platform.machine()})"
     return {"device": device, "threads": torch.get_num_threads(), "versions": versions}
+
+
+def per_cent(fractions: Sequence[float], sign: str = "") -> str:
+    """Fractions in per cent: their mean, with the standard deviation if there are several.
+
+    Args:
+        fractions: At least one.
+        sign: ``"+"`` to write the sign of a positive mean, too.
+    """
+    text = f"{100 * statistics.fmean(fractions):{sign}.1f}"
+    return text if len(fractions) == 1 else f"{text} ± {100 * statistics.stdev(fractions):.1f}"
 
 
 def write_result(folder: str | Path, result: Mapping[str, Any]) -> Path:

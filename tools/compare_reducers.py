@@ -1,11 +1,13 @@
 r"""Compare ways to save the same share of MACs on one dense checkpoint, without training and after a short fine-tuning.
 
 Methods: AMG (single-shot, heads and tokens, or tokens only), ToMe, EViT, random and magnitude pruning, and the dense
-model with the same fine-tuning. Each method's figures lie in SAVE_DIR/METHOD; what is there already is not run again,
-so that an interrupted comparison goes on where it stopped. The table of what is there goes to --output.
+model with the same fine-tuning. Each method's figures lie in SAVE_DIR/seedN/METHOD; what is there already is not run
+again, so that an interrupted comparison goes on where it stopped. The table of what is there goes to --output.
 
 example: python tools/compare_reducers.py --weights log/dev_split_vits14/last.pth --root DATA \
              --save-dir log/dev_split_vits14_equal_macs --output docs/results/market1501_equal_macs
+         python tools/compare_reducers.py --weights log/dense{seed}/last.pth --seeds 1 2 3 --root DATA \
+             --save-dir log/equal_macs --output docs/results/market1501_equal_macs
 """
 
 import sys
@@ -17,7 +19,9 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Collection
+from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from amg_plugin import report
@@ -51,7 +55,10 @@ BEFORE, AFTER = "before", "after"
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="CKPT", help="the dense checkpoint")
+    parser.add_argument(
+        "--weights", required=True, metavar="CKPT", help="the dense checkpoint; {seed} stands for the seed"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], metavar="N", help="seeds of all runs (default: 1)")
     parser.add_argument("--config-file", default="market1501/dev_split_vits14_equal_macs", metavar="FILE")
     parser.add_argument("--root", required=True, metavar="FOLDER", help="folder that holds the data sets")
     parser.add_argument("--save-dir", required=True, metavar="FOLDER", help="folder for the runs")
@@ -80,27 +87,32 @@ def names_out_of(allowed: Collection[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def configuration(args: argparse.Namespace, method: str, folder: Path) -> Any:
+def place(args: argparse.Namespace, seed: int, method: str, name: str) -> Path:
+    """The folder of one run."""
+    return Path(args.save_dir) / f"seed{seed}" / method / name
+
+
+def configuration(args: argparse.Namespace, seed: int, method: str, folder: Path) -> Any:
     """The configuration of one run."""
     keys = {"amg.target_macs_saving": args.saving, "amg.head_token_balance": args.balance, **METHODS[method][1]}
     if method == "dense":
         keys["amg.target_macs_saving"] = 0.0
     words = [word for key, value in keys.items() for word in (key, value)]
-    words += ["data.root", args.root, "data.save_dir", str(folder), *args.opts]
+    words += ["data.root", args.root, "data.save_dir", str(folder), "train.seed", seed, *args.opts]
     return load_config(args.config_file, words, use_schedule=False)
 
 
-def run_step(args: argparse.Namespace, method: str, name: str, checkpoint: Checkpoint) -> None:
+def run_step(args: argparse.Namespace, seed: int, method: str, name: str, checkpoint: Checkpoint) -> None:
     """Carry out one step of a method, unless that was done before."""
-    folder = Path(args.save_dir) / method / name
+    folder = place(args, seed, method, name)
     if (folder / report.FILE_NAME).is_file():
         return
-    cfg, started = configuration(args, method, folder), time.time()
+    cfg, started = configuration(args, seed, method, folder), time.time()
     prepare(cfg)
     pruned = "amg.schedule" in METHODS[method][1]
     step = prune_once if pruned and name == BEFORE else {BEFORE: test, AFTER: train}[name]
     if pruned and name == AFTER:
-        checkpoint = read_checkpoint(Path(args.save_dir) / method / BEFORE / LAST_CHECKPOINT)
+        checkpoint = read_checkpoint(place(args, seed, method, BEFORE) / LAST_CHECKPOINT)
     with logged(str(folder), name):
         finish(cfg, name, step(cfg, checkpoint), started)
 
@@ -140,17 +152,18 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def collect(args: argparse.Namespace) -> dict[str, Any]:
-    """What the finished runs say."""
+    """What the finished runs say: per method and step, figures and conditions of every seed."""
     methods: dict[str, Any] = {}
     for method, (label, _) in METHODS.items():
-        runs = {name: read(Path(args.save_dir) / method / name) for name in (BEFORE, AFTER)}
-        runs = {name: run for name, run in runs.items() if run}
-        sections = {name: next(run[key] for key in report.SECTIONS if key in run) for name, run in runs.items()}
-        if sections:
-            kept = {name: without_places(run) for name, run in runs.items()}
-            methods[method] = {"label": label, **sections, "runs": kept}
+        entry: dict[str, Any] = {"label": label, BEFORE: {}, AFTER: {}, "runs": {BEFORE: {}, AFTER: {}}}
+        for name, seed in product((BEFORE, AFTER), args.seeds):
+            if run := read(place(args, seed, method, name)):
+                entry[name][str(seed)] = next(run[key] for key in report.SECTIONS if key in run)
+                entry["runs"][name][str(seed)] = without_places(run)
+        if entry[BEFORE] or entry[AFTER]:
+            methods[method] = entry
     if not methods:
-        raise InputError(f"'{args.save_dir}' holds no finished run.")
+        raise InputError(f"'{args.save_dir}' holds no finished run of --seeds {' '.join(map(str, args.seeds))}.")
     return {"saving": args.saving, "balance": args.balance, "config_file": args.config_file, "methods": methods}
 
 
@@ -166,7 +179,7 @@ def without_places(run: dict[str, Any]) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """The table."""
     methods = result["methods"]
-    dense = next((section for section in map(methods.get("dense", {}).get, (BEFORE, AFTER)) if section), None)
+    dense = macs_of(methods["dense"]) if "dense" in methods else None
     lines = [
         f"# {100 * result['saving']:.0f} % fewer MACs by AMG and by others",
         "",
@@ -174,38 +187,46 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for entry in methods.values():
-        section = entry.get(AFTER) or entry[BEFORE]
-        saved = f"{1 - section['macs'] / dense['macs']:.1%}" if dense else ""
+        saved = f"{1 - macs_of(entry) / dense:.1%}" if dense else ""
         cells = [
-            f"{100 * entry[name]['rank1']:.1f} / {100 * entry[name]['mAP']:.1f}" if name in entry else "not run"
+            " / ".join(report.per_cent([run[key] for run in entry[name].values()]) for key in ("rank1", "mAP"))
+            if entry[name]
+            else "not run"
             for name in (BEFORE, AFTER)
         ]
-        lines.append(f"| {entry['label']} | {section['macs'] / 1e9:.3f} | {saved} | {' | '.join(cells)} |")
-    runs = [run for entry in methods.values() for run in entry["runs"].values()]
-    run, threads = runs[0], sorted({run["threads"] for run in runs})
+        lines.append(f"| {entry['label']} | {macs_of(entry) / 1e9:.3f} | {saved} | {' | '.join(cells)} |")
+    runs = [run for entry in methods.values() for step in entry["runs"].values() for run in step.values()]
+    run, threads, seeds = runs[0], *({run[key] for run in runs} for key in ("threads", "seed"))
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     images = run["config"]["train"]["batch_size"] * run["config"]["amg"]["batches_per_epoch"]
     epochs = run["config"]["train"]["max_epoch"]
     length = f"{images * epochs:,} images" if images else f"{epochs} epoch{'s' * (epochs != 1)}"
+    several = " (mean ± standard deviation over them)" if len(seeds) > 1 else ""
     return "\n".join(
         [
             *lines,
             "",
             f"Fine-tuning: {length}, the same for all, no distillation. Measured on {run['device']}, "
-            f"threads: {' or '.join(map(str, threads))}; {versions}; seed {run['seed']}. "
+            f"threads: {' or '.join(map(str, sorted(threads)))}; {versions}; "
+            f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}{several}. "
             f"Configuration `{result['config_file']}`.",
             "",
         ]
     )
 
 
+def macs_of(entry: dict[str, Any]) -> float:
+    """Counted MACs of a method, mean over its seeds."""
+    return mean(section["macs"] for section in (entry[AFTER] or entry[BEFORE]).values())
+
+
 def main() -> int:
     """Run what is missing, then write the table."""
     args = parse_arguments()
-    checkpoint = read_checkpoint(args.weights)
-    for name in args.steps:
-        for method in args.methods:
-            run_step(args, method, name, checkpoint)
+    for seed in args.seeds if args.methods else ():
+        checkpoint = read_checkpoint(args.weights.replace("{seed}", str(seed)))
+        for name, method in product(args.steps, args.methods):
+            run_step(args, seed, method, name, checkpoint)
     result = collect(args)
     text = markdown(result)
     if args.notes:

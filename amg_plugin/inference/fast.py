@@ -249,7 +249,7 @@ def fast(model: nn.Module, pack: bool | None = None) -> FastNetwork:
         )
     with torch.no_grad():
         # Modes and gradients are switched off in the copy only: the network may be in the middle of its training.
-        form = copy.deepcopy(FastNetwork(model)).requires_grad_(False).eval()
+        form = copy.deepcopy(FastNetwork(model)).requires_grad_(False).eval().to(reference.device)
         return form.pack() if (possible if pack is None else pack) else form
 
 
