@@ -308,4 +308,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except AMGError as error:
-        sys.exit(f"edge_cpu: error: {error}")
+        print(f"edge_cpu: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)

@@ -93,4 +93,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except AMGError as error:
-        sys.exit(f"bootstrap_interval: error: {error}")
+        print(f"bootstrap_interval: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)

@@ -133,4 +133,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except AMGError as error:
-        sys.exit(f"combine_results: error: {error}")
+        print(f"combine_results: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)

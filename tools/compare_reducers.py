@@ -50,6 +50,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {"amg.reducer": "none"}),
 }  # fmt: skip
 BEFORE, AFTER = "before", "after"
+_CONDITIONS = ("seed", "device", "threads", "versions", "seconds")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -155,11 +156,12 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
     """What the finished runs say: per method and step, figures and conditions of every seed."""
     methods: dict[str, Any] = {}
     for method, (label, _) in METHODS.items():
-        entry: dict[str, Any] = {"label": label, BEFORE: {}, AFTER: {}, "runs": {BEFORE: {}, AFTER: {}}}
+        entry: dict[str, Any] = {"label": label, BEFORE: {}, AFTER: {}, "config": {}, "runs": {BEFORE: {}, AFTER: {}}}
         for name, seed in product((BEFORE, AFTER), args.seeds):
             if run := read(place(args, seed, method, name)):
                 entry[name][str(seed)] = next(run[key] for key in report.SECTIONS if key in run)
-                entry["runs"][name][str(seed)] = without_places(run)
+                entry["config"].setdefault(name, without_places(run["config"]))  # seeds differ in nothing else
+                entry["runs"][name][str(seed)] = {key: run[key] for key in _CONDITIONS}
         if entry[BEFORE] or entry[AFTER]:
             methods[method] = entry
     if not methods:
@@ -167,13 +169,12 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
     return {"saving": args.saving, "balance": args.balance, "config_file": args.config_file, "methods": methods}
 
 
-def without_places(run: dict[str, Any]) -> dict[str, Any]:
-    """What a run was made with, without paths of somebody's disk."""
-    config = run["config"]
+def without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without paths of somebody's disk."""
     for node, keys in (("data", ("root", "save_dir")), ("amg", ("weights",))):
         for key in keys:
             config[node][key] = Path(config[node][key]).name
-    return {key: run[key] for key in ("config", "seed", "device", "threads", "versions", "seconds")}
+    return config
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -198,8 +199,8 @@ def markdown(result: dict[str, Any]) -> str:
     runs = [run for entry in methods.values() for step in entry["runs"].values() for run in step.values()]
     run, threads, seeds = runs[0], *({run[key] for run in runs} for key in ("threads", "seed"))
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    images = run["config"]["train"]["batch_size"] * run["config"]["amg"]["batches_per_epoch"]
-    epochs = run["config"]["train"]["max_epoch"]
+    config = next(config for entry in methods.values() for config in entry["config"].values())
+    images, epochs = config["train"]["batch_size"] * config["amg"]["batches_per_epoch"], config["train"]["max_epoch"]
     length = f"{images * epochs:,} images" if images else f"{epochs} epoch{'s' * (epochs != 1)}"
     several = " (mean ± standard deviation over them)" if len(seeds) > 1 else ""
     return "\n".join(
@@ -244,4 +245,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except AMGError as error:
-        sys.exit(f"compare_reducers: error: {error}")
+        print(f"compare_reducers: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)

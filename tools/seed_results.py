@@ -1,6 +1,7 @@
 r"""Join results of the same commands with several seeds into one JSON file and a Markdown table.
 
-A row is given once per seed. Its figures are one section of a result.json, the first unless #SECTION names another.
+A row is given once per seed. Its figures are one section of a result.json, the first unless #SECTION names another. Of
+two models (section asymmetric), parameters and MACs are those of the query's.
 
 example: python tools/seed_results.py dense=log/1/dense/result.json dense=log/2/dense/result.json \
              "pruned=log/1/pruned/result.json#finetuned" "pruned=log/2/pruned/result.json#finetuned" \
@@ -15,6 +16,7 @@ if __name__ == "__main__":
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from amg_plugin import report
@@ -54,7 +56,8 @@ def read(word: str) -> tuple[str, dict[str, Any]]:
     schedule["distill"]["teacher"] = Path(schedule["distill"]["teacher"]).name
     training = {"max_epoch": result["config"]["train"]["max_epoch"], "lr": result["config"]["train"]["lr"]}
     conditions = {key: result[key] for key in _CONDITIONS}
-    return row, {"section": name, **result[name], **conditions, "config": {"amg": schedule, "train": training}}
+    costs = {key: result["query_model"][key] for key in ("params", "macs")} if name == "asymmetric" else {}
+    return row, {"section": name, **result[name], **costs, **conditions, "config": {"amg": schedule, "train": training}}
 
 
 def gather(words: list[str], reference: str | None) -> Rows:
@@ -79,8 +82,7 @@ def markdown(rows: Rows, reference: str | None, title: str) -> str:
     for row, seeds in rows.items():
         cells = [row, *(report.per_cent([found[key] for found in seeds.values()]) for key in ("rank1", "mAP"))]
         for key, unit in (("params", 1e6), ("macs", 1e9)):
-            known = [found[key] / unit for found in seeds.values() if key in found]
-            cells.append(f"{sum(known) / len(known):.2f}" if known else "")
+            cells.append(f"{fmean(found[key] for found in seeds.values()) / unit:.2f}")
         for key in ("rank1", "mAP") if reference else ():
             pairs = [found[key] - rows[reference][seed][key] for seed, found in seeds.items()]
             cells.append("" if row == reference else report.per_cent(pairs, "+"))
@@ -113,4 +115,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except AMGError as error:
-        sys.exit(f"seed_results: error: {error}")
+        print(f"seed_results: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)

@@ -84,8 +84,8 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
         progress: Gets what is going on and the number of rounds that were finished.
 
     Returns:
-        ``subjects`` (with counted cost), ``cases`` (form, threads, batch, and per network ``samples`` in seconds per
-        pass), ``environment``.
+        ``subjects`` (with counted cost), ``cases`` (form, device, threads, batch, and per network ``samples`` in
+        seconds per pass), ``environment``.
 
     Raises:
         RunError: If a process fails.
@@ -105,7 +105,7 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
                     write_form(subject, form, files[form][subject.name])
         cases, versions = [], {"amg_plugin": __version__, "python": platform.python_version()}
         for form, threads in settings.processes:
-            label = f"{form}, {threads} thread{'s' * (threads > 1)}"
+            label = case_title(form, settings.device, threads)
             progress(label, 0)
             task = {
                 "what": "time",
@@ -125,12 +125,18 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
             versions.update(outcome["versions"])
             peaks = _peaks(task, lambda label=label: progress(f"{label}, memory", 0)) if settings.memory else {}
             for number, batch in enumerate(settings.batches):
-                case = {"form": form, "threads": threads, "batch": batch, "samples": outcome["found"][number]}
+                case = {"form": form, "device": settings.device, "threads": threads, "batch": batch}
+                case["samples"] = outcome["found"][number]
                 case["peak_memory"] = {name: values[number] for name, values in peaks.items()}
                 if files[form]:
                     case["bytes"] = {name: file_size(file) for name, file in files[form].items()}
                 cases.append(case)
     return {"subjects": described, "cases": cases, "environment": environment(settings, versions)}
+
+
+def case_title(form: str, device: str, threads: int) -> str:
+    """What a process measures; on a GPU threads make no difference."""
+    return f"{form}, {device}" if device != "cpu" else f"{form}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _peaks(task: dict[str, Any], started: Callable[[], None]) -> dict[str, list[int | None]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amg_plugin.bench.forms import FORMS
-from amg_plugin.bench.run import quartiles
+from amg_plugin.bench.run import case_title, quartiles
 from amg_plugin.errors import RunError
 from amg_plugin.report import text_table
 
@@ -33,7 +33,7 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, samples in case["samples"].items():
             subject, (low, middle, high) = subjects[name], quartiles(samples)
             row = {
-                **{key: case[key] for key in ("form", "threads", "batch")},
+                **{key: case[key] for key in ("form", "device", "threads", "batch")},
                 "network": name,
                 "milliseconds": 1e3 * middle,
                 "milliseconds_quartiles": [1e3 * low, 1e3 * high],
@@ -93,7 +93,7 @@ def tables(found: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    return f"{row['form']}, {row['threads']} thread{'s' * (row['threads'] > 1)}, batch {row['batch']}"
+    return f"{case_title(row['form'], row['device'], row['threads'])}, batch {row['batch']}"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -209,7 +209,9 @@ def result_of(samples, macs=(100, 70)):
             {"name": "dense", "baseline": "", "macs": macs[0], "macs_fast": macs[0] - 5, **sizes},
             {"name": "pruned", "baseline": "dense", "macs": macs[1], "macs_fast": macs[1] - 5, **sizes},
         ],
-        "cases": [{"form": "fast", "threads": 1, "batch": 2, "samples": samples, "peak_memory": {"dense": 5}}],
+        "cases": [
+            {"form": "fast", "device": "cpu", "threads": 1, "batch": 2, "samples": samples, "peak_memory": {"dense": 5}}
+        ],
     }
 
 
@@ -249,6 +251,13 @@ def test_the_time_that_int8_saves_is_not_put_down_to_pruning():
     result["subjects"][1]["precision"] = "int8"
     (_, row) = table.rows(result)
     assert (row["time_saved"], row["realised"]) == (0.8, None)
+
+
+@pytest.mark.parametrize(("device", "words"), [("cpu", "fast, 2 threads, batch 8"), ("cuda", "fast, cuda, batch 8")])
+def test_tables_name_the_threads_of_a_cpu_only(device, words):
+    result = result_of({"dense": [1.0], "pruned": [0.5]})
+    result["cases"][0].update(device=device, threads=2, batch=8)
+    assert list(table.tables(table.rows(result))) == [words]
 
 
 def test_quartiles():

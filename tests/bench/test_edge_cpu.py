@@ -38,7 +38,7 @@ def quick(script, monkeypatch):
         ]
         samples = {subject.name: [0.07 if subject.baseline else 0.1] * 3 for subject in subjects}
         cases = [
-            {"form": form, "threads": threads, "batch": batch, "samples": samples}
+            {"form": form, "device": "cpu", "threads": threads, "batch": batch, "samples": samples}
             for form, threads in settings.processes
             for batch in settings.batches
         ]

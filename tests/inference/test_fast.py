@@ -83,6 +83,13 @@ def test_a_network_in_training_stays_in_training(kind):
     assert relative_error(form(*arguments), expected) < LIMIT
 
 
+@pytest.mark.parametrize("pruning", PRUNINGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_in_it_lies_where_the_network_lies(kind, pruning):
+    form = fast(build(kind, pruning).to("meta"))
+    assert {tensor.device.type for tensor in (*form.parameters(), *form.buffers())} == {"meta"}
+
+
 def test_it_evaluates_only():
     form = fast(build())
     assert not form.training
