@@ -58,7 +58,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"amg-reid {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, path in COMMANDS.items():
-        if only in COMMANDS and name != only:
+        if name != only and only in (*COMMANDS, "--version"):
             commands.add_parser(name)
             continue
         module = importlib.import_module(path)

@@ -75,10 +75,15 @@ def is_classifier(name: str) -> bool:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
+    learning = [value for value in model.parameters() if value.requires_grad]
     model.eval()
+    for value in learning:  # torch's counter stumbles over views of them
+        value.requires_grad_(False)
     try:
         yield
     finally:
+        for value in learning:
+            value.requires_grad_(True)
         for module, training in modes:
             module.training = training
 

@@ -102,15 +102,20 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write_markdown(folder: str | Path, result: Mapping[str, Any]) -> Path:
+def write_markdown(folder: str | Path, result: Mapping[str, Any], tables: Sequence[Table] | None = None) -> Path:
     """Write the tables of a result as ``result.md`` beside ``result.json``.
+
+    Args:
+        folder: Where.
+        result: Whose.
+        tables: None for those of models, targets and attention.
 
     Raises:
         RunError: If it cannot be written.
     """
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     measured = f"Measured on {result['device']}, {result['threads']} threads, seed {result['seed']}; {versions}."
-    tables = [("", *comparison_rows(result)), *further_tables(result)]
+    tables = [("", *comparison_rows(result)), *further_tables(result)] if tables is None else tables
     path = Path(folder) / MARKDOWN_FILE
     temporary = path.with_suffix(".md.part")
     try:

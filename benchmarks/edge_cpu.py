@@ -26,7 +26,7 @@ from amg_plugin.bench import table
 from amg_plugin.bench.forms import FORMS
 from amg_plugin.bench.run import Settings, environment, run
 from amg_plugin.bench.subjects import BACKBONES, Subject, from_backbone, from_structure
-from amg_plugin.errors import AMGError
+from amg_plugin.errors import AMGError, InputError
 from amg_plugin.inference import fast
 
 SIZE = (256, 128)
@@ -283,6 +283,14 @@ def document(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def before(path: Path) -> dict[str, Any]:
+    """Sections that were measured before."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["sections"] if path.exists() else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"'{path}' holds no sections of this script ({error}); choose another --output.") from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write; 0 on success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -291,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="docs/results/edge_cpu", metavar="NAME", help="NAME.json and NAME.md")
     options = parser.parse_args(argv)
     path = Path(f"{options.output}.json")
-    results = json.loads(path.read_text(encoding="utf-8"))["sections"] if path.exists() else {}
+    results = before(path)
     command = ["python", "benchmarks/edge_cpu.py"]
     command += ["--sections", *options.sections] if options.sections != list(SECTIONS) else []
     command += ["--rounds", f"{options.rounds:g}"] if options.rounds != 1 else []

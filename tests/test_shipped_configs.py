@@ -67,8 +67,9 @@ def test_every_configuration_writes_to_a_folder_of_its_own():
 
 
 def test_control_trains_as_long_as_the_pruned_model():
-    control = load_config("market1501/dev_split_vits14_control")
-    assert control.train.max_epoch == schedule_epochs(load_config("market1501/dev_split_vits14_head25_token25"))
+    for name in ("market1501/dev_split_vits14", "market1501/dev_split_vits14_long"):
+        pruned = load_config(f"{name}_head25_token25")
+        assert load_config(f"{name}_control").train.max_epoch == schedule_epochs(pruned)
 
 
 # --- Documentation ----------------------------------------------------------------------------------------

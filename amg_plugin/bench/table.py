@@ -163,6 +163,7 @@ def write(path: Path, content: str) -> None:
         temporary.write_text(content, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise RunError(f"'{path}' cannot be written: {error}.") from error
 
 

@@ -138,6 +138,8 @@ def _openvino(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
 
     def load(path: str, batch: int) -> tuple[int, Bind]:
         model = core.read_model(path)
+        # The number of images is known here, as it is on most devices.
+        model.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in model.inputs})
         request = core.compile_model(model, "CPU", settings).create_infer_request()
         return len(model.inputs), lambda inputs: partial(request.infer, inputs)
 

@@ -103,13 +103,18 @@ def check_comparable(query: Any, gallery: Any) -> None:
 
 def table(result: Mapping[str, Any]) -> str:
     """The three cases side by side, for every target."""
+    return report.text_table(*rows(result))
+
+
+def rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of :func:`table`."""
     sections = {"query": result["query_model"], "gallery": result["gallery_model"], "asymmetric": result["asymmetric"]}
-    rows = []
+    found = []
     for target in sections["asymmetric"]["targets"]:
         for case, (query, gallery) in ROWS.items():
             scores = sections[case]["targets"][target]
             macs = {f"{side} model": result[f"{side}_model"]["macs"] for side in ("query", "gallery")}
-            rows.append(
+            found.append(
                 [
                     query,
                     gallery,
@@ -121,4 +126,4 @@ def table(result: Mapping[str, Any]) -> str:
                 ]
             )
     header = ["queries by", "gallery by", "target", "Rank-1 %", "mAP %", "MACs per query", "MACs per gallery image"]
-    return report.text_table(header, rows)
+    return header, found

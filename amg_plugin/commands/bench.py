@@ -127,8 +127,11 @@ def _output(name: str) -> Path:
     from amg_plugin.session import check_writable
 
     path = Path(name).with_suffix("") if name.endswith((".json", ".md")) else Path(name)
-    if not path.name:
+    if not path.name or name.endswith(("/", "\\")):
         raise InputError(f"--output '{name}' is no name for files; give, for example, edge or results/edge.")
+    for suffix in ("json", "md"):
+        if (written := path.with_name(f"{path.name}.{suffix}")).is_dir():
+            raise InputError(f"'{written}', which --output '{name}' would write, is a folder; choose another name.")
     check_writable(path.parent, "The folder of --output,")
     return path
 
@@ -142,6 +145,8 @@ def _subjects(args: argparse.Namespace) -> list:
         raise InputError("--reducers needs --plan, whose MACs they are brought to.")
     if not (args.checkpoints or args.model or args.backbones):
         raise InputError("There is nothing to measure: give checkpoints, --model or --backbones.")
+    if not args.model and (args.variant != "block" or args.stride):
+        raise InputError("--variant and --stride are for --model; a checkpoint has its own.")
     if not (args.model or args.backbones) and (args.height is not None or args.width is not None):
         raise InputError("--height and --width are for --model and --backbones; a checkpoint has a size of its own.")
     size = (256 if args.height is None else args.height, 128 if args.width is None else args.width)

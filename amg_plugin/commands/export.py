@@ -40,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="quantise to 8 bits, calibrated on a folder of images or on the training images of a data set",
     )
     parser.add_argument("--root", metavar="FOLDER", help="folder that holds the data sets, if --int8 names one")
-    parser.add_argument(
-        "--calibration-images", type=int, default=128, metavar="N", help="most images to calibrate on (128)"
-    )
+    parser.add_argument("--calibration-images", type=int, metavar="N", help="most images to calibrate on (128)")
     parser.add_argument(
         "--dynamic-batch", action="store_true", help="take any number of images per call; otherwise one"
     )

@@ -20,7 +20,7 @@ from amg_plugin.session import assemble, check_fits, prepare
 def run(args: argparse.Namespace) -> int:
     """Evaluate the exported file in ``args.weights``; 0 on success."""
     for option, value in (("--dense", args.dense), ("--gallery-weights", args.gallery_weights)):
-        if value:
+        if value is not None:
             raise InputError(f"{option} goes with checkpoints only, but --weights is an exported file; leave it out.")
     file = open_exported(args.weights)
     checkpoint = as_checkpoint(file.info, file.path)
@@ -55,6 +55,7 @@ def test(cfg: Any, file: ExportedFile) -> dict[str, Any]:
         **report.section(engine.results, shape),
         "file_format": file.info.file_format,
         "precision": file.info.precision,
+        "l2_normalize": file.info.l2_normalize,
         "runtime": file.runtime,
         "source": dict(file.info.source),
     }

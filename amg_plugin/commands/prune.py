@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Prune; 0 on success."""
     checkpoint = read_checkpoint(required_weights(args))
     cfg = config_from_arguments(args, base=checkpoint.config)
+    _check_reducer(cfg, checkpoint)
     if args.preview:
         cfg, _ = latency_target.resolve(cfg, checkpoint, data=False)
         print(preview(cfg, checkpoint))

@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     if file_format(required_weights(args)) is not None:
         return exported.run(args)
     checkpoint = read_checkpoint(required_weights(args))
-    if args.gallery_weights:
+    if args.gallery_weights is not None:
         return _run_asymmetric(args, checkpoint)
-    dense = read_dense(args.dense, checkpoint) if args.dense else None
+    dense = read_dense(args.dense, checkpoint) if args.dense is not None else None
     cfg = config_from_arguments(args, use_schedule=False, base=checkpoint.config)
     prepare(cfg)
     started = time.time()
@@ -76,8 +76,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_asymmetric(args: argparse.Namespace, query: Checkpoint) -> int:
-    if args.dense:
+    if args.dense is not None:
         raise InputError("--dense and --gallery-weights cannot be joined; run 'amg-reid test' once with each.")
+    if not args.gallery_weights:
+        raise InputError("--gallery-weights is empty; give a checkpoint.")
+    if file_format(args.gallery_weights) is not None:
+        raise InputError(
+            f"--gallery-weights '{args.gallery_weights}' is an exported file, but a checkpoint embeds the gallery: "
+            "give the one that it was made from."
+        )
     gallery = read_checkpoint(args.gallery_weights)
     cfg = config_from_arguments(args, use_schedule=False, base=query.config)
     if cfg.test.visrank:
@@ -85,7 +92,8 @@ def _run_asymmetric(args: argparse.Namespace, query: Checkpoint) -> int:
     prepare(cfg)
     started = time.time()
     with logged(cfg.data.save_dir, "test"):
-        finish(cfg, "test", asymmetric.test_asymmetric(cfg, query, gallery), started, asymmetric.table)
+        result = finish(cfg, "test", asymmetric.test_asymmetric(cfg, query, gallery), started, asymmetric.table)
+        write_markdown(cfg.data.save_dir, result, [("", *asymmetric.rows(result))])
     return 0
 
 

@@ -28,7 +28,7 @@ class Comparison:
         relative_difference: Largest difference of any feature, divided by the largest feature.
         cosine: Smallest cosine between the two features of an image.
         images: Number of images.
-        kind: ``real`` or ``generated`` images.
+        kind: ``real`` images, ``calibration`` images (there were no others), or ``generated`` ones.
         batches: Batch sizes that were run.
         limit: What was allowed, as text.
         within: Whether it holds.
@@ -91,6 +91,8 @@ def compare(exported: ExportedFile, reference: ExportedFile, images: Sequence[An
     ours, theirs = np.concatenate(found), reference.features(second, labels)
     if info.l2_normalize:
         theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
+    if not np.isfinite(theirs).all():
+        raise RunError(f"'{reference.path}' itself gives features that are not finite, in PyTorch.")
     if ours.shape != theirs.shape or not np.isfinite(ours).all():
         raise RunError(
             f"'{exported.path.name}' gives features of {list(ours.shape)}, PyTorch {list(theirs.shape)}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -10,6 +11,8 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from amg_plugin import report
 from amg_plugin.deploy import int8, writers
@@ -33,6 +36,8 @@ SUFFIXES = {
 INT8_FORMATS = ("onnx", "openvino")
 #: Images of the comparison: generated ones, and the most of the user's.
 GENERATED, REAL = 8, 32
+#: Most images to calibrate on, unless said otherwise.
+CALIBRATION = 128
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class ExportOptions:
         l2_normalize: Features of length 1.
         images: Folder of images for the comparison; None for generated ones, or for some of the calibration data.
         root: Data root, if ``int8`` names a data set.
-        calibration_images: Most images to calibrate on.
+        calibration_images: Most images to calibrate on; None for :data:`CALIBRATION`.
     """
 
     file_format: str
@@ -63,7 +68,7 @@ class ExportOptions:
     l2_normalize: bool = False
     images: Path | None = None
     root: str | None = None
-    calibration_images: int = 128
+    calibration_images: int | None = None
 
     @property
     def precision(self) -> str:
@@ -74,6 +79,12 @@ class ExportOptions:
     def onnx_opset(self) -> int:
         """The opset of an ONNX file."""
         return writers.DEFAULT_OPSET if self.opset is None else self.opset
+
+    @property
+    def beside(self) -> list[Path]:
+        """What is written beside the file."""
+        weights = [self.output.with_suffix(".bin")] if self.file_format == "openvino" else []
+        return [self.output.with_name(f"{self.output.name}.json"), *weights]
 
     def check(self) -> None:
         """Check everything that can be known without the checkpoint.
@@ -89,9 +100,7 @@ class ExportOptions:
             raise InputError(f"--output '{self.output}' must end in {' or '.join(suffixes)} for {self.file_format}.")
         if self.output.is_dir():
             raise InputError(f"--output '{self.output}' is a folder; give the name of a file.")
-        beside = [self.output.with_name(f"{self.output.name}.json")]
-        beside += [self.output.with_suffix(".bin")] if self.file_format == "openvino" else []
-        for path in beside:
+        for path in self.beside:
             if path.is_dir():
                 raise InputError(f"'{path}', which is written beside --output, is a folder; choose another name.")
         if self.opset is not None and self.file_format != "onnx":
@@ -105,7 +114,9 @@ class ExportOptions:
                 raise InputError(f"--int8 is for {' and '.join(INT8_FORMATS)}, not for {self.file_format}.")
         elif self.root is not None:
             raise InputError("--root is for --int8 only, which may name a data set below it; leave it out.")
-        if self.calibration_images < 1:
+        elif self.calibration_images is not None:
+            raise InputError("--calibration-images is for --int8 only; leave it out.")
+        if self.calibration_images is not None and self.calibration_images < 1:
             raise InputError(f"--calibration-images is {self.calibration_images}, but must be at least 1.")
         for package in PACKAGES[self.file_format]:
             need(package, f"Exporting to {self.file_format}")
@@ -134,8 +145,9 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
     """
     options.check()
     output, path = options.output, Path(checkpoint)
-    if output.exists() and path.exists() and output.samefile(path):
-        raise InputError(f"--output '{output}' is the checkpoint itself; choose another file.")
+    for written in (output, *options.beside):
+        if written.exists() and path.exists() and written.samefile(path):
+            raise InputError(f"--output '{output}' would overwrite the checkpoint '{path}'; choose another file.")
     reference = open_checkpoint(path)
     calibration, pictures, kind = _images(options, reference.info)
     info = replace(
@@ -147,6 +159,7 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
         l2_normalize=options.l2_normalize,
         versions=_versions(options),
     )
+    folders = [folder for folder in output.parents if not folder.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".amg-export-", dir=output.parent))
@@ -179,6 +192,10 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
         raise RunError(f"'{output}' cannot be written: {error}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if not output.exists():
+            with contextlib.suppress(OSError):  # somebody else put something there
+                for folder in folders:
+                    folder.rmdir()
     return outcome
 
 
@@ -190,9 +207,13 @@ def _images(options: ExportOptions, info: ExportInfo) -> tuple[list[Path], list[
         pictures = spread(images_below(options.images), REAL)
     if options.int8 is not None:
         files = int8.calibration_files(options.int8, options.root)
-        calibration = spread(files, options.calibration_images)
-        held_out = sorted(set(files) - set(calibration))
-        pictures = pictures or spread(held_out or calibration, REAL)
+        calibration = spread(files, options.calibration_images or CALIBRATION)
+        for file in tqdm(calibration, desc="checking calibration images", leave=False, disable=None):
+            as_image(file)
+        if not pictures:
+            held_out = sorted(set(files) - set(calibration))
+            kind = "real" if held_out else "calibration"
+            return calibration, [as_image(picture) for picture in spread(held_out or calibration, REAL)], kind
     if pictures:
         return calibration, [as_image(picture) for picture in pictures], "real"
     return calibration, generated_images(GENERATED, *info.image_size), "generated"

@@ -53,8 +53,8 @@ class FeatureExtractor:
     ) -> None:
         if output not in OUTPUTS:
             raise InputError(f"output '{output}' is unknown; allowed are {', '.join(OUTPUTS)}.")
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, but must be at least 1.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}, but must be a whole number from 1.")
         if threads < 0:
             raise InputError(f"threads is {threads}, but must be at least 0.")
         self.file = _open(Path(path), str(device), threads)
@@ -76,7 +76,7 @@ class FeatureExtractor:
         Args:
             images: A path, a PIL image, a ``uint8`` array ``[H, W, 3]`` (RGB, not OpenCV's BGR) or ``[H, W]``, or a
                 list of these in any mixture. Or a float tensor or array ``[B, 3, height, width]`` or
-                ``[3, height, width]``, which, as with torchreid, is taken as prepared already.
+                ``[3, height, width]``, which, as with torchreid, is taken as prepared already: resized and normalised.
             camids: Cameras as the network was trained with, one number or one per image, for networks with camera
                 embedding; unknown ones are negative. Without them every image counts as of an unseen camera.
             viewids: Views, likewise.
@@ -94,16 +94,22 @@ class FeatureExtractor:
         parts = [np.zeros((0, self.feature_dim), dtype=np.float32)]
         for start in range(0, len(items), self.batch_size):
             here = slice(start, start + self.batch_size)
-            batch = (
-                items[here]
-                if prepared
-                else prepare(items[here], self.info.preprocessing, normalize=not self.info.normalize_input)
-            )
+            batch = self._prepared(items[here]) if prepared else self._prepare(items[here])
             parts.append(self.file.features(batch, {name: column[here] for name, column in labels.items()}))
         features = np.concatenate(parts)
         if self.normalize:
             features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
         return need("torch", "output 'torch'").from_numpy(features) if self.output == "torch" else features
+
+    def _prepare(self, images: Sequence[Any]) -> np.ndarray:
+        return prepare(images, self.info.preprocessing, normalize=not self.info.normalize_input)
+
+    def _prepared(self, batch: np.ndarray) -> np.ndarray:
+        """A normalised batch as the file wants it."""
+        if not self.info.normalize_input:
+            return batch
+        mean, std = (np.asarray(self.info.preprocessing[name], np.float32).reshape(3, 1, 1) for name in ("mean", "std"))
+        return batch * std + mean
 
 
 def _open(path: Path, device: str, threads: int) -> ExportedFile:
@@ -118,7 +124,8 @@ def _open(path: Path, device: str, threads: int) -> ExportedFile:
 def _as_items(images: Any) -> tuple[Any, bool]:
     """A sequence of images, and whether it is a prepared batch."""
     if hasattr(images, "detach"):  # a torch tensor, without importing torch
-        images = images.detach().cpu().numpy()
+        images = images.detach().cpu()
+        images = (images.float() if images.is_floating_point() else images).numpy()  # numpy knows no bfloat16
     if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating):
         if images.ndim not in (3, 4):
             raise InputError(f"A prepared batch is [B, 3, height, width] or [3, height, width], not {images.shape}.")

@@ -105,11 +105,12 @@ class FeatureGraph(nn.Module):
         self.normalize_input, self.l2_normalize = normalize_input, l2_normalize
         for name in ("mean", "std"):
             values = torch.tensor(preprocessing[name], dtype=torch.float32).reshape(1, 3, 1, 1)
-            self.register_buffer(name, values if normalize_input else None, persistent=False)
+            # A prefix of its own: ONNX puts all names into one space, and decomposed norms have a 'mean', too.
+            self.register_buffer(f"input_{name}", values if normalize_input else None, persistent=False)
 
     def forward(self, images: Tensor, *labels: Tensor) -> Tensor:
         """Features float32 ``[B, D]`` of images float32 ``[B, 3, height, width]`` and labels int64 ``[B]``."""
         if self.normalize_input:
-            images = (images - self.mean) / self.std
+            images = (images - self.input_mean) / self.input_std
         features = self.network(images, **dict(zip(self.labels, labels, strict=True)))
         return F.normalize(features, dim=1) if self.l2_normalize else features

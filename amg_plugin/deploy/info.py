@@ -16,6 +16,8 @@ FORMAT = "amg_plugin.export"
 VERSION = 1
 #: Under which name the text lies in the file.
 KEY = "amg_plugin"
+#: Under which name an OpenVINO file (.xml) keeps the SHA-256 of the weights (.bin) that belong to it.
+WEIGHTS_KEY = "amg_plugin_weights"
 #: Name of the same text among the extra files of TorchScript and ExportedProgram archives.
 EXTRA_FILE = "amg_plugin.json"
 

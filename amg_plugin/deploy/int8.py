@@ -31,17 +31,28 @@ def calibration_files(data: str, root: str | None) -> list[Path]:
 
     Args:
         data: A folder of images, or the name of a data set, whose training images are meant.
-        root: Data root of the data set.
+        root: Data root of the data set; None for a folder.
 
     Raises:
         DataError: If there is neither such a folder nor such a data set, or no image.
     """
-    if Path(data).is_dir():
-        return images_below(data)
     from amg_plugin import compat
 
-    if not compat.is_installed() or data not in compat.image_dataset_factory():
-        raise DataError(f"--int8 '{data}' is neither a folder of images nor a data set known to torchreid.")
+    is_folder = Path(data).is_dir()
+    is_dataset = compat.is_installed() and data in compat.image_dataset_factory()
+    if root is None and is_folder:
+        if is_dataset:  # such a folder holds test images as well
+            raise DataError(
+                f"--int8 '{data}' is a data set and a folder here: add --root for the data set's training images, or "
+                f"write ./{data} for the folder."
+            )
+        return images_below(data)
+    if not is_dataset:
+        raise DataError(
+            f"--int8 '{data}' is a folder, but --root is for the name of a data set; leave --root out."
+            if is_folder
+            else f"--int8 '{data}' is neither a folder of images nor a data set known to torchreid."
+        )
     if root is None:
         raise DataError(f"--int8 '{data}' names a data set, so --root has to say below which folder it lies.")
     from amg_plugin.data.checks import check_dataset_folder

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import copy
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from amg_plugin.deploy.runtimes import ExportedFile, torch_device
 from amg_plugin.errors import CheckpointError
 from amg_plugin.version import __version__
 
-#: Keys of the configuration that name folders of the machine that trained.
+#: Folders of the machine that trained, which are left out of the configuration.
 _FOLDERS = ("root", "save_dir")
 
 
@@ -81,7 +82,13 @@ def describe(path: Path, checkpoint: Checkpoint, feature_dim: int, labels: tuple
 
 
 def _without_folders(config: dict) -> dict:
-    data = config.get("data")
-    if not isinstance(data, dict):
-        return config
-    return {**config, "data": {key: value for key, value in data.items() if key not in _FOLDERS}}
+    """A configuration without folders of the machine that trained; of other files the names are left."""
+    config = copy.deepcopy(config)
+    nodes = {name: config[name] if isinstance(config.get(name), dict) else {} for name in ("data", "amg")}
+    for key in _FOLDERS:
+        nodes["data"].pop(key, None)
+    distill = nodes["amg"].get("distill")
+    for node, key in ((nodes["amg"], "weights"), (distill if isinstance(distill, dict) else {}, "teacher")):
+        if isinstance(node.get(key), str):
+            node[key] = PurePath(node[key].replace("\\", "/")).name
+    return config

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from amg_plugin.deploy.info import EXTRA_FILE, KEY, ExportInfo, foreign
+from amg_plugin.deploy.info import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo, foreign, sha256
 from amg_plugin.errors import CheckpointError, InputError, MissingDependencyError
 
 #: Format -> importable package -> what pip calls it.
@@ -139,6 +139,18 @@ class OnnxFile(ExportedFile):
         return self.session.run(None, dict(zip(self.names, columns, strict=True)))[0]
 
 
+def _check_weights(path: Path, model: Any) -> None:
+    """Check that the .bin beside an OpenVINO file is the one written with it.
+
+    Raises:
+        CheckpointError: If it is another one.
+    """
+    weights = path.with_suffix(".bin")
+    expected = model.get_rt_info([WEIGHTS_KEY]).astype(str) if model.has_rt_info([WEIGHTS_KEY]) else None
+    if expected != sha256(weights):
+        raise CheckpointError(f"'{weights}' does not belong to '{path.name}': copy both files of one export together.")
+
+
 class OpenVinoFile(ExportedFile):
     """An OpenVINO file (.xml, with its .bin beside it)."""
 
@@ -155,6 +167,7 @@ class OpenVinoFile(ExportedFile):
             if not model.has_rt_info([KEY]):
                 raise foreign(path)
             info = ExportInfo.from_json(model.get_rt_info([KEY]).astype(str), path)
+            _check_weights(path, model)
             names = [port.any_name for port in model.inputs]
             shapes = [[_length(size) for size in port.partial_shape] for port in model.inputs]
             check_graph(path, info, names, shapes, _length(model.outputs[0].partial_shape[-1]))

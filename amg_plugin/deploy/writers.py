@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.deploy.info import EXTRA_FILE, KEY, ExportInfo
+from amg_plugin.deploy.info import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo, sha256
 from amg_plugin.deploy.runtimes import first_line, need
 from amg_plugin.errors import InputError, RunError
 
@@ -162,7 +163,9 @@ def write_torchscript(graph: nn.Module, path: Path, info: ExportInfo) -> None:
     """
     with _quietly(), _named("TorchScript"), torch.no_grad():
         traced = torch.jit.trace(graph, example_inputs(info), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={EXTRA_FILE: info.to_json()})
+        archive = io.BytesIO()  # on a full disk torch's own writer ends the process
+        torch.jit.save(traced, archive, _extra_files={EXTRA_FILE: info.to_json()})
+    path.write_bytes(archive.getbuffer())
 
 
 def exported_program(graph: nn.Module, info: ExportInfo) -> torch.export.ExportedProgram:
@@ -186,7 +189,9 @@ def write_exported_program(graph: nn.Module, path: Path, info: ExportInfo) -> No
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
     with _quietly(), _named("torch.export"):
-        torch.export.save(program, str(path), extra_files={EXTRA_FILE: info.to_json()})
+        archive = io.BytesIO()  # on a full disk torch's own writer ends the process
+        torch.export.save(program, archive, extra_files={EXTRA_FILE: info.to_json()})
+    path.write_bytes(archive.getbuffer())
 
 
 def openvino_model(graph: nn.Module, info: ExportInfo) -> Any:
@@ -219,8 +224,19 @@ def write_openvino(graph: nn.Module, path: Path, info: ExportInfo) -> None:
 
 
 def save_openvino(model: Any, path: Path, info: ExportInfo) -> None:
-    """Write an ``openvino.Model``."""
-    need("openvino", "Exporting to OpenVINO").save_model(model, str(path), compress_to_fp16=info.precision == "fp16")
+    """Write an ``openvino.Model``, which then names the hash of its weights, since they lie in a file of their own.
+
+    Raises:
+        RunError: If writing fails.
+    """
+    save, half = need("openvino", "Exporting to OpenVINO").save_model, info.precision == "fp16"
+    with _named("OpenVINO"):
+        save(model, str(path), compress_to_fp16=half)
+        weights = sha256(path.with_suffix(".bin"))
+        model.set_rt_info(weights, [WEIGHTS_KEY])
+        save(model, str(path), compress_to_fp16=half)
+    if sha256(path.with_suffix(".bin")) != weights:
+        raise RunError("OpenVINO wrote other weights when it wrote the same model again.")
 
 
 @contextlib.contextmanager
@@ -228,7 +244,10 @@ def _named(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # exporters raise whatever their inner parts raise
-        raise RunError(f"The export by {what} failed ({type(error).__name__}): {first_line(error)}") from error
+        inner: BaseException = error
+        while inner.__cause__ is not None:  # what wraps it says less
+            inner = inner.__cause__
+        raise RunError(f"The export by {what} failed ({type(inner).__name__}): {first_line(inner)}") from error
 
 
 #: Format -> what writes it.

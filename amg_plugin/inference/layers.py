@@ -104,7 +104,9 @@ class FastBlock(nn.Module):
         attention, mlp = block.attn, block.mlp
         length = len(step.gather)
         self.needs_carried = step.needs_carried
-        self.gather = None if step.gather == tuple(range(step.incoming)) else Gather(step.gather)
+        # Where carried tokens are joined in front of the block, it has to leave those that it does not work on.
+        takes_all = step.gather == tuple(range(step.incoming)) and not step.needs_carried
+        self.gather = None if takes_all else Gather(step.gather)
         self.carry = Gather(step.carry) if step.carry else None
         self.context = None if len(step.keys) == length else Gather(step.keys)
         self.first_query, self.queries, self.keys = step.first_query, length - step.first_query, len(step.keys)

@@ -366,12 +366,28 @@ def test_every_form_can_be_asked_for_on_the_command_line_and_as_a_goal():
         (["--model", "vit_amg_tiny", "--rounds", "0"], "at least 1"),
         (["missing.pth"], "does not exist"),
         (["missing.pth", "--height", "64"], "has a size of its own"),
+        (["missing.pth", "--stride", "8"], "--variant and --stride are for --model"),
+        (["missing.pth", "--variant", "kv"], "--variant and --stride are for --model"),
+        (["--model", "vit_amg_tiny", "--output", "results/"], "is no name for files"),
         (["--model", "vit_amg_tiny", "--device", "cuda"], "no GPU"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_one_sentence(words, said, capsys):
     assert main(["bench", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_what_is_written_is_refused(tmp_path, capsys):
+    (tmp_path / "edge.md").mkdir()
+    assert main(["bench", "--model", "vit_amg_tiny", "--output", str(tmp_path / "edge")]) == 2
+    assert "is a folder; choose another name" in capsys.readouterr().err
+
+
+def test_a_document_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / "edge.json").mkdir()
+    with pytest.raises(RunError, match="cannot be written"):
+        table.write(tmp_path / "edge.json", "{}")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["edge.json"]
 
 
 def test_a_process_that_fails_is_named():

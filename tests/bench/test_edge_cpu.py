@@ -11,6 +11,7 @@ import torch
 
 from amg_plugin import complexity
 from amg_plugin.bench.subjects import from_structure
+from amg_plugin.errors import InputError
 from amg_plugin.inference import fast
 from amg_plugin.inference.layers import can_pack
 
@@ -93,6 +94,18 @@ def test_counted_kinds_of_operations_add_up(script, subject, monkeypatch):
 def test_every_kind_of_operation_is_found_in_a_profile(script, subject):
     found = script._times_by_kind(fast(subject.build()), torch.randn(1, 3, 64, 32), 1)
     assert all(found[kind] > 0 for kind in script.KINDS)
+
+
+def test_the_page_is_the_one_of_the_committed_figures(script):
+    base = SCRIPT.parents[1] / "docs/results/edge_cpu"
+    results = json.loads(base.with_suffix(".json").read_text(encoding="utf-8"))
+    assert script.document(results["sections"]) == base.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_a_file_of_another_kind_is_not_added_to(script, tmp_path):
+    (tmp_path / "edge.json").write_text("no figures")
+    with pytest.raises(InputError, match="holds no sections"):
+        script.main(["--sections", "small", "--output", str(tmp_path / "edge")])
 
 
 ROWS = {"ViT-S/16": "small", "ViT-B/16": "base", "ViT-B/16, stride 12": "base_stride12"}

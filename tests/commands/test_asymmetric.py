@@ -69,6 +69,12 @@ def test_each_model_gets_its_own_size_and_preparation(larger, trained, tmp_path,
     assert result["query_model"]["mAP"] == pytest.approx(trained.result["dense"]["targets"]["synthetic_reid"]["mAP"])
     rows = [line.split("  ")[0] for line in run.out.splitlines() if line.startswith(("query model", "gallery model"))]
     assert rows == ["query model", "gallery model", "query model"]
+    written = (tmp_path / "result.md").read_text(encoding="utf-8")
+    assert [line.split(" |")[0] for line in written.splitlines() if line.startswith(("| query m", "| gallery m"))] == [
+        "| query model",
+        "| gallery model",
+        "| query model",
+    ]
 
 
 def test_the_query_model_embeds_queries_and_the_gallery_model_the_gallery(larger, trained, tmp_path):
@@ -102,6 +108,13 @@ def test_features_before_and_after_the_neck_are_not_compared(refused, trained, t
 def test_a_missing_gallery_checkpoint_is_named(refused, trained, tmp_path):
     sentence = refused("test", "--weights", trained.last, "--gallery-weights", tmp_path / "none.pth")
     assert "none.pth" in sentence
+    assert "is empty" in refused("test", "--weights", trained.last, "--gallery-weights", "")
+
+
+def test_an_exported_file_does_not_embed_the_gallery(refused, trained, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    words = ("--weights", trained.last, "--gallery-weights", tmp_path / "model.onnx")
+    assert "a checkpoint embeds the gallery" in refused("test", *words)
 
 
 def test_it_is_not_joined_with_a_comparison(refused, trained, pruned, tmp_path):

@@ -1,5 +1,6 @@
 """``amg-reid export``, ``amg-reid test`` of exported files, and what they refuse."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from PIL import Image
 
 import amg_plugin
 from amg_plugin.deploy.info import sha256
+from amg_plugin.deploy.int8 import calibration_files
 
 
 @pytest.fixture(scope="session")
@@ -149,6 +151,8 @@ def output(tmp_path):
         (["--format", "onnx", "--int8", "FOLDER"], "holds no images"),
         (["--format", "onnx", "--int8", "nothing"], "neither a folder of images nor a data set"),
         (["--format", "onnx", "--int8", "market1501"], "--root"),
+        (["--format", "onnx", "--int8", "FOLDER", "--root", "FOLDER"], "is a folder, but --root is for the name"),
+        (["--format", "onnx", "--calibration-images", "8"], "--calibration-images is for --int8 only"),
         (["--format", "onnx", "--int8", "market1501", "--root", "FOLDER"], "market1501 is expected in"),
         (["--format", "onnx", "--images", "FOLDER"], "holds no images"),
         (["--format", "onnx", "--images", "nothing"], "does not exist"),
@@ -173,7 +177,6 @@ def test_bad_options_are_refused(pruned, refused, output, tmp_path, words, messa
         ("torchscript", "m.pt", ["--int8", "x"], "--int8 is for onnx and openvino"),
         ("exported_program", "m.onnx", [], "must end in .pt2"),
         ("torchscript", "m.pt", ["--root", "x"], "--root is for --int8 only"),
-        ("torchscript", "m.pt", ["--calibration-images", "0"], "at least 1"),
     ],
 )
 def test_options_of_other_formats_are_refused(pruned, refused, tmp_path, form, name, words, message):
@@ -199,6 +202,22 @@ def test_a_missing_runtime_is_named_when_a_file_is_evaluated(int8_file, refused,
     assert "[runtime]" in sentence
 
 
+def test_a_data_set_that_is_a_folder_as_well_has_to_be_told_from_it(pruned, refused, output, tiny_root, monkeypatch):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tiny_root)
+    words = ("--format", "onnx", "--output", output, "--int8", "synthetic_reid")
+    assert "is a data set and a folder here" in refused("export", pruned.last, *words)
+
+
+def test_a_data_set_is_meant_where_its_root_is_given(tiny_root, monkeypatch):
+    monkeypatch.chdir(tiny_root)
+    files = calibration_files("synthetic_reid", ".")
+    assert files
+    assert {file.parent.name for file in files} == {"train"} or all("train" in str(file) for file in files)
+    assert len(calibration_files("./synthetic_reid", None)) > len(files)
+
+
 def test_an_unreadable_calibration_image_is_named(pruned, refused, output, tmp_path):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)
@@ -206,6 +225,7 @@ def test_an_unreadable_calibration_image_is_named(pruned, refused, output, tmp_p
     (tmp_path / "images" / "broken.jpg").write_bytes(b"no image")
     words = ("--format", "onnx", "--output", output, "--int8", tmp_path / "images")
     assert "broken.jpg' cannot be read" in refused("export", pruned.last, *words)
+    assert not output.parent.exists()
 
 
 def test_a_checkpoint_that_is_none_is_refused(refused, tmp_path, script):
@@ -220,7 +240,11 @@ def test_a_checkpoint_that_is_none_is_refused(refused, tmp_path, script):
 def test_the_checkpoint_is_not_overwritten(trained, refused, tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(trained.last.read_bytes())
-    assert "is the checkpoint itself" in refused("export", path, "--format", "torchscript", "--output", path)
+    assert "would overwrite the checkpoint" in refused("export", path, "--format", "torchscript", "--output", path)
+    weights = path.rename(tmp_path / "model.bin")
+    words = ("--format", "openvino", "--output", tmp_path / "model.xml")
+    if importlib.util.find_spec("openvino"):
+        assert "would overwrite the checkpoint" in refused("export", weights, *words)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(pruned, refused, tmp_path):
@@ -245,6 +269,7 @@ def test_an_exported_file_of_another_model_than_the_configuration_is_refused(scr
     assert "amg.neck_feat is 'after' inside" in refused("test", *words, "amg.neck_feat", "before")
     for option in ("--dense", "--gallery-weights"):
         assert option in refused("test", *words[:2], option, script)
+        assert option in refused("test", *words[:2], option, "")
 
 
 def test_a_file_of_another_program_is_refused(refused, tmp_path):
@@ -277,3 +302,5 @@ def test_calibration_on_a_folder_of_other_sizes(tmp_path, pruned, amg_reid):
     assert outcome.status in (0, 1), outcome.err
     assert "calibrating on 4 images" in outcome.out
     assert "2 real images" in outcome.out
+    outcome = amg_reid("export", pruned.last, *words[:-2])
+    assert "6 calibration images" in outcome.out

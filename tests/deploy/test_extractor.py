@@ -73,7 +73,16 @@ def test_features_are_the_networks(extractor, files, form):
 def test_normalisation_inside_the_file_gives_the_same_features(extractor, exported, files):
     path, _ = exported("kv", "torchscript", dynamic_batch=True, normalize_input=True, l2_normalize=True)
     plain = extractor("checkpoint", "kv", normalize=True)
-    assert torch.allclose(amg_plugin.FeatureExtractor(path)(files), plain(files), atol=1e-5)
+    inside = amg_plugin.FeatureExtractor(path)
+    assert torch.allclose(inside(files), plain(files), atol=1e-5)
+    assert torch.allclose(inside(transformed(files, inside.info.preprocessing)), plain(files), atol=1e-5)
+
+
+def test_tensors_of_other_precisions_are_taken(extractor, files):
+    extract = extractor("checkpoint")
+    images = transformed(files, extract.info.preprocessing)
+    for other in (images.bfloat16(), images.double()):
+        assert torch.equal(extract(other), extract(other.float()))
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "torchscript"])

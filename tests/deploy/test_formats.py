@@ -2,18 +2,20 @@
 
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from small_models import ALL, MEAN, NETWORKS, STD, preprocessing
+from small_models import ALL, MEAN, NETWORKS, STD, preprocessing, save
 
 from amg_plugin.deploy import comparison
-from amg_plugin.deploy.exporter import ExportOptions, export
+from amg_plugin.deploy.exporter import SUFFIXES, ExportOptions, export
 from amg_plugin.deploy.info import sha256
 from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.runtimes import file_format, open_exported
-from amg_plugin.errors import RunError
+from amg_plugin.deploy.writers import _named
+from amg_plugin.errors import CheckpointError, RunError
 from amg_plugin.version import __version__
 
 onnx = pytest.importorskip("onnx")
@@ -150,7 +152,7 @@ def test_the_file_says_how_images_are_prepared_and_what_it_was_made_from(exporte
     assert (info.file_format, info.precision, info.inputs) == (form, "fp32", ("images",))
     assert info.versions["amg_plugin"] == __version__
     assert "secret" not in info.to_json()
-    assert info.config == {"data": {"height": 1}}
+    assert info.config == {"data": {"height": 1}, "amg": {"weights": "vit.pth", "distill": {"teacher": "dense.pth"}}}
     assert outcome["info"] == json.loads(info.to_json())
 
 
@@ -172,11 +174,13 @@ def test_the_outcome_lies_beside_the_file_and_nothing_else(exported, form):
 
 
 @pytest.mark.parametrize("form", ["onnx", "torchscript", pytest.param("openvino", marks=no_openvino)])
-def test_normalisation_of_input_and_output_can_be_built_in(exported, form):
-    path, _ = exported("kv", form, dynamic_batch=True, normalize_input=True, l2_normalize=True)
-    images = torch.rand(3, 3, 32, 16, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("kind", ["kv", "transreid", "la"])
+def test_normalisation_of_input_and_output_can_be_built_in(exported, kind, form):
+    path, _ = exported(kind, form, dynamic_batch=True, normalize_input=True, l2_normalize=True)
+    size = ALL[kind]().spec.image_size
+    images = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    expected = reference("kv", (images - mean) / std)
+    expected = reference(kind, (images - mean) / std)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert_close(open_exported(path).features(images.numpy()), expected)
 
@@ -200,6 +204,51 @@ def test_camera_labels_are_an_input_and_unseen_ones_are_negative(exported, form)
     assert np.abs(by_camera[0] - by_camera[1]).max() > 1e-3
     assert np.abs(by_camera[1] - by_camera[2]).max() > 1e-3
     assert np.array_equal(file.features(images.numpy()), by_camera[0])
+
+
+@no_openvino
+@pytest.mark.parametrize("options", [{}, {"fp16": True}])
+def test_weights_of_another_openvino_file_are_refused(checkpoint, exported, tmp_path, options):
+    ours = exported("block", "openvino", **options)[0]
+    theirs = exported("dense", "openvino", **options)[0]
+    copy = tmp_path / "model.xml"
+    shutil.copy(ours, copy)
+    shutil.copy(ours.with_suffix(".bin"), tmp_path)
+    open_exported(copy)
+    shutil.copy(theirs.with_suffix(".bin"), tmp_path)
+    with pytest.raises(CheckpointError, match=r"model.bin' does not belong to 'model.xml'"):
+        open_exported(copy)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_disk_that_is_full_ends_the_export_with_one_sentence(checkpoint, tmp_path, monkeypatch, form):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("onnx_ir.save", full)
+    if form == "openvino":
+        monkeypatch.setattr("openvino.save_model", full)
+    options = ExportOptions(form, tmp_path / "new" / f"model{SUFFIXES[form][0]}")
+    with pytest.raises(RunError, match="No space left on device"):
+        export(checkpoint("dense"), options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_gives_no_numbers_is_blamed_itself(tmp_path):
+    model = ALL["dense"]()
+    torch.nn.init.constant_(model.backbone.norm.weight, float("nan"))
+    path = save(model, tmp_path / "nan.pth")
+    with pytest.raises(RunError, match=r"nan.pth' itself gives features that are not finite"):
+        export(path, ExportOptions("torchscript", tmp_path / "model.pt"))
+
+
+def test_the_innermost_error_of_an_exporter_is_told():
+    with pytest.raises(RunError, match=r"failed \(ValueError\): the reason"), _named("ONNX"):
+        try:
+            raise ValueError("the reason")
+        except ValueError as error:
+            raise KeyError("a wrapper") from error
 
 
 @pytest.mark.parametrize("opset", [18, 20])

@@ -42,6 +42,8 @@ PRUNINGS = {
     "block": (1.0, 0.6, "block"),
     "heads_kv": (0.5, 0.4, "kv"),
     "heads_block": (0.5, 0.4, "block"),
+    "block_in_pairs": (1.0, 0.6, "block"),
+    "kv_in_pairs": (1.0, 0.6, "kv"),
 }
 
 
@@ -72,6 +74,9 @@ def build(kind: str = "vit", pruning: str = "dense", seed: int = 0) -> ReIDModel
 
     heads = [subset(total, keep_heads, block) for block, total in enumerate(plan.num_heads)]
     tokens = [subset(plan.num_patches, keep_tokens, block) for block in range(plan.depth)]
+    if pruning.endswith("in_pairs"):  # two neighbours keep the same, and others come back behind them
+        tokens[1] = tokens[0] if 1 in free else tokens[1]
+        tokens[3] = tokens[2] if 3 in free else tokens[3]
     return apply_plan(model, plan.narrow(heads=heads, tokens=tokens))
 
 
