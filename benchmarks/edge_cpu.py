@@ -12,6 +12,7 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ from amg_plugin.bench.run import Settings, environment, run
 from amg_plugin.bench.subjects import BACKBONES, Subject, from_backbone, from_structure
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.inference import fast
+from amg_plugin.inference.layers import FastLinear
 
 SIZE = (256, 128)
 PLAN = "head25-token25"
@@ -35,6 +37,7 @@ RATES = (5, 10, 15, 20, 25, 30, 40, 50, 60)
 #: What the share of the counted saving that is saved as time should come to.
 TARGET = 0.9
 ROUNDS = {1: 30, 16: 7}
+OUTPUT = "docs/results/edge_cpu"
 
 
 def networks(section: str) -> list[Subject]:
@@ -101,28 +104,39 @@ def profiled(passes: int = 10, turns: int = 6) -> dict[str, Any]:
 
     Returns:
         ``macs`` (network -> kind -> MACs), ``cases`` (threads -> network -> kind -> milliseconds, medians over turns in
-        which the networks alternate) and ``environment``.
+        which the networks alternate), ``cached`` (threads -> network -> milliseconds of the products alone, with
+        weights that lie in the cache already) and ``environment``.
     """
     torch.manual_seed(0)
     images = torch.randn(1, 3, *SIZE)
     subjects = dict(zip(("dense", "pruned"), from_structure("vit_amg_small", [PLAN], SIZE), strict=True))
     networks = {name: fast(subject.build()) for name, subject in subjects.items()}
     cases: dict[str, Any] = {}
+    cached: dict[str, Any] = {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
         turned: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
+        again: dict[str, list[float]] = {name: [] for name in networks}
         for _ in tqdm(range(turns), desc=f"profile, {threads} threads", disable=None, leave=False):
             for name, network in networks.items():
                 turned[name].append(_times_by_kind(network, images, passes))
+                again[name].append(_products_in_cache(network, images, passes))
+        cached[str(threads)] = {name: median(found) for name, found in again.items()}
         cases[str(threads)] = {
             name: {kind: median(turn[kind] for turn in found) for kind in KINDS} for name, found in turned.items()
         }
     macs = {name: _macs_by_kind(subject) for name, subject in subjects.items()}
-    return {"macs": macs, "cases": cases, "environment": environment(Settings(), {"torch": torch.__version__})}
+    return {
+        "macs": macs,
+        "cases": cases,
+        "cached": cached,
+        "environment": environment(Settings(), {"torch": torch.__version__}),
+    }
 
 
 MANY, ONE = "products with weights, many tokens", "products with weights, one token"
 ATTENTION, NORMS, COPIES, REST = "attention", "layer norms", "gathers, copies, joins", "views, allocation, dispatch"
+CACHED = "for comparison: all products alone, weights in the cache"
 KINDS = (MANY, ONE, ATTENTION, NORMS, COPIES, REST)
 _KIND_OF = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": ATTENTION,
@@ -148,6 +162,25 @@ def _times_by_kind(network: torch.nn.Module, images: torch.Tensor, passes: int) 
             kind = ONE if event.input_shapes[0][0] == 1 else MANY
         found[kind] += event.self_cpu_time_total / passes / 1e3
     return found
+
+
+def _products_in_cache(network: torch.nn.Module, images: torch.Tensor, passes: int) -> float:
+    """Milliseconds of all products with weights of a pass, each run several times in a row before the next."""
+    calls: list[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]] = []
+    layers = [module for module in network.modules() if isinstance(module, FastLinear)]
+    hooks = [layer.register_forward_pre_hook(lambda layer, given: calls.append((layer, given))) for layer in layers]
+    seconds = 0.0
+    with torch.no_grad():
+        network(images)
+        for hook in hooks:
+            hook.remove()
+        for layer, given in calls:
+            layer(*given)
+            started = time.perf_counter()
+            for _ in range(passes):
+                layer(*given)
+            seconds += (time.perf_counter() - started) / passes
+    return 1e3 * seconds
 
 
 def _macs_by_kind(subject: Subject) -> dict[str, int]:
@@ -230,6 +263,11 @@ def lines_of_profile(result: dict[str, Any]) -> list[str]:
             lines.append(
                 f"| {kind} | {threads} | {dense:.2f} | {pruned:.2f} | {100 * (1 - pruned / dense):.0f} % | {share} |"
             )
+        if "cached" in result:
+            dense, pruned = (result["cached"][threads][name] for name in ("dense", "pruned"))
+            lines.append(
+                f"| {CACHED} | {threads} | {dense:.2f} | {pruned:.2f} | {100 * (1 - pruned / dense):.0f} % | |"
+            )
     return lines
 
 
@@ -296,13 +334,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--rounds", type=float, default=1.0, metavar="FACTOR", help="more or fewer rounds (default: 1)")
-    parser.add_argument("--output", default="docs/results/edge_cpu", metavar="NAME", help="NAME.json and NAME.md")
+    parser.add_argument("--output", default=OUTPUT, metavar="NAME", help="NAME.json and NAME.md")
     options = parser.parse_args(argv)
     path = Path(f"{options.output}.json")
     results = before(path)
     command = ["python", "benchmarks/edge_cpu.py"]
     command += ["--sections", *options.sections] if options.sections != list(SECTIONS) else []
     command += ["--rounds", f"{options.rounds:g}"] if options.rounds != 1 else []
+    command += ["--output", options.output] if options.output != OUTPUT else []
     for section in options.sections:
         found = profiled() if section == "profile" else measure(section, options.rounds)
         results[section] = {"command": shlex.join(command), **found}
