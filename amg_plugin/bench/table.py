@@ -61,6 +61,7 @@ def _savings(
         "macs_saved": counted,
         "time_saved": middle,
         "time_saved_quartiles": [low, high],
+        "precision": subject.get("precision", "fp32"),
         "realised": middle / counted if counted > 0 and subject.get("precision", "fp32") == "fp32" else None,
     }
 
@@ -69,6 +70,10 @@ def warnings(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for every row whose pruning did not pay."""
     said = []
     for row in found:
+        if row.get("precision", "fp32") != "fp32" and row["time_saved"] <= 0:
+            said.append(
+                f"{row['network']} ({_title(row)}, {row['precision']}) is not faster than the dense network in fp32."
+            )
         if row.get("realised") is None or row["realised"] >= PAYS:
             continue
         place = _title(row)

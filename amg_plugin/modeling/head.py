@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class FrozenBiasBatchNorm1d(nn.BatchNorm1d):
@@ -20,6 +20,12 @@ class FrozenBiasBatchNorm1d(nn.BatchNorm1d):
         super().__init__(num_features)
         del self.bias
         self.register_buffer("bias", torch.zeros(num_features))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``[B, D]``; in a network in half precision by its own weights, which features are not in."""
+        if input.dtype == self.weight.dtype:
+            return super().forward(input)
+        return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
     def reset_parameters(self) -> None:
         """Reset statistics and scale."""

@@ -251,6 +251,14 @@ def test_the_time_that_int8_saves_is_not_put_down_to_pruning():
     result["subjects"][1]["precision"] = "int8"
     (_, row) = table.rows(result)
     assert (row["time_saved"], row["realised"]) == (0.8, None)
+    assert table.warnings([row]) == []
+
+
+def test_a_quantised_file_that_is_slower_is_named():
+    result = result_of({"dense": [1.0], "pruned": [1.2]})
+    result["subjects"][1]["precision"] = "int8"
+    (said,) = table.warnings(table.rows(result))
+    assert "int8) is not faster than the dense network in fp32" in said
 
 
 @pytest.mark.parametrize(("device", "words"), [("cpu", "fast, 2 threads, batch 8"), ("cuda", "fast, cuda, batch 8")])

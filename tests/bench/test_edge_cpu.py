@@ -96,8 +96,9 @@ def test_every_kind_of_operation_is_found_in_a_profile(script, subject):
     assert all(found[kind] > 0 for kind in script.KINDS)
 
 
-def test_the_page_is_the_one_of_the_committed_figures(script):
-    base = SCRIPT.parents[1] / "docs/results/edge_cpu"
+@pytest.mark.parametrize("page", ["edge_cpu", "edge_cpu_xeon"])
+def test_the_page_is_the_one_of_the_committed_figures(script, page):
+    base = SCRIPT.parents[1] / "docs/results" / page
     results = json.loads(base.with_suffix(".json").read_text(encoding="utf-8"))
     assert script.document(results["sections"]) == base.with_suffix(".md").read_text(encoding="utf-8")
 

@@ -90,6 +90,17 @@ def test_everything_in_it_lies_where_the_network_lies(kind, pruning):
     assert {tensor.device.type for tensor in (*form.parameters(), *form.buffers())} == {"meta"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_in_half_precision_run_in_either_form(kind):
+    model = build(kind, "heads_block")
+    images, *labels = inputs(model)
+    expected, model = model(images, *labels), model.bfloat16()
+    for network in (model, fast(model)):
+        features = network(images.bfloat16(), *labels)
+        assert features.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(features, expected).min() > 0.99
+
+
 def test_it_evaluates_only():
     form = fast(build())
     assert not form.training
