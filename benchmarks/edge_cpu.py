@@ -341,7 +341,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = ["python", "benchmarks/edge_cpu.py"]
     command += ["--sections", *options.sections] if options.sections != list(SECTIONS) else []
     command += ["--rounds", f"{options.rounds:g}"] if options.rounds != 1 else []
-    command += ["--output", options.output] if options.output != OUTPUT else []
+    if options.output != OUTPUT and not path.is_absolute():  # whose folders are nobody else's
+        command += ["--output", options.output]
     for section in options.sections:
         found = profiled() if section == "profile" else measure(section, options.rounds)
         results[section] = {"command": shlex.join(command), **found}
