@@ -53,7 +53,7 @@ class FeatureExtractor:
     ) -> None:
         if output not in OUTPUTS:
             raise InputError(f"output '{output}' is unknown; allowed are {', '.join(OUTPUTS)}.")
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}, but must be a whole number from 1.")
         if threads < 0:
             raise InputError(f"threads is {threads}, but must be at least 0.")

@@ -168,7 +168,8 @@ def test_images_that_are_missing_or_damaged_are_named(tmp_path):
 def test_arguments_are_checked(checkpoint):
     impossible = (
         ({"output": "list"}, "auto, numpy, torch"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 0}, "whole number from 1"),
+        ({"batch_size": 2.5}, "whole number from 1"),
         ({"threads": -5}, "at least 0"),
     )
     for options, message in impossible:
