@@ -15,22 +15,22 @@ from amg_plugin.version import __version__
 
 if TYPE_CHECKING:
     from amg_plugin.checkpoint import load_model
-    from amg_plugin.config import get_default_config
+    from amg_plugin.config.load import get_default_config
     from amg_plugin.deploy.extractor import FeatureExtractor
-    from amg_plugin.registry import ENGINES, build_engine, register
+    from amg_plugin.plugin.registry import ENGINES, build_engine, register
 
 __all__ = ["ENGINES", "FeatureExtractor", "__version__", "build_engine", "get_default_config", "load_model", "register"]
 
 #: Names that are loaded on first use, so that a script that needs little imports little.
 _LAZY = {
-    "ENGINES": "amg_plugin.registry",
+    "ENGINES": "amg_plugin.plugin.registry",
     "FeatureExtractor": "amg_plugin.deploy.extractor",
-    "build_engine": "amg_plugin.registry",
-    "get_default_config": "amg_plugin.config",
+    "build_engine": "amg_plugin.plugin.registry",
+    "get_default_config": "amg_plugin.config.load",
     "load_model": "amg_plugin.checkpoint",
-    "register": "amg_plugin.registry",
+    "register": "amg_plugin.plugin.registry",
 }
-_SUBMODULES = ("complexity", "inference", "pruning", "modeling")
+_SUBMODULES = ("models", "paper", "pruning")
 
 
 def __getattr__(name: str) -> Any:
@@ -46,7 +46,7 @@ def _register_if_possible() -> None:
 
     if not compat.is_installed():
         return
-    from amg_plugin.registry import register
+    from amg_plugin.plugin.registry import register
 
     try:
         register()

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from amg_plugin.deploy.runtimes import file_format
 from amg_plugin.errors import AMGError, CheckpointError, RunError
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
+from amg_plugin.models.build import build_network
+from amg_plugin.models.reid import ModelSpec, ReIDModel
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 
 logger = logging.getLogger(__name__)

@@ -26,9 +26,9 @@ from typing import Any
 import PIL
 from PIL import Image
 
-from amg_plugin.data.check_cache import CheckCache
-from amg_plugin.data.readable import read_images
-from amg_plugin.data.synthetic import SyntheticSpec, write_synthetic_reid
+from amg_plugin.data.checks.cache import CheckCache
+from amg_plugin.data.checks.readable import read_images
+from amg_plugin.data.synthetic.reid import SyntheticSpec, write_synthetic_reid
 from amg_plugin.version import __version__
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")

@@ -41,7 +41,7 @@ from PIL import Image
 
 import amg_plugin
 from amg_plugin import compat
-from amg_plugin.data.occluded_duke import OFFICIAL, PARTS, build_occluded_duke, read_lists
+from amg_plugin.data.builders.occluded_duke import OFFICIAL, PARTS, build_occluded_duke, read_lists
 
 SHARED = 1870
 """Official queries that are gallery images as well."""

@@ -22,14 +22,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from amg_plugin import complexity
 from amg_plugin.bench import table
 from amg_plugin.bench.forms import FORMS
 from amg_plugin.bench.run import Settings, environment, run
 from amg_plugin.bench.subjects import BACKBONES, Subject, from_backbone, from_structure
+from amg_plugin.deploy.fast import network as fast
+from amg_plugin.deploy.fast.layers import FastLinear
 from amg_plugin.errors import AMGError, InputError
-from amg_plugin.inference import fast
-from amg_plugin.inference.layers import FastLinear
+from amg_plugin.models import complexity
 
 SIZE = (256, 128)
 PLAN = "head25-token25"

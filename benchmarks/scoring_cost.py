@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ModelSpec, ReIDModel
 from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS, Calibration
 from amg_plugin.version import __version__
 

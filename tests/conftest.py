@@ -14,6 +14,9 @@ from torchreid_layouts import Layout, make_layout
 
 import amg_plugin
 
+#: Fixtures that several folders use.
+pytest_plugins = ["finished_runs", "tiny_engine"]
+
 
 def pytest_report_header() -> str:
     """Say what is tested: the installed package, unless the checkout was put in front of it."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.models.build import build_network
+from amg_plugin.models.reid import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 
 ARCH = "vit_base_patch16_224"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from amg_plugin import cli, compat
-from amg_plugin.config import find_config
+from amg_plugin import compat
+from amg_plugin.cli import main as cli
+from amg_plugin.config.load import find_config
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(path for path in (*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")))

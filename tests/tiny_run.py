@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from amg_plugin.config import load_config
-from amg_plugin.data.synthetic import SyntheticSpec, write_synthetic_reid
+from amg_plugin.config.load import load_config
+from amg_plugin.data.synthetic.reid import SyntheticSpec, write_synthetic_reid
 
 HEIGHT, WIDTH, PATCH = 32, 16, 8
 DEPTH, HEADS, WIDTH_OF_TOKENS = 2, 4, 32

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from amg_plugin import report
-from amg_plugin.bootstrap import interval
 from amg_plugin.checkpoint import read_checkpoint
-from amg_plugin.config import load_config
+from amg_plugin.config.load import load_config
 from amg_plugin.errors import AMGError, InputError
+from amg_plugin.runs import result as report
+from amg_plugin.utils.statistics import interval
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,8 +38,8 @@ def parse_arguments() -> argparse.Namespace:
 def scores_of(path: str, root: str, target: str) -> dict:
     """Per-query scores of a checkpoint under its own configuration."""
     from amg_plugin.data.manager import build_datamanager
-    from amg_plugin.engine.evaluation import distances, embed, per_query_scores
-    from amg_plugin.session import assemble, restore_model
+    from amg_plugin.evaluation.protocol import distances, embed, per_query_scores
+    from amg_plugin.runs.setup import assemble, restore_model
 
     checkpoint = read_checkpoint(path)
     names = ["data.root", root, "data.sources", [target], "data.targets", [target]]

@@ -15,7 +15,7 @@ import argparse
 def main() -> int:
     """Check one file; 0 if everything agrees."""
     from amg_plugin.errors import AMGError
-    from amg_plugin.golden import check_golden
+    from amg_plugin.paper.parity import check_golden
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tensors", metavar="FILE.safetensors", help="inputs, state dicts and outputs")

@@ -17,9 +17,9 @@ import argparse
 import json
 from pathlib import Path
 
-from amg_plugin.deploy.evaluation import output_folder
+from amg_plugin.deploy.network import output_folder
 from amg_plugin.errors import AMGError, InputError
-from amg_plugin.report import SECTIONS
+from amg_plugin.runs.result import SECTIONS
 
 _HEADER = ["model", "runtime", "MB", "largest difference", "cosine", "Rank-1 %", "mAP %", "mAP minus PyTorch's"]
 

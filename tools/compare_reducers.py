@@ -24,17 +24,17 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from amg_plugin import report
 from amg_plugin.checkpoint import LAST_CHECKPOINT, Checkpoint, read_checkpoint
-from amg_plugin.commands.common import finish, logged
-from amg_plugin.commands.test import evaluate, test
-from amg_plugin.commands.train import train
-from amg_plugin.config import load_config
+from amg_plugin.cli.arguments import finish, logged
+from amg_plugin.cli.test import evaluate, test
+from amg_plugin.cli.train import train
+from amg_plugin.config.load import load_config
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.budget import Goal
-from amg_plugin.pruning.step import carry_out
-from amg_plugin.session import assemble, check_fits, prepare, restore_model
+from amg_plugin.pruning.cut import carry_out
+from amg_plugin.runs import result as report
+from amg_plugin.runs.setup import assemble, check_fits, prepare, restore_model
 
 #: Method -> label, keys beside those of the configuration.
 SINGLE_SHOT = [{"target": "heads"}, {"target": "tokens"}]

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import argparse
 
-from amg_plugin.data.dev_split import DEFAULT_SPLIT, read_split, write_split
+from amg_plugin.data.builders.dev_split import DEFAULT_SPLIT, read_split, write_split
 from amg_plugin.errors import AMGError
 
 

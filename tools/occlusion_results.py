@@ -17,9 +17,9 @@ import argparse
 import json
 from pathlib import Path
 
-from amg_plugin.data.occluded_copy import FORMAT
+from amg_plugin.data.occlusion.copy import FORMAT
 from amg_plugin.errors import AMGError, InputError
-from amg_plugin.report_targets import ATTENTION, as_markdown, further_tables
+from amg_plugin.runs.targets import ATTENTION, as_markdown, further_tables
 
 LABELS = {"dense": "dense", "control": "control", "finetuned": "pruned"}
 

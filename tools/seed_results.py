@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from amg_plugin import report
 from amg_plugin.errors import AMGError, InputError
+from amg_plugin.runs import result as report
 
 _SECTIONS = (*report.SECTIONS, "query_model", "gallery_model", "asymmetric")
 _CONDITIONS = ("seed", "device", "threads", "versions", "seconds")

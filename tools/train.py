@@ -5,7 +5,7 @@ import sys
 if __name__ == "__main__":
     sys.path.pop(0)  # this folder, whose inspect.py would hide Python's own
 
-from amg_plugin.cli import main
+from amg_plugin.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

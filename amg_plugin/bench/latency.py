@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from amg_plugin import complexity
 from amg_plugin.bench import table
 from amg_plugin.bench.run import Settings
 from amg_plugin.bench.run import run as measure
 from amg_plugin.bench.subjects import Subject
 from amg_plugin.errors import ConfigError
-from amg_plugin.modeling.backbone import backbone_of
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.models import complexity
+from amg_plugin.models.build import build_network
+from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning import PruningPlan, apply_plan
 from amg_plugin.pruning.budget import PlanCost
-from amg_plugin.pruning.example import example_for_budget
-from amg_plugin.pruning.step import prunable_blocks
+from amg_plugin.pruning.cut import prunable_blocks
+from amg_plugin.pruning.example_plans import example_for_budget
 
 #: What is measured, relative to the saving that is asked for: MACs saved, as pruning rarely pays in full. The last is
 #: as much as the floors allow.

@@ -12,19 +12,21 @@ from typing import Any
 
 from torch import nn
 
-from amg_plugin import compat, complexity
+from amg_plugin import compat
 from amg_plugin.checkpoint import read_checkpoint
+from amg_plugin.deploy.fast import has_fast_form
+from amg_plugin.deploy.fast import network as fast
 from amg_plugin.deploy.info import file_size
 from amg_plugin.deploy.runtimes import open_exported
 from amg_plugin.errors import InputError
-from amg_plugin.inference import fast, has_fast_form
-from amg_plugin.modeling.factory import ARCHITECTURES
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reducers.solve import with_reducer
-from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.models import complexity
+from amg_plugin.models.build import build_network
+from amg_plugin.models.factory import ARCHITECTURES
+from amg_plugin.models.reducers.solve import with_reducer
+from amg_plugin.models.reid import ModelSpec
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import PlanCost
-from amg_plugin.pruning.example import example_plan
+from amg_plugin.pruning.example_plans import example_plan
 
 #: torchreid's light networks that AMG is compared with.
 BACKBONES = ("osnet_x1_0", "osnet_x0_25", "mobilenetv2_x1_0", "resnet50")

@@ -10,7 +10,7 @@ from typing import Any
 from amg_plugin.bench.forms import FORMS
 from amg_plugin.bench.run import case_title, quartiles
 from amg_plugin.errors import RunError
-from amg_plugin.report import text_table
+from amg_plugin.runs.result import text_table
 
 #: Share of the counted saving below which pruning did not pay.
 PAYS = 0.5

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from amg_plugin import compat
-from amg_plugin.data.checks import check_training_set
-from amg_plugin.data.inspection import DATASET_OPTIONS, Inspection, inspect_data
-from amg_plugin.data.leave_out import leave_out_of_tests, relabelled, remake_train_loader, usable_items
-from amg_plugin.data.occlusion import Coverage
+from amg_plugin.data.checks.folders import check_training_set
+from amg_plugin.data.checks.inspection import DATASET_OPTIONS, Inspection, inspect_data
+from amg_plugin.data.checks.leave_out import leave_out_of_tests, relabelled, remake_train_loader, usable_items
+from amg_plugin.data.occlusion.bars import Coverage
 from amg_plugin.data.short_epochs import shortened
 from amg_plugin.data.transforms import (
     TORCHREID_TRANSFORMS,

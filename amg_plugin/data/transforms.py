@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize, ToTensor
 
-from amg_plugin.data.occlusion import Coverage, occlude
+from amg_plugin.data.occlusion.bars import Coverage, occlude
 from amg_plugin.errors import ConfigError, RunError
 
 TORCHREID_TRANSFORMS = ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase")
@@ -55,7 +55,7 @@ def place_bicubic(train: Compose, test: Compose, height: int, width: int) -> Non
 
 
 class RandomOcclusion:
-    """Puts a drawn object (a bar, a box, a vehicle) in front of some images; see :mod:`amg_plugin.data.occlusion`.
+    """Puts a drawn object (a bar, a box, a vehicle) in front of some images; see :mod:`amg_plugin.data.occlusion.bars`.
 
     Random numbers start from torch's generator, which torchreid seeds and which every loader process has its own of.
 

@@ -116,7 +116,7 @@ def _open(path: Path, device: str, threads: int) -> ExportedFile:
     if file_format(path) is not None:
         return open_exported(path, device, threads)
     need("torch", f"'{path}' is not an exported file, and a checkpoint")
-    from amg_plugin.deploy.plain import open_checkpoint
+    from amg_plugin.deploy.reference import open_checkpoint
 
     return open_checkpoint(path, device)
 

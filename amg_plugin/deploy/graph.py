@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amg_plugin.complexity import CLASSIFIERS
+from amg_plugin.deploy.fast.layers import FastBlock, FastLinear
+from amg_plugin.deploy.fast.network import FastNetwork, fast, has_fast_form
 from amg_plugin.errors import InputError
-from amg_plugin.inference.fast import FastNetwork, fast, has_fast_form
-from amg_plugin.inference.layers import FastBlock, FastLinear
-from amg_plugin.modeling.reid_model import ReIDModel
+from amg_plugin.models.complexity import CLASSIFIERS
+from amg_plugin.models.reid import ReIDModel
 
 
 def label_inputs(network: ReIDModel) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def calibration_files(data: str, root: str | None) -> list[Path]:
         )
     if root is None:
         raise DataError(f"--int8 '{data}' names a data set, so --root has to say below which folder it lies.")
-    from amg_plugin.data.checks import check_dataset_folder
+    from amg_plugin.data.checks.folders import check_dataset_folder
 
     check_dataset_folder(data, root)
     try:

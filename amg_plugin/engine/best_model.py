@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from amg_plugin.checkpoint import BEST_CHECKPOINT
-from amg_plugin.engine.base import HookedEngine
+from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
 
 

@@ -17,7 +17,7 @@ from amg_plugin.checkpoint import unwrap
 from amg_plugin.pruning.scorers import Calibration
 
 if TYPE_CHECKING:
-    from amg_plugin.engine.base import HookedEngine
+    from amg_plugin.engine.hooked import HookedEngine
 
 
 def plain_train_loader(engine: HookedEngine) -> DataLoader:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amg_plugin.checkpoint import load_model, unwrap
-from amg_plugin.engine.base import HookedEngine
+from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.losses import distillation_loss, feature_loss
 from amg_plugin.errors import ConfigError

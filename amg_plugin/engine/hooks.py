@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from amg_plugin.engine.base import HookedEngine
+    from amg_plugin.engine.hooked import HookedEngine
 
 
 class Hook:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from amg_plugin import compat
-from amg_plugin.engine.base import HookedEngine
+from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.losses import SoftMarginTripletLoss
 
 _stock = compat.torchreid().engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tqdm import tqdm
 
-from amg_plugin.engine.base import HookedEngine
+from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from amg_plugin.engine.base import HookedEngine
+from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
-from amg_plugin.modeling.backbone import backbone_of
+from amg_plugin.models.vit import backbone_of
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from amg_plugin.errors import ConfigError
-from amg_plugin.modeling.backbone import backbone_of
-from amg_plugin.modeling.cost import BlockCost
+from amg_plugin.models.cost import BlockCost
+from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.selection import select_heads, select_tokens
 from amg_plugin.pruning.surgery import current_plan
@@ -60,7 +60,7 @@ class PlanCost:
 
         Args:
             model: The network, pruned or not.
-            counted: Its MACs as it is, by :func:`amg_plugin.complexity.count`.
+            counted: Its MACs as it is, by :func:`amg_plugin.models.complexity.count`.
         """
         backbone, plan = backbone_of(model), current_plan(model)
         blocks = tuple(BlockCost.of(block) for block in backbone.blocks)

@@ -8,7 +8,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.modeling.backbone import backbone_of, make_prunable
+from amg_plugin.models.vit import backbone_of, make_prunable
 from amg_plugin.pruning.scores import signed_token_sums, token_importance_from_sums
 
 Reduce = Callable[[Tensor], Tensor]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.modeling.backbone import backbone_of
+from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning.recorder import AttentionMapRecorder, TokenGradientRecorder
 from amg_plugin.pruning.scores import head_entropy
 from amg_plugin.pruning.surgery import current_plan

@@ -9,8 +9,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from amg_plugin.errors import PlanError
-from amg_plugin.modeling.attention import HeadSubsetNorm, PrunableAttention
-from amg_plugin.modeling.backbone import backbone_of, make_prunable
+from amg_plugin.models.attention import HeadSubsetNorm, PrunableAttention
+from amg_plugin.models.vit import backbone_of, make_prunable
 from amg_plugin.pruning.plan import PruningPlan
 
 _ATTRIBUTE = "plan"

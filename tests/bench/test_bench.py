@@ -10,18 +10,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from amg_plugin import compat, config_rules
+from amg_plugin import compat
 from amg_plugin.bench import table, worker
 from amg_plugin.bench.forms import FORMS, SUFFIXES, check_form, write_form
 from amg_plugin.bench.run import Settings, _in_process, quartiles
 from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_structure, joined, parse_rates
 from amg_plugin.checkpoint import save_checkpoint
-from amg_plugin.cli import main
-from amg_plugin.commands import bench
+from amg_plugin.cli import bench
+from amg_plugin.cli.main import main
+from amg_plugin.config import rules as config_rules
 from amg_plugin.deploy.runtimes import open_exported
 from amg_plugin.errors import InputError, RunError
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.models.build import build_network
+from amg_plugin.models.reid import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 
 SPEC = ModelSpec("vit_tiny_patch16_224", (64, 32), 5, overrides={"depth": 2, "embed_dim": 16, "num_heads": 2})

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from amg_plugin import complexity
 from amg_plugin.bench.subjects import from_structure
+from amg_plugin.deploy.fast import network as fast
+from amg_plugin.deploy.fast.layers import can_pack
 from amg_plugin.errors import InputError
-from amg_plugin.inference import fast
-from amg_plugin.inference.layers import can_pack
+from amg_plugin.models import complexity
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "edge_cpu.py"
 if not SCRIPT.exists():

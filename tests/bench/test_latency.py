@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amg_plugin import complexity
 from amg_plugin.bench import latency
 from amg_plugin.bench.latency import Timing
 from amg_plugin.bench.run import Settings
 from amg_plugin.errors import ConfigError
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.models import complexity
+from amg_plugin.models.build import build_network
+from amg_plugin.models.reid import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.budget import PlanCost
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from drawn import SEED, TINY
 
-from amg_plugin.data.synthetic import write_synthetic_reid
+from amg_plugin.data.synthetic.reid import write_synthetic_reid
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The tiny drawn data set that these tests share."""
 
-from amg_plugin.data.synthetic import SyntheticSpec
+from amg_plugin.data.synthetic.reid import SyntheticSpec
 
 SEED = 3
 TINY = SyntheticSpec(

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from small_models import ALL, save
 
-from amg_plugin.deploy.exporter import SUFFIXES, ExportOptions, export
+from amg_plugin.deploy.export import SUFFIXES, ExportOptions, export
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@
 from published_state import la_transformer, randomised, transreid
 
 from amg_plugin.checkpoint import save_checkpoint
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reducers.solve import with_reducer
-from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.models.build import build_network
+from amg_plugin.models.reducers.solve import with_reducer
+from amg_plugin.models.reid import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 
 HEADS = [[0, 2, 3], [1]]

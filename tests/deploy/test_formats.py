@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_models import ALL, MEAN, NETWORKS, STD, preprocessing, save
 
-from amg_plugin.deploy import comparison
-from amg_plugin.deploy.exporter import SUFFIXES, ExportOptions, export
+from amg_plugin.deploy import parity as comparison
+from amg_plugin.deploy.export import SUFFIXES, ExportOptions, export
 from amg_plugin.deploy.info import sha256
 from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.runtimes import file_format, open_exported
@@ -78,7 +78,7 @@ def test_openvino_runs_every_kind_of_network_without_dynamic_batch(exported, kin
 @no_openvino
 def test_a_network_that_openvino_crashes_on_is_written_for_any_number_of_images(checkpoint, tmp_path, monkeypatch):
     answers, said = iter([True, False]), []
-    monkeypatch.setattr("amg_plugin.deploy.exporter.crashes", lambda path: next(answers))
+    monkeypatch.setattr("amg_plugin.deploy.export.crashes", lambda path: next(answers))
     outcome = export(checkpoint("dense"), ExportOptions("openvino", tmp_path / "m.xml"), said.append)
     assert outcome["info"]["batch"] is None
     assert outcome["comparison"]["batches"] == [1, 2, 5]

@@ -10,19 +10,19 @@ import torch
 from tiny_run import HEIGHT, SPEC, WIDTH
 
 from amg_plugin import compat
-from amg_plugin.active import using_amg_config
 from amg_plugin.checkpoint import load_model
 from amg_plugin.data.cameras import UNSEEN, TrainingCameras, target_rows
+from amg_plugin.data.labels import SideLabels
 from amg_plugin.data.manager import build_datamanager
-from amg_plugin.data.occluded_copy import write_occluded_copy
-from amg_plugin.data.synthetic import write_synthetic_reid
+from amg_plugin.data.occlusion.copy import write_occluded_copy
+from amg_plugin.data.synthetic.reid import write_synthetic_reid
 from amg_plugin.engine import AMGPruningHook, DistillationHook, Hook
-from amg_plugin.engine.labels import SideLabels
 from amg_plugin.errors import ConfigError
-from amg_plugin.modeling.side_information import SideInformationSpec
+from amg_plugin.models.side_information import SideInformationSpec
+from amg_plugin.plugin.active import using_amg_config
+from amg_plugin.pruning.cut import PruningRules
 from amg_plugin.pruning.schedule import PruningSchedule
-from amg_plugin.pruning.step import PruningRules
-from amg_plugin.session import assemble, build_model
+from amg_plugin.runs.setup import assemble, build_model
 
 DRAWN, OTHER = "synthetic_reid", "market1501"
 SIE = {"amg__sie__enabled": True}

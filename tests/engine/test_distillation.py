@@ -78,7 +78,7 @@ class Spy(Hook):
 
 def other_model(engine):
     """A dense teacher with other weights."""
-    from amg_plugin.modeling.reid_model import ReIDModel
+    from amg_plugin.models.reid import ReIDModel
 
     torch.manual_seed(99)
     model = ReIDModel(engine.model.spec)
@@ -146,7 +146,7 @@ def test_a_pruned_start_with_a_dense_teacher_trains(make_engine, run):
 def replaced(**changes):
     from dataclasses import replace
 
-    from amg_plugin.modeling.reid_model import ReIDModel
+    from amg_plugin.models.reid import ReIDModel
 
     return lambda model: ReIDModel(replace(model.spec, **changes))
 

@@ -7,14 +7,14 @@ import copy
 import pytest
 import torch
 
-from amg_plugin.engine.base import HookedEngine
 from amg_plugin.engine.distillation import DistillationHook
+from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.losses import feature_loss
 from amg_plugin.errors import ConfigError
-from amg_plugin.modeling.jigsaw import JigsawSpec
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.models.build import build_network
+from amg_plugin.models.jigsaw import JigsawSpec
+from amg_plugin.models.reid import ModelSpec
 
 NETWORKS = {
     "plain, after the neck": {"neck_feat": "after"},

@@ -6,7 +6,7 @@ from tiny_run import BATCHES
 
 from amg_plugin import compat
 from amg_plugin.engine import Hook
-from amg_plugin.registry import ENGINES
+from amg_plugin.plugin.registry import ENGINES
 
 PHASES = (
     "before_run", "after_run", "before_epoch", "after_epoch", "before_step", "after_step", "before_test", "after_test",

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from amg_plugin.engine import Hook
 from amg_plugin.engine.losses import SoftMarginTripletLoss
 from amg_plugin.errors import RunError
-from amg_plugin.session import build_model
+from amg_plugin.runs.setup import build_model
 
 PIDS = torch.tensor([0, 0, 1, 1, 2, 2])
 

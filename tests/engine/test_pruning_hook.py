@@ -5,7 +5,7 @@ import torch
 from tiny_run import BATCHES, DEPTH, HEADS, PATCHES
 
 from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, Hook
-from amg_plugin.engine import pruning_hook as module
+from amg_plugin.engine import pruning as module
 from amg_plugin.errors import ConfigError
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.schedule import PruningSchedule
@@ -347,7 +347,7 @@ def test_pruning_twice_from_the_same_seed_gives_the_same_model(prune):
 
 
 def test_the_model_under_data_parallel_is_pruned(prune, make_cfg):
-    from amg_plugin.session import build_model
+    from amg_plugin.runs.setup import build_model
 
     torch.manual_seed(0)
     wrapped = torch.nn.DataParallel(build_model(make_cfg(), 6))

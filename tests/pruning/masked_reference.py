@@ -19,7 +19,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amg_plugin.modeling.backbone import build_backbone, make_prunable
+from amg_plugin.models.vit import build_backbone, make_prunable
 
 DEPTH, WIDTH, HEADS = 3, 32, 4
 

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amg_plugin import complexity
 from amg_plugin.errors import ConfigError
-from amg_plugin.modeling.cost import BlockCost
-from amg_plugin.modeling.jigsaw import JigsawSpec
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reid_model import ModelSpec
-from amg_plugin.modeling.side_information import SideInformationSpec
+from amg_plugin.models import complexity
+from amg_plugin.models.build import build_network
+from amg_plugin.models.cost import BlockCost
+from amg_plugin.models.jigsaw import JigsawSpec
+from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.side_information import SideInformationSpec
 from amg_plugin.pruning import PruningPlan, apply_plan
 from amg_plugin.pruning.budget import (
     PREVIEWED,
@@ -26,8 +26,8 @@ from amg_plugin.pruning.budget import (
     closest_cut,
     expected_plan,
 )
+from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.pruning.schedule import PruningSchedule, Stage
-from amg_plugin.pruning.step import prunable_blocks
 
 NETWORKS = {
     "plain": {},

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from amg_plugin import complexity
 from amg_plugin.errors import InputError
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.models import complexity
+from amg_plugin.models.build import build_network
+from amg_plugin.models.reid import ModelSpec
 from amg_plugin.pruning import PruningPlan, current_plan
 from amg_plugin.pruning.budget import PlanCost
-from amg_plugin.pruning.example import example_cut, example_for_budget, example_plan
+from amg_plugin.pruning.example_plans import example_cut, example_for_budget, example_plan
 
 DENSE = PruningPlan.dense([6] * 12, 128)
 

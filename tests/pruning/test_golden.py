@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from amg_plugin.modeling.backbone import build_backbone
+from amg_plugin.models.vit import build_backbone
 from amg_plugin.pruning import (
     AttentionMapRecorder,
     TokenGradientRecorder,

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amg_plugin.errors import InputError
-from amg_plugin.modeling.networks import build_network
-from amg_plugin.modeling.reid_model import ModelSpec
+from amg_plugin.models.build import build_network
+from amg_plugin.models.reid import ModelSpec
 from amg_plugin.pruning import current_plan, select_tokens
+from amg_plugin.pruning.cut import PruningRules, carry_out
 from amg_plugin.pruning.schedule import PruningSchedule, Stage
 from amg_plugin.pruning.scorers import Calibration
 from amg_plugin.pruning.selection import rounded_counts
-from amg_plugin.pruning.step import PruningRules, carry_out
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 8), st.integers(0, 2), st.data())

@@ -6,14 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
-from amg_plugin.pruning import (
-    AttentionMapRecorder,
-    TokenGradientRecorder,
-    apply_plan,
-    current_plan,
-    head_entropy,
-)
+from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.pruning import AttentionMapRecorder, TokenGradientRecorder, apply_plan, current_plan, head_entropy
 from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS, Calibration
 
 BLOCKS = [0, 1, 2]

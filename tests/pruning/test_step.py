@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
-from amg_plugin.pruning import current_plan, step
+from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.pruning import current_plan
+from amg_plugin.pruning import cut as step
+from amg_plugin.pruning.cut import PruningRules, carry_out, plan_cut, prunable_blocks
 from amg_plugin.pruning.schedule import PruningSchedule, Stage
 from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS, Calibration
-from amg_plugin.pruning.step import PruningRules, carry_out, plan_cut, prunable_blocks
 
 
 @pytest.fixture

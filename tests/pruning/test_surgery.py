@@ -11,9 +11,9 @@ from masked_reference import CASES, HEADS, MaskedViT, build_tiny, images_for, ra
 from torch import nn
 
 from amg_plugin.errors import PlanError, UnsupportedModelError
-from amg_plugin.modeling.attention import HeadSubsetNorm
-from amg_plugin.modeling.backbone import pooled_features
-from amg_plugin.modeling.reid_model import ModelSpec, ReIDModel
+from amg_plugin.models.attention import HeadSubsetNorm
+from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.vit import pooled_features
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 
 HEAD_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}

@@ -1,0 +1,195 @@
+"""Arguments, logging and result files that the commands share."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from amg_plugin.checkpoint import BEST_CHECKPOINT, LAST_CHECKPOINT
+from amg_plugin.config.load import load_config, to_plain_dict
+from amg_plugin.errors import InputError
+from amg_plugin.runs import result as report
+from amg_plugin.runs.setup import use_gpu
+from amg_plugin.runs.targets import as_text, further_tables
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, trailing: bool = True) -> None:
+    """torchreid's flags: ``--config-file``, ``-s``, ``-t``, ``--root``, ``--transforms`` and trailing ``key value``.
+
+    Args:
+        parser: Where to add them.
+        trailing: False for a command with a positional argument, which would end where trailing words begin: ``--set``
+            takes them there.
+    """
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="yaml file, or the name of a shipped configuration (demo/synthetic)"
+    )
+    parser.add_argument("-s", "--sources", nargs="+", metavar="NAME", help="data sets to train on")
+    parser.add_argument("-t", "--targets", nargs="+", metavar="NAME", help="data sets to evaluate on")
+    parser.add_argument("--root", metavar="FOLDER", help="folder that holds the data sets")
+    parser.add_argument("--transforms", nargs="+", metavar="NAME", help="training transforms")
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out images that cannot be read and queries without a match, and say which, in place of stopping",
+    )
+    options = {"metavar": "key value", "help": "any configuration keys, for example train.lr 0.001"}
+    if trailing:
+        parser.add_argument("opts", nargs=argparse.REMAINDER, **options)
+    else:
+        parser.add_argument("--set", dest="opts", nargs="+", default=[], **options)
+
+
+def add_weights_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """``--weights CKPT``."""
+    parser.add_argument("--weights", metavar="CKPT", help=text)
+
+
+def required_weights(args: argparse.Namespace) -> str:
+    """The checkpoint's path.
+
+    Raises:
+        InputError: If it was not given.
+    """
+    if not args.weights:
+        raise InputError("--weights is missing; give a checkpoint written by amg-reid, for example log/best.pth.")
+    return args.weights
+
+
+def config_from_arguments(
+    args: argparse.Namespace, *, use_schedule: bool = True, base: Mapping[str, Any] | None = None
+) -> Any:
+    """Load the configuration that the arguments describe.
+
+    A checkpoint's configuration brings its ``data.save_dir``; the run gets a folder inside it, named after the command,
+    so that the files of the first run stay as they are.
+
+    Args:
+        args: Parsed arguments of :func:`add_config_arguments`.
+        use_schedule: False for dense training.
+        base: A checkpoint's configuration, used when no ``--config-file`` is given.
+    """
+    overrides: list[object] = ["data.root", args.root] if args.root else []
+    if getattr(args, "skip_unreadable", False):
+        overrides += ["amg.skip_unreadable", True]
+    trailing = list(args.opts)
+    for name in ("sources", "targets", "transforms"):
+        words = getattr(args, name) or []
+        # '-t market1501 train.lr 0.001': argparse takes all of it for names, but only keys hold a dot.
+        names = list(itertools.takewhile(lambda word: "." not in word, words))
+        trailing = words[len(names) :] + trailing
+        if names:
+            overrides += [f"data.{name}", names]
+    return load_config(
+        args.config_file,
+        [*overrides, *trailing],
+        use_schedule=use_schedule,
+        base=None if args.config_file or base is None else _as_base(base, args.command),
+    )
+
+
+def _as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
+    # What is malformed stays as it is: reading the configuration refuses it, by name.
+    base = copy.deepcopy(dict(stored))
+    amg, data = (base.get(name) if isinstance(base.get(name), Mapping) else {} for name in ("amg", "data"))
+    amg.pop("image_size", None)  # follows data.height and data.width
+    save_dir = data.get("save_dir")
+    if save_dir and isinstance(save_dir, str):
+        data["save_dir"] = str(Path(save_dir) / command)
+    return base
+
+
+def refuse_to_overwrite(cfg: Any, weights: str) -> None:
+    """Check that the checkpoint a run starts from is not where the run writes its own.
+
+    Raises:
+        InputError: If it is.
+    """
+    folder = Path(cfg.data.save_dir).resolve()
+    if Path(weights).resolve() in (folder / LAST_CHECKPOINT, folder / BEST_CHECKPOINT):
+        raise InputError(
+            f"data.save_dir '{cfg.data.save_dir}' holds the checkpoint given with --weights, which this run would "
+            "overwrite; choose another folder."
+        )
+
+
+class _Tee:
+    """Writes to the terminal and to a file. torchreid's ``Logger`` would close the terminal's stream with itself."""
+
+    def __init__(self, *streams: TextIO) -> None:
+        self.streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self.streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self.streams:
+            stream.flush()
+
+    def isatty(self) -> bool:
+        return self.streams[0].isatty()
+
+
+@contextlib.contextmanager
+def logged(save_dir: str, command: str) -> Iterator[None]:
+    """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``."""
+    stamp = time.strftime("%Y-%m-%d-%H-%M-%S")
+    logger = logging.getLogger("amg_plugin")
+    level, propagate = logger.level, logger.propagate
+    with (Path(save_dir) / f"{command}.log-{stamp}").open("w", encoding="utf-8", buffering=1) as file:
+        tee = _Tee(sys.stdout, file)
+        handler = logging.StreamHandler(tee)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            with contextlib.redirect_stdout(tee):
+                yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+
+
+def finish(
+    cfg: Any,
+    command: str,
+    sections: dict[str, Any],
+    started: float,
+    table: Callable[[Mapping[str, Any]], str] = report.comparison_table,
+) -> dict[str, Any]:
+    """Write ``result.json`` and print the table.
+
+    Args:
+        cfg: The configuration.
+        command: Name of the command.
+        sections: ``dense``, ``pruned``, ``finetuned``, whichever are known, and what else belongs to the result.
+        started: ``time.time()`` at the start.
+        table: Makes the first table out of the result.
+
+    Returns:
+        The result.
+    """
+    result = {
+        "command": command,
+        **sections,
+        "config": to_plain_dict(cfg),
+        "seed": cfg.train.seed,
+        **report.environment(use_gpu(cfg)),
+        "seconds": round(time.time() - started, 1),
+    }
+    path = report.write_result(cfg.data.save_dir, result)
+    tables = [table(result), *map(as_text, further_tables(result))]
+    print("\n" + "\n\n".join([*tables, str(path)]), file=sys.stdout)
+    return result

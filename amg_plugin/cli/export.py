@@ -1,0 +1,77 @@
+"""``amg-reid export``: write a checkpoint for another runtime and prove that it gives the same features."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "write a checkpoint for ONNX Runtime, OpenVINO, TorchScript or torch.export"
+DESCRIPTION = """Write a checkpoint, pruned or not, as a file for another runtime.
+
+Afterwards the file is run in that runtime and compared with PyTorch; if the features differ by more than 1e-4 of the
+largest feature (fp16: 1e-2; int8: cosine below 0.99), nothing is kept and the command fails. FILE.json holds the
+outcome. How images are prepared travels inside the file: amg_plugin.FeatureExtractor(FILE) needs nothing else.
+
+example: amg-reid export log/vit_small_pruned/best.pth --format onnx --output model.onnx --dynamic-batch
+         amg-reid export log/vit_small_pruned/best.pth --format onnx --output model_int8.onnx \\
+                  --int8 market1501 --root reid-data
+         amg-reid test --weights model_int8.onnx -t market1501 --root reid-data"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint written by amg-reid")
+    parser.add_argument(
+        "--format",
+        required=True,
+        metavar="FORMAT",
+        help="onnx (.onnx), torchscript (.pt), exported_program (.pt2) or openvino (.xml and .bin)",
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", type=Path, help="the file to write")
+    parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset, 18 (the default) or above")
+    parser.add_argument(
+        "--fp16", action="store_true", help="weights and computation in half precision; inputs and outputs stay float32"
+    )
+    parser.add_argument(
+        "--int8",
+        nargs="?",
+        const="",
+        metavar="CALIBRATION_DATA",
+        help="quantise to 8 bits, calibrated on a folder of images or on the training images of a data set",
+    )
+    parser.add_argument("--root", metavar="FOLDER", help="folder that holds the data sets, if --int8 names one")
+    parser.add_argument("--calibration-images", type=int, metavar="N", help="most images to calibrate on (128)")
+    parser.add_argument(
+        "--dynamic-batch", action="store_true", help="take any number of images per call; otherwise one"
+    )
+    parser.add_argument(
+        "--normalize-input",
+        action="store_true",
+        help="the file takes RGB from 0 to 1 and normalises it by itself",
+    )
+    parser.add_argument("--l2-normalize", action="store_true", help="the file gives features of length 1")
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="compare on these images; otherwise on generated ones"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; 0 on success."""
+    from amg_plugin.deploy.export import ExportOptions, export
+
+    options = ExportOptions(
+        file_format=args.format,
+        output=args.output,
+        opset=args.opset,
+        fp16=args.fp16,
+        int8=args.int8,
+        dynamic_batch=args.dynamic_batch,
+        normalize_input=args.normalize_input,
+        l2_normalize=args.l2_normalize,
+        images=args.images,
+        root=args.root,
+        calibration_images=args.calibration_images,
+    )
+    outcome = export(args.checkpoint, options, say=print)
+    print(f"{args.output}: {outcome['bytes'] / 1e6:.1f} MB, run by {outcome['runtime']}")
+    return 0

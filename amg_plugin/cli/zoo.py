@@ -1,0 +1,141 @@
+"""``amg-reid zoo``: the authors' published checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from amg_plugin.checkpoint import Checkpoint
+from amg_plugin.cli.import_model import save_imported
+from amg_plugin.cli.inspect import describe, render
+from amg_plugin.paper.zoo import (
+    ENTRIES,
+    LICENCE,
+    ZooEntry,
+    cache_folder,
+    fetch,
+    find_entry,
+    import_entry,
+    recorded,
+    remarks,
+)
+from amg_plugin.paper.zoo.cache import CACHE_VARIABLE, path_of
+from amg_plugin.runs.result import text_table
+
+HELP = "list or fetch the authors' published checkpoints"
+DESCRIPTION = f"""The checkpoints that the authors of AMG pruning published, by Google Drive id.
+
+'list' prints them with their published figures. 'fetch' downloads one into a cache folder, records its size and SHA-256
+(the authors give none) and verifies them whenever it is used again; then it reads the file as data, never as code, and
+prints its structure. --out writes it as a checkpoint that 'amg-reid test', 'prune' and 'inspect' take.
+
+The cache folder is --cache, ${CACHE_VARIABLE}, or amg_plugin/zoo in the user's cache folder.
+Without network, download the file elsewhere (its address is in the error and in 'list --json') and give it with --file.
+
+Licence: the authors' repositories state none, and weights trained on Market-1501 are for research; what you may do with
+the files is between you and their authors.
+
+example: amg-reid zoo list
+         amg-reid zoo fetch tr_base_market_head25_token25 --out log/tr_base_market_head25_token25.pth"""
+
+_MIB = 1 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    shown = actions.add_parser("list", help="print what there is and what the cache holds")
+    shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    wanted = actions.add_parser("fetch", help="download, verify and import one")
+    wanted.add_argument("name", metavar="NAME", help="as 'amg-reid zoo list' prints it")
+    wanted.add_argument("--out", metavar="CKPT", help="write the imported model there")
+    wanted.add_argument("--file", metavar="FILE", help="a copy downloaded by hand, instead of downloading")
+    wanted.add_argument("--refresh", action="store_true", help="fetch anew and record size and SHA-256 anew")
+    for action in (shown, wanted):
+        action.add_argument(
+            "--cache", metavar="FOLDER", help=f"folder of fetched files (default: ${CACHE_VARIABLE} or ~/.cache)"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """List or fetch; 0 on success."""
+    folder = cache_folder(args.cache)
+    if args.action == "list":
+        rows = [row_of(entry, folder) for entry in ENTRIES]
+        print(json.dumps(rows, indent=1) if args.json else listing(rows, folder))
+        return 0
+    return fetch_one(find_entry(args.name), folder, args)
+
+
+def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
+    """Fetch, verify, import and show one checkpoint; 0 on success."""
+    fetched = fetch(entry, folder, local_file=args.file, refresh=args.refresh)
+    record = fetched.record
+    state = "recorded" if fetched.is_new else "verified"
+    print(f"{fetched.path}\n{record.size} bytes, SHA-256 {record.sha256} ({state})\nlicence: {LICENCE}\n")
+    model = import_entry(entry, fetched.path)
+    checkpoint = Checkpoint(model.spec, model.plan, model.state_dict())
+    print(render(checkpoint, describe(checkpoint)))
+    print("".join(f"\n{sentence}" for sentence in remarks(entry, model)))
+    if args.out:
+        save_imported(args.out, model, entry.family, fetched.path.name, entry.data_set)
+        print(f"\n{args.out}")
+    return 0
+
+
+def row_of(entry: ZooEntry, folder: Path) -> dict[str, Any]:
+    """An entry as plain data."""
+    row = entry.published[0]
+    record = recorded(entry, folder)
+    return {
+        "name": entry.name,
+        "program": {"transreid": "TransReID", "la": "LA-Transformer"}[entry.family],
+        "model": row.model,
+        "data": row.data,
+        "rates": entry.rates,
+        "mAP_paper": row.mean_precision,
+        "rank1_paper": row.rank1,
+        "macs_paper_giga": row.macs,
+        "image_size": list(entry.spec.image_size),
+        "stride": entry.spec.stride or 16,
+        "num_heads": entry.num_heads,
+        "head_dim": entry.head_dim,
+        "cameras": entry.cameras,
+        "identities": entry.spec.num_classes,
+        "licence": LICENCE,
+        "drive_id": entry.drive_id,
+        "url": entry.url,
+        "size": record.size if record else None,
+        "sha256": record.sha256 if record else None,
+        "file": str(path_of(entry, folder)) if path_of(entry, folder).is_file() else None,
+    }
+
+
+def listing(rows: list[dict[str, Any]], folder: Path) -> str:
+    """The table of ``zoo list``."""
+    header = ["name", "program", "data", "removed (label)", "mAP %", "Rank-1 %", "MACs G", "licence", "in the cache"]
+    table = text_table(
+        header,
+        [
+            [
+                row["name"],
+                row["program"],
+                row["data"],
+                row["rates"],
+                f"{row['mAP_paper']:.2f}",
+                f"{row['rank1_paper']:.2f}",
+                f"{row['macs_paper_giga']:.2f}",
+                row["licence"],
+                f"{row['size'] / _MIB:.0f} MiB" if row["file"] and row["size"] else "-",
+            ]
+            for row in rows
+        ],
+    )
+    return (
+        f"{table}\n\n"
+        "mAP, Rank-1 and MACs are published figures; LA-Transformer's come from another evaluator and do not compare.\n"
+        "Licence: the authors' repositories state none; weights trained on Market-1501 are for research.\n"
+        f"Cache: {folder}"
+    )

@@ -1,0 +1,264 @@
+"""One look at the data before a run: everything that is wrong with it, together and by name."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amg_plugin import compat
+from amg_plugin.data.checks.cache import CheckCache
+from amg_plugin.data.checks.folders import check_dataset_folder
+from amg_plugin.data.checks.readable import TINY, ReadableImages, read_images
+from amg_plugin.data.datasets.names import NO_TRAINING_DATA
+from amg_plugin.errors import AMGError, ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+LISTED = 10
+"""Names that a message gives; ``amg-reid check`` gives all of them."""
+
+#: What torchreid's manager hands on to the data sets.
+DATASET_OPTIONS = ("combineall", "split_id", "cuhk03_labeled", "cuhk03_classic_split", "market1501_500k")
+#: Data sets with Market-1501's file names, whose classes do not list those they cannot read: name -> cameras.
+_MARKET_NAMES = {"market1501": 6, "dukemtmcreid": 8, "synthetic_reid": 6}
+_MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+_MARKET_NAME = re.compile(r"-?\d+_c(\d)")
+
+Item = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with the data.
+
+    Attributes:
+        dataset: Name of the data set; empty for what concerns several.
+        text: What is wrong, a clause without a full stop.
+        items: The files, identities or labels concerned; may be empty.
+        remedy: What to do; may be empty.
+    """
+
+    dataset: str
+    text: str
+    items: tuple[str, ...] = ()
+    remedy: str = ""
+
+    def sentence(self, most: int = LISTED) -> str:
+        """The problem without its full stop, naming the first ``most`` items and the number of the others."""
+        text = self.text
+        if self.items:
+            more = f"; and {len(self.items) - most} more" if len(self.items) > most else ""
+            text = f"{text}: {'; '.join(self.items[:most])}{more}"
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+
+@dataclass
+class Inspection:
+    """What was found.
+
+    Attributes:
+        datasets: The data sets that could be opened, by name.
+        problems: What stops a run.
+        warnings: What does not.
+        unusable: Paths of unreadable images, to be left out everywhere; empty unless they are skipped.
+        unmatched: Target -> paths of queries without a match, to be left out of its queries; empty unless they are
+            skipped.
+        images: Outcome of reading the images; None if they were not read.
+    """
+
+    datasets: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+    unusable: set[str] = field(default_factory=set)
+    unmatched: dict[str, set[str]] = field(default_factory=dict)
+    images: ReadableImages | None = None
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a run goes on without some of the files."""
+        return bool(self.unusable or self.unmatched)
+
+    def refuse(self) -> None:
+        """Logs the warnings and stops if there is any problem.
+
+        Raises:
+            DataError: Names all problems in one sentence each.
+        """
+        for warning in self.warnings:
+            # Everything that is left out is named.
+            logger.warning("%s", warning.sentence(len(warning.items) if self.leaves_out else LISTED))
+        sentences = [problem.sentence().rstrip(".") for problem in self.problems]
+        if len(sentences) == 1:
+            raise DataError(f"{sentences[0]}.")
+        if sentences:
+            numbered = " ".join(f"({number}) {text}." for number, text in enumerate(sentences, 1))
+            raise DataError(f"{len(sentences)} problems in the data: {numbered}")
+
+
+def inspect_data(
+    root: str | Path,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    *,
+    train_targets: bool = False,
+    decode: bool = True,
+    skip: bool = False,
+    workers: int = 0,
+    options: dict[str, Any] | None = None,
+) -> Inspection:
+    """Checks folders, file names, labels, matches and images of the data sets.
+
+    Args:
+        root: Data root.
+        sources: Training data sets.
+        targets: Test data sets.
+        train_targets: The training parts of the targets are used as well.
+        decode: Read every image, except those known from an earlier pass.
+        skip: Unreadable images and queries without a match are left out (see ``unusable`` and ``unmatched``) in place
+            of being problems.
+        workers: Threads that read; 0 takes one per processor.
+        options: Options of the data sets, see :data:`DATASET_OPTIONS`.
+
+    Returns:
+        What was found. Nothing is raised for bad data.
+
+    Raises:
+        ConfigError: A name is none of torchreid's data sets.
+    """
+    found = Inspection()
+    trained = dict.fromkeys([*sources, *(targets if train_targets else ())])
+    for name in dict.fromkeys([*sources, *targets]):
+        # A data set without a training part refuses the mode "train".
+        _open_dataset(found, name, root, "train" if name in trained else "query", options or {})
+
+    trained.pop(NO_TRAINING_DATA, None)
+    parts = [(name, "train", found.datasets[name].train) for name in trained if name in found.datasets]
+    found.problems += [problem for name, _, items in parts if (problem := find_label_gaps(name, items))]
+    for name in dict.fromkeys(targets):
+        if name in found.datasets:
+            parts += [(name, part, getattr(found.datasets[name], part)) for part in ("query", "gallery")]
+
+    bad: dict[str, str] = {}
+    if decode:
+        bad = _inspect_images(found, root, parts, workers, skip)
+    for name in dict.fromkeys(targets):
+        if name in found.datasets:
+            _inspect_matches(found, name, found.datasets[name], bad, skip)
+    return found
+
+
+def find_label_gaps(name: str, train: Sequence[Item]) -> Problem | None:
+    """The problem with training labels other than 0 to n - 1, which a classifier needs; None if all is well."""
+    labels = {item[1] for item in train}
+    if labels == set(range(len(labels))):
+        return None
+    missing = sorted(set(range(len(labels))) - labels)
+    beyond = sorted(label for label in labels if not 0 <= label < len(labels))
+    text = f"The training labels of {name} must count from 0 to {len(labels) - 1}, its number of identities less one"
+    items = (*(f"{label} is missing" for label in missing), *(f"{label} is out of range" for label in beyond))
+    return Problem(name, text, items)
+
+
+def queries_without_match(query: Iterable[Item], gallery: Iterable[Item]) -> list[Item]:
+    """Queries whose identity no other camera has in the gallery; torchreid's evaluator leaves them out silently.
+
+    Args:
+        query: Items (path, pid, camid, ...).
+        gallery: Items, likewise.
+    """
+    cameras: defaultdict[int, set[int]] = defaultdict(set)
+    for item in gallery:
+        cameras[item[1]].add(item[2])
+    return [item for item in query if not cameras[item[1]] - {item[2]}]
+
+
+def _inspect_images(
+    found: Inspection, root: str | Path, parts: Sequence[tuple[str, str, Sequence[Item]]], workers: int, skip: bool
+) -> dict[str, str]:
+    """Reads the images of ``parts`` and adds what is wrong; gives the unreadable ones with the reason."""
+    cache = CheckCache(root)
+    images = found.images = read_images((item[0] for _, _, items in parts for item in items), workers, cache)
+    cache.save()
+    if images.unreadable:
+        items = tuple(f"{path} ({reason})" for path, reason in images.unreadable.items())
+        text = f"{len(items)} of {images.count} images cannot be read"
+        if skip:
+            found.warnings.append(Problem("", f"{text} and are left out", items))
+            found.unusable.update(images.unreadable)
+            found.problems += [
+                Problem(name, f"None of the {len(items)} {part} images of {name} can be read, so that nothing is left")
+                for name, part, items in parts
+                if items and all(item[0] in images.unreadable for item in items)
+            ]
+        else:
+            remedy = "Replace them, or leave them out with --skip-unreadable"
+            found.problems.append(Problem("", text, items, remedy))
+    if images.tiny:
+        text = f"{len(images.tiny)} of {images.count} images have a side of less than {TINY} pixels"
+        found.warnings.append(Problem("", text, tuple(images.tiny)))
+    return images.unreadable
+
+
+def _inspect_matches(found: Inspection, name: str, dataset: Any, bad: dict[str, str], skip: bool) -> None:
+    """Adds the queries that have no match among the readable gallery images."""
+    query = [item for item in dataset.query if item[0] not in bad]
+    alone = queries_without_match(query, [item for item in dataset.gallery if item[0] not in bad])
+    if not alone:
+        return
+    items = tuple(f"{item[0]} (identity {item[1]}, camera {item[2]})" for item in alone)
+    counted = f"{len(alone)} of {len(query)} queries of {name}"
+    text = f"{counted} have no gallery image of their identity under another camera"
+    if len(alone) == len(query):
+        found.problems.append(Problem(name, f"{text}, so that nothing can be evaluated", items))
+    elif skip:
+        found.warnings.append(Problem(name, f"{text} and are left out", items))
+        found.unmatched[name] = {item[0] for item in alone}
+    else:
+        remedy = "Complete the gallery, or leave these queries out with --skip-unreadable"
+        found.problems.append(Problem(name, text, items, remedy))
+
+
+def _open_dataset(found: Inspection, name: str, root: str | Path, mode: str, options: dict[str, Any]) -> None:
+    """Lists a data set's images by its own class; what that class raises becomes a problem that names the files."""
+    folder = None
+    try:
+        folder = check_dataset_folder(name, root)
+        chosen = {key: options[key] for key in DATASET_OPTIONS if key in options}
+        dataset = compat.image_dataset_factory()[name](root=str(root), mode=mode, verbose=False, **chosen)
+    except ConfigError:
+        raise
+    except Exception as error:  # a stock class raises whatever its parser meets
+        problem = _why_not_opened(name, folder or root, error)
+        if problem.text not in (known.text for known in found.problems):  # a missing root concerns all data sets
+            found.problems.append(problem)
+    else:
+        found.datasets[name] = dataset
+
+
+def _why_not_opened(name: str, folder: str | Path, error: Exception) -> Problem:
+    if foreign := _foreign_names(name, Path(folder)):
+        text = f"{len(foreign)} images of {name} are not named IDENTITY_cCAMERA..., as 0002_c1s1_000451_03.jpg is"
+        return Problem(name, f"{text}, with a camera from 1 to {_MARKET_NAMES[name]}", tuple(foreign))
+    if isinstance(error, AMGError):
+        return Problem(name, str(error).rstrip("."))
+    if isinstance(error, IndexError):  # torchreid looks at the first image of each part
+        return Problem(name, f"The data set {name} in {folder} lacks training, query or gallery images")
+    reason = str(error).rstrip(".") or type(error).__name__
+    return Problem(name, f"The data set {name} in {folder} cannot be read: {reason}")
+
+
+def _foreign_names(name: str, folder: Path) -> list[str]:
+    """Images in Market-1501's layout whose names cannot be parsed, below ``folder``."""
+    if name not in _MARKET_NAMES:
+        return []
+    foreign = []
+    for path in sorted(path for part in _MARKET_FOLDERS for path in folder.glob(f"**/{part}/*.jpg")):
+        match = _MARKET_NAME.match(path.name)
+        if match is None or not 1 <= int(match[1]) <= _MARKET_NAMES[name]:
+            foreign.append(str(path))
+    return foreign

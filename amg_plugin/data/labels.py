@@ -1,0 +1,125 @@
+"""Labels of cameras and views on their way from torchreid's batches to networks that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amg_plugin.checkpoint import unwrap
+from amg_plugin.data.cameras import UNSEEN, CameraTable, TrainingCameras, target_rows
+from amg_plugin.errors import ConfigError
+from amg_plugin.models.side_information import SideInformationSpec
+
+#: Key of view labels in a batch; torchreid's own data sets have none.
+VIEWS = "viewid"
+
+Labels = tuple[Tensor | None, ...]
+
+
+class SideLabels:
+    """Turns the camera labels of a run's data sets into the rows that a network has learned.
+
+    Args:
+        datamanager: torchreid's image data manager or the plugin's.
+        sources: Training data sets that a network is taken for that does not say its own, if it is one.
+    """
+
+    def __init__(self, datamanager: Any, sources: Sequence[str]) -> None:
+        self.datamanager = datamanager
+        self.sources = list(sources)
+
+    @cached_property
+    def training(self) -> TrainingCameras:
+        """Cameras of the training data."""
+        return TrainingCameras.of(self.datamanager)
+
+    def check_training(self, model: nn.Module) -> None:
+        """Check that the network has a row for every training camera, and name the rows if they have no name yet.
+
+        Raises:
+            ConfigError: If there are more cameras than rows, or the data has no labels of views.
+        """
+        model = unwrap(model)
+        side = _side(model)
+        if side is None:
+            return
+        if side.views and VIEWS not in self.datamanager.train_loader.dataset[0]:
+            raise ConfigError(
+                f"amg.sie.views is {side.views}, but images of {', '.join(self.datamanager.sources)} have no label of "
+                f"their view ('{VIEWS}' in what the data set gives); set amg.sie.views to 0."
+            )
+        if not side.cameras or side.camera_table:
+            return
+        if self.training.count > side.cameras:
+            raise ConfigError(
+                f"The network has side information for {side.cameras} cameras, the training data has "
+                f"{self.training.count}; set amg.sie.cameras to {self.training.count} before the network is built."
+            )
+        if self.training.count == side.cameras:
+            model.name_cameras(self.training.table)
+
+    def of_training(self, model: nn.Module, batch: Mapping[str, Any], device: torch.device) -> Labels:
+        """What ``model`` wants after the images of a training batch: rows of cameras and views ``[B]``, or nothing."""
+        side = _side(model)
+        if side is None:
+            return ()
+        cameras = None
+        if side.cameras:
+            camids = torch.as_tensor(batch["camid"])
+            places = torch.as_tensor(batch.get("dsetid", torch.zeros_like(camids)))
+            cameras = self.training.rows(camids, places, self._table(side)).to(device)
+        return cameras, _views(side, batch, device)
+
+    def of_target(
+        self, model: nn.Module, target: str, camids: Tensor, batch: Mapping[str, Any], device: torch.device
+    ) -> Labels:
+        """What ``model`` wants after the images of a query or gallery batch of ``target``."""
+        side = _side(model)
+        if side is None:
+            return ()
+        cameras = self._target_rows(side, target, camids.tolist()).to(device) if side.cameras else None
+        return cameras, _views(side, batch, device)
+
+    def announce_unseen(self, model: nn.Module, target: str) -> None:
+        """Warn of cameras of ``target`` that training has not seen, unless a warning was given already.
+
+        Args:
+            model: The network.
+            target: Name of the data set.
+        """
+        side = _side(model)
+        if side is None or not side.cameras:
+            return
+        numbers = sorted({item[2] for part in self.datamanager.test_dataset[target].values() for item in part})
+        rows = self._target_rows(side, target, numbers).tolist()
+        unseen = [str(number) for number, row in zip(numbers, rows, strict=True) if row == UNSEEN]
+        if unseen:
+            which = "all cameras" if len(unseen) == len(numbers) else f"cameras {', '.join(unseen)} (counted from 0)"
+            unwrap(model).side_information.warn(f"{which} of {target} are unseen in training")
+
+    def _target_rows(self, side: SideInformationSpec, target: str, numbers: Sequence[int]) -> Tensor:
+        table = self._table(side)
+        if target not in table:
+            # A copy of a training set holds the same photographs, so it says whose cameras it has.
+            dataset = self.datamanager.test_loader[target]["query"].dataset
+            target = getattr(dataset, "cameras_of", target)
+        return target_rows(target, numbers, table)
+
+    def _table(self, side: SideInformationSpec) -> CameraTable:
+        if side.camera_table or len(self.sources) != 1:
+            return side.camera_table
+        return {self.sources[0]: range(side.cameras)}
+
+
+def _side(model: nn.Module) -> SideInformationSpec | None:
+    model = unwrap(model)
+    return model.spec.side_information if getattr(model, "uses_cameras", False) else None
+
+
+def _views(side: SideInformationSpec, batch: Mapping[str, Any], device: torch.device) -> Tensor | None:
+    views = batch.get(VIEWS) if side.views else None
+    return None if views is None else torch.as_tensor(views).to(device)

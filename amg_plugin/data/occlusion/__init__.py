@@ -1,0 +1,1 @@
+"""Occluded images and copies of data sets."""

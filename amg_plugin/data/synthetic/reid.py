@@ -1,0 +1,222 @@
+"""The drawn data set ``synthetic_reid``: writes it to disk in Market-1501's layout.
+
+Nothing is downloaded and nobody is shown: people are drawn figures. The same specification, seed and library
+versions give the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from amg_plugin.data.synthetic.appearance import Appearance, difference, sample_appearance
+from amg_plugin.data.synthetic.figures import FigurePainter, sample_pose
+from amg_plugin.data.synthetic.scenes import MARGIN, Camera, paint_background, paint_occluder, photograph, sample_camera
+from amg_plugin.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "synthetic_reid"
+"""Name of the data set's folder below the data root."""
+TRAIN_DIR, QUERY_DIR, GALLERY_DIR = "bounding_box_train", "query", "bounding_box_test"
+_INFO_FILE = "dataset.json"
+_VERSION = 1  # raise it whenever the same specification gives other images
+_SUPERSAMPLING = 2
+# Streams of random numbers; they keep the parts of the data set independent of each other's sizes.
+_CAMERAS, _PEOPLE, _TRAIN, _QUERY, _GALLERY = range(5)
+
+
+@dataclass(frozen=True)
+class SyntheticSpec:
+    """Size and difficulty of the drawn data set.
+
+    Attributes:
+        train_ids: Identities in the training set.
+        test_ids: Identities in query and gallery; others than those of the training set.
+        cameras: Number of cameras, 2 to 6.
+        cameras_per_id: Cameras that see an identity, 2 to ``cameras``.
+        train_images_per_camera: Training images per identity and camera.
+        gallery_images_per_camera: Gallery images per identity and camera; query has one.
+        occluded_queries: Fraction of the query images with something in front of the person.
+        occluded_others: The same for training and gallery images.
+        clutter: Mean number of things in the background.
+        min_difference: Smallest difference of two identities, see :func:`~.appearance.difference`.
+        width: Width of the images in pixels.
+        height: Height of the images in pixels.
+    """
+
+    train_ids: int = 250
+    test_ids: int = 110
+    cameras: int = 6
+    cameras_per_id: int = 4
+    train_images_per_camera: int = 2
+    gallery_images_per_camera: int = 2
+    occluded_queries: float = 0.2
+    occluded_others: float = 0.05
+    clutter: float = 4.0
+    min_difference: float = 2.0
+    width: int = 64
+    height: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values.
+
+        Raises:
+            DataError: A value is out of its range.
+        """
+        for name, low, high in (
+            ("train_ids", 1, 700),
+            ("test_ids", 1, 800),
+            ("cameras", 2, 6),
+            ("cameras_per_id", 2, self.cameras),
+            ("train_images_per_camera", 1, 99),
+            ("gallery_images_per_camera", 1, 98),
+            ("occluded_queries", 0.0, 1.0),
+            ("occluded_others", 0.0, 1.0),
+            ("clutter", 0.0, 50.0),
+            ("min_difference", 0.0, 6.0),
+            ("width", 16, 512),
+            ("height", 32, 1024),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise DataError(f"synthetic_reid: {name} is {value}, allowed is {low} to {high}.")
+
+
+def dataset_folder(root: str | Path) -> Path:
+    """Folder of the drawn data set below the data root ``root``."""
+    return Path(root).expanduser() / FOLDER
+
+
+def write_synthetic_reid(root: str | Path, spec: SyntheticSpec | None = None, seed: int = 0) -> Path:
+    """Draws the data set into ``root/synthetic_reid``; keeps one that is already there and equal.
+
+    The images are drawn into a temporary folder beside the final one, which is renamed at the end: the folder is
+    either complete or absent.
+
+    Args:
+        root: Data root, as in ``data.root``; made if missing.
+        spec: Size and difficulty; the default specification if omitted.
+        seed: Seed of everything random, 0 or larger.
+
+    Returns:
+        The folder of the data set.
+
+    Raises:
+        DataError: Another data set is already there, the folder cannot be written, or the seed is negative.
+    """
+    spec = spec or SyntheticSpec()
+    if seed < 0:
+        raise DataError(f"synthetic_reid: the seed is {seed}, allowed is 0 or larger.")
+    folder = dataset_folder(root)
+    info = {"name": FOLDER, "version": _VERSION, "seed": int(seed), "spec": asdict(spec)}
+    if folder.exists():
+        _check_equal(folder, info)
+        logger.info("%s is already there", folder)
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=folder.parent))
+    except OSError as error:
+        raise DataError(f"The data root {folder.parent} cannot be written: {error}.") from error
+    try:
+        for name in (TRAIN_DIR, QUERY_DIR, GALLERY_DIR):
+            (work / name).mkdir()
+        plan = list(_plan(spec, seed))
+        for shot in tqdm(plan, desc=f"drawing {FOLDER}", unit="image", disable=None):
+            shot.draw(spec).save(work / shot.path, quality=92)
+        (work / _INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        work.chmod(0o755)  # mkdtemp makes it private
+        work.rename(folder)
+    except OSError as error:
+        raise DataError(f"The data set could not be written to {folder}: {error}.") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _check_equal(folder: Path, info: dict) -> None:
+    """Raises DataError unless the data set in ``folder`` is the one that ``info`` describes."""
+    try:
+        found = json.loads((folder / _INFO_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder} exists but is not a finished drawn data set; remove it or choose another root."
+        ) from error
+    if found != info:
+        raise DataError(
+            f"{folder} holds a drawn data set of another specification, seed or version; "
+            "remove it or choose another root."
+        )
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """One image: who, by which camera, into which file, from which random numbers."""
+
+    path: str
+    person: Appearance
+    camera: Camera
+    occluded: float
+    stream: tuple[int, ...]
+
+    def draw(self, spec: SyntheticSpec) -> Image.Image:
+        """Draws the image."""
+        rng = np.random.default_rng(self.stream)
+        camera = self.camera
+        size = (round(spec.width * (1 + 2 * MARGIN)) * _SUPERSAMPLING, spec.height * _SUPERSAMPLING)
+        image = paint_background(size, camera, spec.clutter, rng)
+        height = size[1] * camera.scale * rng.uniform(0.94, 1.06)
+        center = size[0] * 0.5 + spec.width * _SUPERSAMPLING * (camera.offset[0] + rng.normal(0.0, 0.02))
+        top = (size[1] - height) * 0.5 + size[1] * (camera.offset[1] + rng.normal(0.0, 0.015))
+        FigurePainter(image, center, top, height).paint(self.person, sample_pose(rng))
+        if rng.random() < self.occluded:
+            paint_occluder(image, rng)
+        return photograph(image, (spec.width, spec.height), camera, rng)
+
+
+def _plan(spec: SyntheticSpec, seed: int) -> Iterator[_Shot]:
+    """All images of the data set, in the order in which they are drawn."""
+    cameras = [sample_camera(np.random.default_rng((seed, _CAMERAS, i))) for i in range(spec.cameras)]
+    people = _sample_people(spec, np.random.default_rng((seed, _PEOPLE)))
+    for index, person in enumerate(people):
+        pid = index + 1  # Market-1501 keeps 0 for the background
+        rng = np.random.default_rng((seed, _PEOPLE, pid))
+        seen_by = sorted(rng.choice(spec.cameras, spec.cameras_per_id, replace=False).tolist())
+        if index < spec.train_ids:
+            parts = [(TRAIN_DIR, _TRAIN, spec.train_images_per_camera, spec.occluded_others)]
+        else:
+            parts = [
+                (QUERY_DIR, _QUERY, 1, spec.occluded_queries),
+                (GALLERY_DIR, _GALLERY, spec.gallery_images_per_camera, spec.occluded_others),
+            ]
+        for folder, stream, count, occluded in parts:
+            for camid in seen_by:
+                for k in range(count):
+                    frame = 100 * index + k + (50 if stream == _QUERY else 0)
+                    name = f"{pid:04d}_c{camid + 1}s1_{frame:06d}_{k + 1:02d}.jpg"
+                    yield _Shot(f"{folder}/{name}", person, cameras[camid], occluded, (seed, stream, pid, camid, k))
+
+
+def _sample_people(spec: SyntheticSpec, rng: np.random.Generator) -> list[Appearance]:
+    """People who all differ by at least ``spec.min_difference``."""
+    people: list[Appearance] = []
+    for _ in range(100 * (spec.train_ids + spec.test_ids)):
+        person = sample_appearance(rng)
+        if all(difference(person, other) >= spec.min_difference for other in people):
+            people.append(person)
+            if len(people) == spec.train_ids + spec.test_ids:
+                return people
+    raise DataError(
+        f"synthetic_reid: {spec.train_ids + spec.test_ids} identities that differ by "
+        f"{spec.min_difference} were not found; lower min_difference or the number of identities."
+    )

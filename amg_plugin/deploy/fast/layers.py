@@ -1,0 +1,169 @@
+"""Parts of the network in its deployed form; weights are copies, folded and packed once."""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import LayerScale
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amg_plugin.deploy.fast.flow import Positions, Step
+from amg_plugin.models.attention import PrunableBlock
+
+#: Share of the tokens whose queries may be computed for nothing, to project queries, keys and values in one product.
+FUSED_SURPLUS = 0.125
+
+
+def can_pack() -> bool:
+    """Whether this build of torch multiplies by weights that are laid out for oneDNN beforehand."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Gather(nn.Module):
+    """Takes constant places of a sequence; a slice, if they are neighbours.
+
+    Sequences are ``[tokens * batch, D]``, token by token: slices of tokens are contiguous for any batch.
+
+    Args:
+        places: Places in the sequence.
+    """
+
+    def __init__(self, places: Positions) -> None:
+        super().__init__()
+        self.first, self.count = places[0], len(places)
+        neighbours = places == tuple(range(self.first, self.first + self.count))
+        index = None if neighbours else torch.tensor(places, dtype=torch.int64)
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self, tokens: Tensor, batch: int) -> Tensor:
+        """The tokens at the places, ``[places * batch, D]``."""
+        if self.index is None:
+            return tokens[self.first * batch : (self.first + self.count) * batch]
+        width = tokens.shape[-1]
+        return tokens.view(-1, batch, width).index_select(0, self.index).view(-1, width)
+
+
+class FastLinear(nn.Module):
+    """A linear layer, with what follows it fused where the weights are packed.
+
+    Args:
+        weight: ``[out, in]``; copied.
+        bias: ``[out]`` or None; copied.
+        gelu: Apply the exact GELU.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone().contiguous(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.gelu = gelu
+        self.packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Lay the weight out for oneDNN; the plain one is given up."""
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
+        self.weight = None
+        # Overloads are looked up once and not per call.
+        self._product = torch.ops.mkldnn._linear_pointwise.default
+        self._product_and_sum = torch.ops.mkldnn._linear_pointwise.binary
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``[..., in]`` to ``[..., out]``, plus ``residual`` if given."""
+        if self.packed is None:
+            x = F.linear(x, self.weight, self.bias)
+            x = F.gelu(x) if self.gelu else x
+            return x if residual is None else residual + x
+        if residual is not None:
+            return self._product_and_sum(x, residual, self.packed, self.bias, "add")
+        if self.gelu:
+            return self._product(x, self.packed, self.bias, "gelu", [], "none")
+        return self._product(x, self.packed, self.bias, "none", [], "")
+
+
+def _scaled(linear: nn.Linear, scale: nn.Module) -> FastLinear:
+    """A linear layer with the layer scale behind it folded in."""
+    weight, bias = linear.weight, linear.bias
+    if isinstance(scale, LayerScale):
+        weight = scale.gamma[:, None] * weight
+        bias = None if bias is None else scale.gamma * bias
+    elif not isinstance(scale, nn.Identity):
+        raise TypeError(f"{type(scale).__name__} cannot be folded into a linear layer")
+    return FastLinear(weight, bias)
+
+
+class FastBlock(nn.Module):
+    """A block in eval mode on exactly the tokens that its step names.
+
+    Args:
+        block: The block of the plain network.
+        step: Its tokens.
+    """
+
+    def __init__(self, block: PrunableBlock, step: Step) -> None:
+        super().__init__()
+        attention, mlp = block.attn, block.mlp
+        length = len(step.gather)
+        self.needs_carried = step.needs_carried
+        # Where carried tokens are joined in front of the block, it has to leave those that it does not work on.
+        takes_all = step.gather == tuple(range(step.incoming)) and not step.needs_carried
+        self.gather = None if takes_all else Gather(step.gather)
+        self.carry = Gather(step.carry) if step.carry else None
+        self.context = None if len(step.keys) == length else Gather(step.keys)
+        self.first_query, self.queries, self.keys = step.first_query, length - step.first_query, len(step.keys)
+        self.num_heads, self.head_dim, self.scale = attention.num_heads, attention.head_dim, attention.scale
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.q_norm, self.k_norm, self.attention_norm, self.mlp_norm = (
+            None if isinstance(norm, nn.Identity) else norm
+            for norm in (attention.q_norm, attention.k_norm, attention.norm, mlp.norm)
+        )
+        weight, bias, width = attention.qkv.weight, attention.qkv.bias, attention.attn_dim
+        # A few queries too many cost less than a product of their own.
+        self.fused = self.context is None and length - self.queries <= length * FUSED_SURPLUS
+        if self.fused:
+            self.qkv = FastLinear(weight, bias)
+        else:
+            self.query = FastLinear(weight[:width], None if bias is None else bias[:width])
+            self.key_value = FastLinear(weight[width:], None if bias is None else bias[width:])
+        self.gate = None if attention.gate is None else FastLinear(attention.gate.weight, attention.gate.bias)
+        self.proj = _scaled(attention.proj, block.ls1)
+        exact_gelu = isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
+        self.fc1 = FastLinear(mlp.fc1.weight, mlp.fc1.bias, gelu=exact_gelu)
+        self.activation = None if exact_gelu else mlp.act
+        self.fc2 = _scaled(mlp.fc2, block.ls2)
+
+    def forward(self, tokens: Tensor, carried: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
+        """What leaves the block and what is carried around it.
+
+        Args:
+            tokens: What left the block before, ``[tokens * batch, D]``.
+            carried: What was carried around it, likewise; None for nothing.
+            batch: Images.
+        """
+        source = torch.cat((tokens, carried)) if self.needs_carried and carried is not None else tokens
+        tokens = source if self.gather is None else self.gather(source, batch)
+        normed = self.norm1(tokens)
+        queries = normed[self.first_query * batch :] if self.first_query else normed
+        asking = tokens[self.first_query * batch :] if self.first_query else tokens
+        out = self.proj(self._attend(normed, queries, batch), asking)
+        hidden = self.fc1(self.norm2(out))
+        if self.activation is not None:
+            hidden = self.activation(hidden)
+        if self.mlp_norm is not None:
+            hidden = self.mlp_norm(hidden)
+        return self.fc2(hidden, out), None if self.carry is None else self.carry(source, batch)
+
+    def _attend(self, normed: Tensor, queries: Tensor, batch: int) -> Tensor:
+        heads = (self.num_heads, self.head_dim)
+        if self.fused:
+            query, key, value = self.qkv(normed).view(self.keys, batch, 3, *heads).permute(2, 1, 3, 0, 4).unbind(0)
+            query = query[:, :, self.first_query :] if self.first_query else query
+        else:
+            context = normed if self.context is None else self.context(normed, batch)
+            query = self.query(queries).view(self.queries, batch, *heads).permute(1, 2, 0, 3)
+            key, value = self.key_value(context).view(self.keys, batch, 2, *heads).permute(2, 1, 3, 0, 4).unbind(0)
+        query = query if self.q_norm is None else self.q_norm(query)
+        key = key if self.k_norm is None else self.k_norm(key)
+        out = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        out = out.permute(2, 0, 1, 3).reshape(self.queries * batch, self.num_heads * self.head_dim)
+        out = out if self.attention_norm is None else self.attention_norm(out)
+        return out if self.gate is None else out * self.gate(queries).sigmoid()

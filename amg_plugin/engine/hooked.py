@@ -1,0 +1,261 @@
+"""What the plugin's engines add to torchreid's: hooks, further losses, results per target, our checkpoints."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amg_plugin import compat
+from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint, unwrap
+from amg_plugin.config.load import to_plain_dict
+from amg_plugin.data.labels import SideLabels
+from amg_plugin.engine.hooks import Hook
+from amg_plugin.engine.optim import build_optimizer, build_scheduler
+from amg_plugin.errors import RunError
+from amg_plugin.evaluation.protocol import distances, embed, score
+
+logger = logging.getLogger(__name__)
+
+# Without "rerank", which torchreid leaves out of every test during a run: all figures of a run are comparable.
+_TEST_ARGUMENTS = ("dist_metric", "normalize_feature", "save_dir", "use_metric_cuhk03", "ranks")
+
+
+class HookedEngine:
+    """Mixin in front of a torchreid image engine; ``run``, ``train`` and ``test`` stay torchreid's.
+
+    Args:
+        *args: As torchreid's engine.
+        cfg: The whole configuration.
+        hooks: Listeners, called in order.
+        **kwargs: As torchreid's engine.
+
+    Attributes:
+        results: Scores per target of the latest evaluation: ``{name: {"mAP", "rank1", "cmc"}}``.
+        history: Evaluations and cuts of this run, plain data.
+        batch: The latest batch of a loader, as torchreid's data sets make it.
+        labels: Turns its camera labels into what networks know.
+    """
+
+    def __init__(self, *args: Any, cfg: Any, hooks: Iterable[Hook] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cfg = cfg
+        self.hooks = list(hooks)
+        self.results: dict[str, dict[str, Any]] = {}
+        self.history: list[dict[str, Any]] = []
+        self.max_epoch = 0
+        self.test_arguments: dict[str, Any] = {}
+        self.batch: dict[str, Any] = {}
+        self.labels = SideLabels(self.datamanager, list(cfg.data.sources))
+
+    # Phases ----------------------------------------------------------------------------------------------------------
+
+    def call(self, phase: str, *args: Any) -> None:
+        """Announce a phase to every hook."""
+        for hook in self.hooks:
+            getattr(hook, phase)(self, *args)
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        """torchreid's ``run`` between the phases ``before_run`` and ``after_run``."""
+        bound = inspect.signature(super().run).bind(*args, **kwargs)
+        bound.apply_defaults()
+        self.test_arguments = {name: bound.arguments[name] for name in _TEST_ARGUMENTS}
+        self.epoch, self.max_epoch = bound.arguments["start_epoch"], bound.arguments["max_epoch"]
+        if bound.arguments["test_only"]:
+            super().run(*args, **kwargs)
+            return
+        self.labels.check_training(self.model)
+        self.call("before_run")
+        super().run(*args, **kwargs)
+        self.call("after_run")
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """torchreid's ``train`` for one epoch between ``before_epoch`` and ``after_epoch``."""
+        self.call("before_epoch")
+        super().train(*args, **kwargs)
+        self.call("after_epoch")
+
+    def test(self, *args: Any, **kwargs: Any) -> float:
+        """torchreid's ``test`` between ``before_test`` and ``after_test``; Rank-1 of the first target.
+
+        torchreid returns that of the last target and drops every mAP; all of them are in ``results``.
+        """
+        self.call("before_test")
+        self.results = {}
+        super().test(*args, **kwargs)
+        self.history.append({"event": "test", "epoch": self.epoch, "targets": self.results})
+        self.call("after_test")
+        return self.first_result["rank1"]
+
+    def evaluate(self) -> dict[str, dict[str, Any]]:
+        """Evaluate now, with the arguments of the running ``run``; scores per target."""
+        self.test(**self.test_arguments)
+        return self.results
+
+    @property
+    def first_result(self) -> dict[str, Any]:
+        """Scores of the first target at the latest evaluation."""
+        return next(iter(self.results.values()))
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def task_losses(self, outputs: Any, pids: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Terms of the task loss by name, as (weight, value)."""
+        raise NotImplementedError
+
+    def logits_of(self, outputs: Any) -> Any:
+        """The logits (a tensor, or a list) among the model's training outputs."""
+        return outputs
+
+    def compute_loss(self, criterion: Callable[[Any, Tensor], Tensor], outputs: Any, targets: Tensor) -> Tensor:
+        """A loss of one output, or of several with the weights of the network, or their mean if it has none."""
+        weights = getattr(unwrap(self.model), "output_weights", None)
+        if weights is None or not isinstance(outputs, list | tuple):
+            return super().compute_loss(criterion, outputs, targets)
+        terms = [weight * criterion(output, targets) for weight, output in zip(weights, outputs, strict=True)]
+        return torch.stack(terms).sum()
+
+    def two_stepped_transfer_learning(self, *args: Any, **kwargs: Any) -> None:
+        """torchreid's opening of the layers for this epoch, then ``layers_opened``."""
+        super().two_stepped_transfer_learning(*args, **kwargs)
+        self.call("layers_opened")
+
+    def task_loss(self, outputs: Any, pids: Tensor) -> Tensor:
+        """The whole task loss, as scoring needs it."""
+        return sum(weight * value for weight, value in self.task_losses(outputs, pids).values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self.model.parameters()).device
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision as ``amg.precision`` says."""
+        enabled = self.cfg.amg.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def parse_data_for_train(self, data: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """torchreid's images and identities; the whole batch is kept in ``batch``."""
+        self.batch = data
+        return super().parse_data_for_train(data)
+
+    def parse_data_for_eval(self, data: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """torchreid's images, identities and cameras; the whole batch is kept in ``batch``."""
+        self.batch = data
+        return super().parse_data_for_eval(data)
+
+    def labels_for(self, model: torch.nn.Module) -> tuple[Tensor | None, ...]:
+        """What ``model`` wants after the images of the current training batch: rows of cameras and views, or nothing.
+
+        Each network has its own table of cameras, so a teacher may ask as well as the student.
+        """
+        return self.labels.of_training(model, self.batch, self.device)
+
+    def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
+        """One training step with the task loss and the hooks' losses.
+
+        Returns:
+            Values for torchreid's progress line and TensorBoard.
+
+        Raises:
+            RunError: If the loss is not finite.
+        """
+        images, pids = self.parse_data_for_train(data)
+        images, pids = images.to(self.device), pids.to(self.device)
+        self.call("before_step", images)
+        with self.autocast():
+            outputs = self.model(images, *self.labels_for(self.model))
+        logits = self.logits_of(outputs)
+        terms = self.task_losses(outputs, pids)
+        for hook in self.hooks:
+            terms.update({name: (1.0, value) for name, value in hook.loss(self, images, logits).items()})
+        loss = sum(weight * value for weight, value in terms.values())
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"The loss is {loss.item()} at epoch {self.epoch + 1}, batch {self.batch_idx + 1}; "
+                "lower train.lr, add amg.warmup_epochs or use amg.precision fp32."
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        summary = {name: value.item() for name, (_, value) in terms.items()}
+        first = logits[0] if isinstance(logits, list | tuple) else logits
+        summary["acc"] = compat.torchreid().metrics.accuracy(first, pids)[0].item()
+        self.call("after_step", summary)
+        return summary
+
+    def rebuild_optimizer(self, epochs: int) -> None:
+        """Fresh optimiser and schedule over ``epochs`` for the parameters that the model has now."""
+        self.optimizer = build_optimizer(self.cfg, self.model)
+        self.scheduler = build_scheduler(self.cfg, self.optimizer, epochs)
+        self.register_model("model", self.model, self.optimizer, self.scheduler)
+
+    # Evaluation and files --------------------------------------------------------------------------------------------
+
+    def extractor(self, target: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """What gives features ``[B, D]`` of query or gallery images of ``target`` and their camera labels ``[B]``."""
+        self.labels.announce_unseen(self.model, target)
+
+        def extract(images: Tensor, camids: Tensor) -> Tensor:
+            images = images.to(self.device)
+            labels = self.labels.of_target(self.model, target, camids, self.batch, images.device)
+            return self.model(images, *labels) if labels else self.extract_features(images)
+
+        return extract
+
+    def _evaluate(
+        self,
+        dataset_name: str = "",
+        query_loader: Any = None,
+        gallery_loader: Any = None,
+        dist_metric: str = "euclidean",
+        normalize_feature: bool = False,
+        visrank: bool = False,
+        visrank_topk: int = 10,
+        save_dir: str = "",
+        use_metric_cuhk03: bool = False,
+        ranks: Iterable[int] = (1, 5, 10, 20),
+        rerank: bool = False,
+    ) -> tuple[float, float]:
+        extract = self.extractor(dataset_name)
+        query = embed(query_loader, self.parse_data_for_eval, extract, f"{dataset_name} query")
+        gallery = embed(gallery_loader, self.parse_data_for_eval, extract, f"{dataset_name} gallery")
+        matrix = distances(query, gallery, dist_metric, normalize_feature, rerank)
+        result = score(matrix, query, gallery, list(ranks), use_metric_cuhk03)
+        self.results[dataset_name] = result
+        curve = ", ".join(f"Rank-{rank} {value:.1%}" for rank, value in result["cmc"].items())
+        logger.info("%s: mAP %.1f%%, %s", dataset_name, 100 * result["mAP"], curve)
+        if visrank:
+            compat.torchreid().utils.visualize_ranked_results(
+                matrix,
+                self.datamanager.fetch_test_loaders(dataset_name),
+                self.datamanager.data_type,
+                width=self.datamanager.width,
+                height=self.datamanager.height,
+                save_dir=str(Path(save_dir) / f"visrank_{dataset_name}"),
+                topk=visrank_topk,
+            )
+        return result["rank1"], result["mAP"]
+
+    def write_checkpoint(self, path: str | Path) -> None:
+        """Write the model as it is now in the plugin's format."""
+        manager = self.datamanager
+        preprocessing = {
+            "height": manager.height,
+            "width": manager.width,
+            "mean": list(self.cfg.data.norm_mean),
+            "std": list(self.cfg.data.norm_std),
+            "interpolation": "bicubic" if "bicubic" in map(str.lower, self.cfg.data.transforms) else "bilinear",
+        }
+        save_checkpoint(
+            path, unwrap(self.model), config=to_plain_dict(self.cfg), history=self.history, preprocessing=preprocessing
+        )
+
+    def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
+        """Write the latest model; torchreid's own format cannot be read back for a pruned one."""
+        self.write_checkpoint(Path(save_dir) / LAST_CHECKPOINT)

@@ -1,0 +1,181 @@
+"""The pruning schedule inside one ``engine.run(...)``."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from amg_plugin.checkpoint import unwrap
+from amg_plugin.engine.calibration import build_calibration, scoring_mode
+from amg_plugin.engine.hooked import HookedEngine
+from amg_plugin.engine.hooks import Hook
+from amg_plugin.errors import ConfigError
+from amg_plugin.models import complexity
+from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
+from amg_plugin.pruning.budget import TOLERANCE, Budget, Choice, Goal, PlanCost, check_budget, choices
+from amg_plugin.pruning.cut import PruningRules, carry_out, prunable_blocks
+from amg_plugin.pruning.schedule import Cut, PruningSchedule
+
+logger = logging.getLogger(__name__)
+
+
+class AMGPruningHook(Hook):
+    """Scores, prunes, rebuilds optimiser and schedule, lets torchreid fine-tune, and repeats.
+
+    Args:
+        schedule: Stages and final epochs.
+        rules: Scorers, weights per block and floors.
+        token_variant: ``"kv"`` or ``"block"``.
+
+    Attributes:
+        snapshots: Scores per target of ``dense`` (before the first cut; ``start`` if the model was pruned already) and
+            ``pruned`` (after the last cut, before the final fine-tuning).
+    """
+
+    def __init__(self, schedule: PruningSchedule, rules: PruningRules, token_variant: str) -> None:
+        self.schedule = schedule
+        self.rules = rules
+        self.token_variant = token_variant
+        self.snapshots: dict[str, dict[str, Any]] = {}
+        self.cost: PlanCost | None = None
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> AMGPruningHook:
+        """Build from the ``amg`` node.
+
+        Raises:
+            ConfigError: If the target is a latency that nobody has measured yet.
+        """
+        if cfg.amg.target_latency_saving:
+            raise ConfigError(
+                f"amg.target_latency_saving {cfg.amg.target_latency_saving:g} has to be measured: 'amg-reid prune' "
+                "does that, and with --preview it prints the amg.target_macs_saving to give elsewhere."
+            )
+        budget = Budget(cfg.amg.target_macs_saving, cfg.amg.head_token_balance) if cfg.amg.target_macs_saving else None
+        schedule = PruningSchedule.from_config(cfg.amg.schedule, cfg.amg.final_epochs, budget)
+        return cls(schedule, PruningRules.from_config(cfg.amg), cfg.amg.token_variant)
+
+    def check(self, model: nn.Module) -> None:
+        """Check the schedule against a model before any work starts.
+
+        Raises:
+            ConfigError: If nothing is scheduled, no block is prunable, the floors forbid the rates, or the decay takes
+                all weight from the token scores of the last block.
+        """
+        if not self.schedule.cuts:
+            raise ConfigError("amg.schedule is empty, so there is nothing to prune; list at least one stage.")
+        plan = current_plan(model)
+        if plan.prunes_tokens:
+            plan.with_variant(self.token_variant)
+        blocks = prunable_blocks(model)
+        if not blocks:
+            raise ConfigError(
+                "No block can be pruned: the network has a single one, which the jigsaw patch module (amg.jpm) copies."
+            )
+        if self.schedule.budget is None:
+            self.schedule.check_feasible(plan, blocks, self.rules.min_heads, self.rules.min_tokens)
+        else:
+            self._check_budget(model, plan, blocks)
+        weighted = self.rules.token_scorer == "amg" and "tokens" in self.schedule.targets
+        if weighted and self.rules.layer_decay * (len(blocks) - 1) >= 1:
+            raise ConfigError(
+                f"amg.layer_decay is {self.rules.layer_decay:g}, but must be below 1/{len(blocks) - 1} for "
+                f"{len(blocks)} prunable blocks: the token scores of every block need a weight above 0."
+            )
+
+    def _check_budget(self, model: nn.Module, plan: PruningPlan, blocks: list[int]) -> None:
+        self.cost = PlanCost.of(model, complexity.count(model, *model.spec.image_size)["macs"])
+        if self.schedule.done:
+            return
+        plan = plan if plan.prunes_tokens else plan.with_variant(self.token_variant)
+        self.schedule.start_saving = self.cost.saving(plan)
+        check_budget(plan, self.schedule.budget, self.schedule.goals(), blocks, self.cost, **self._floors)
+
+    @property
+    def _floors(self) -> dict[str, int]:
+        return {"min_heads": self.rules.min_heads, "min_tokens": self.rules.min_tokens}
+
+    def preview(self, model: nn.Module) -> list[Choice]:
+        """What the budget would take away at several balances; see :func:`amg_plugin.pruning.budget.choices`."""
+        cost, plan = PlanCost.of(model, complexity.count(model, *model.spec.image_size)["macs"]), current_plan(model)
+        plan = plan if plan.prunes_tokens else plan.with_variant(self.token_variant)
+        self.schedule.start_saving = cost.saving(plan)
+        goals = self.schedule.goals()
+        return choices(plan, self.schedule.budget, goals, prunable_blocks(model), cost, **self._floors)
+
+    def before_run(self, engine: HookedEngine) -> None:
+        """Check everything, then evaluate the model as it is before the first cut.
+
+        Raises:
+            ConfigError: If the schedule does not fit the model or the run's number of epochs.
+        """
+        model = unwrap(engine.model)
+        self.check(model)
+        if engine.max_epoch != self.schedule.total_epochs:
+            raise ConfigError(
+                f"The schedule needs {self.schedule.total_epochs} epochs, but the run has {engine.max_epoch}: "
+                "leave train.max_epoch out when amg.schedule is given."
+            )
+        if engine.epoch and not self.schedule.done:
+            raise ConfigError(f"train.start_epoch is {engine.epoch}, but a pruning schedule starts at epoch 0.")
+        plan = current_plan(model)
+        apply_plan(model, plan if plan.prunes_tokens else plan.with_variant(self.token_variant))
+        self.snapshots["dense" if plan.is_dense else "start"] = engine.evaluate()
+        if not engine.max_epoch:
+            self._cut(engine, 0)
+
+    def before_epoch(self, engine: HookedEngine) -> None:
+        """Carry out the cuts that belong before this epoch."""
+        self._cut(engine, engine.epoch)
+
+    def after_epoch(self, engine: HookedEngine) -> None:
+        """Carry out cuts that no epoch follows."""
+        if engine.epoch + 1 == engine.max_epoch:
+            self._cut(engine, engine.max_epoch)
+
+    def _goal(self, cut: Cut) -> Goal | None:
+        return None if self.cost is None else Goal(self.cost, self.schedule.goal(cut))
+
+    def _note_saving(self, engine: HookedEngine, model: nn.Module) -> None:
+        counted = complexity.count(model, *model.spec.image_size)["macs"]
+        saving = engine.history[-1]["macs_saving"] = 1 - counted / self.cost.dense
+        logger.info("counted MACs saved: %.1f %%", 100 * saving)
+        wanted = self.schedule.budget.saving
+        if self.schedule.finished and abs(saving - wanted) > TOLERANCE:
+            logger.warning(
+                "amg.target_macs_saving %.3f was missed: %.3f of the MACs are saved, since the scores left too little "
+                "to remove in the last cuts; another amg.head_token_balance will come closer",
+                wanted,
+                saving,
+            )
+
+    def _cut(self, engine: HookedEngine, epoch: int) -> None:
+        model, cuts = unwrap(engine.model), 0
+        while (cut := self.schedule.due(epoch)) is not None:
+            label = f"score {cut.target}, stage {cut.stage + 1}, cut {cut.iteration + 1}/{cut.iterations}"
+            with scoring_mode(model, engine.cfg.amg.calibration.mode):
+                plan = carry_out(model, cut, self.rules, build_calibration(engine, label), self._goal(cut))
+            self.schedule.advance()
+            cuts += 1
+            engine.history.append(
+                {
+                    "event": "cut",
+                    "epoch": epoch,
+                    "target": cut.target,
+                    "stage": cut.stage,
+                    "iteration": cut.iteration,
+                    "heads_per_block": plan.heads_per_block,
+                    "tokens_per_block": plan.tokens_per_block,
+                }
+            )
+            logger.info("%s: heads %s, tokens %s", label, plan.heads_per_block, plan.tokens_per_block)
+            if self.cost is not None:
+                self._note_saving(engine, model)
+        # The final fine-tuning has a learning-rate schedule of its own, whether a cut opens it or not.
+        opens_final = epoch == self.schedule.final_start and self.schedule.final_epochs > 0
+        if cuts or opens_final:
+            engine.rebuild_optimizer(self.schedule.phase(epoch)[1])
+        if cuts and self.schedule.finished:
+            self.snapshots["pruned"] = engine.evaluate()

@@ -1,0 +1,1 @@
+"""Features, distances and scores of query and gallery. Needs torchreid."""

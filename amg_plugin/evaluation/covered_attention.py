@@ -1,0 +1,106 @@
+"""Attention on covered patches: from masks on disk and an engine to shares per block."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from amg_plugin.checkpoint import unwrap
+from amg_plugin.data.occlusion.masks import COVERED
+from amg_plugin.data.occlusion.target_masks import Grid, covered_by_masks
+from amg_plugin.models.vit import backbone_of
+from amg_plugin.pruning.coverage import CoveredAttentionRecorder
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("query", "gallery")
+Covered = Mapping[str, np.ndarray]
+"""Image -> which of its patches are covered."""
+
+
+def has_fixed_tokens(model: nn.Module) -> bool:
+    """Whether the keys of each block are the same positions for every image, so that masks can be laid over them."""
+    return getattr(getattr(unwrap(model), "spec", None), "reducer", None) is None
+
+
+def grid_of(model: nn.Module) -> Grid:
+    """How a network cuts its images into patches."""
+    embed = backbone_of(model).patch_embed
+    return Grid(tuple(embed.img_size), tuple(embed.patch_size), tuple(getattr(embed, "stride", embed.patch_size)))
+
+
+def covered_targets(datamanager: Any, model: nn.Module) -> dict[str, Covered]:
+    """Targets that have masks, with the covered patches of their images.
+
+    Args:
+        datamanager: torchreid's image data manager or the plugin's.
+        model: Gives image size and patches.
+
+    Raises:
+        DataError: Masks are missing, unreadable or of another size than their images.
+    """
+    if not has_fixed_tokens(model):
+        logger.info("attention on covered patches is not reported: the model chooses its tokens image by image")
+        return {}
+    grid = grid_of(model)
+    found = {}
+    for target, parts in datamanager.test_dataset.items():
+        covered = covered_by_masks([item[0] for part in PARTS for item in parts[part]], grid, f"masks of {target}")
+        if covered:
+            found[target] = covered
+    return found
+
+
+@torch.no_grad()
+def covered_attention(engine: Any, target: str, covered: Covered) -> list[dict[str, float]]:
+    """Run all images of a target that have a mask.
+
+    Args:
+        engine: The engine, whose model and loaders are used.
+        target: Name of the target.
+        covered: Its images with masks.
+
+    Returns:
+        Per block ``attention`` and ``keys``, see :meth:`CoveredAttentionRecorder.mean`.
+    """
+    model = unwrap(engine.model).eval()
+    with CoveredAttentionRecorder(model) as recorder:
+        for part in PARTS:
+            loader = _with_masks(engine.datamanager.test_loader[target][part], covered)
+            for batch in tqdm(loader, desc=f"attention, {target} {part}", leave=False, disable=None):
+                images, _, camids = engine.parse_data_for_eval(batch)
+                recorder.covered = torch.from_numpy(np.stack([covered[path] for path in batch["impath"]]))
+                model(images.to(engine.device), *engine.labels.of_target(model, target, camids, batch, engine.device))
+    return recorder.mean()
+
+
+def _with_masks(loader: DataLoader, covered: Covered) -> DataLoader:
+    chosen = [place for place, item in enumerate(loader.dataset.data) if item[0] in covered]
+    return DataLoader(
+        Subset(loader.dataset, chosen),
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+    )
+
+
+def covered_section(covered: Covered, shares: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """What ``result.json`` says about one target.
+
+    Args:
+        covered: Images with masks.
+        shares: Per model, what :func:`covered_attention` gave.
+
+    Returns:
+        ``images``; ``patches``, the share of all patches that is covered, mean over the images; ``threshold``, the
+        share of its area from which a patch counts as covered; ``models``.
+    """
+    patches = float(np.mean([mask.mean() for mask in covered.values()]))
+    return {"images": len(covered), "patches": patches, "threshold": COVERED, "models": dict(shares)}

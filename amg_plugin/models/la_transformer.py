@@ -1,0 +1,122 @@
+"""LA-Transformer (2021): one classifier per horizontal part of the patch tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amg_plugin.errors import ConfigError
+from amg_plugin.models.reid import ReIDModel, at_least_float32
+
+#: Width of the hidden layer of a part classifier.
+HIDDEN = 256
+#: Weight of a part beside the class token, in training.
+PART_WEIGHT = 8.0
+
+
+def part_averages(tokens: Tensor, num_prefix_tokens: int, parts: int) -> Tensor:
+    """Average the patch tokens over consecutive groups.
+
+    Args:
+        tokens: ``[B, prefix + patches, D]``.
+        num_prefix_tokens: Leading tokens that belong to no part.
+        parts: Number of groups.
+
+    Returns:
+        ``[B, parts, D]``.
+    """
+    patches = tokens[:, num_prefix_tokens:].transpose(1, 2)
+    return F.adaptive_avg_pool1d(patches, parts).transpose(1, 2)
+
+
+class PartClassifier(nn.Module):
+    """Linear layer to 256, batch norm, dropout, linear layer to the identities.
+
+    Args:
+        num_features: Width of a part.
+        num_classes: Number of identities.
+        hidden: Width in between.
+        dropout: Rate of the dropout.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, hidden: int = HIDDEN, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(num_features, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(hidden, num_classes)
+        nn.init.kaiming_normal_(self.reduce.weight, mode="fan_out")
+        nn.init.normal_(self.classify.weight, std=0.001)
+        for layer in (self.reduce, self.classify):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, part: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of one part ``[B, D]``."""
+        return self.classify(self.dropout(self.norm(self.reduce(part))))
+
+
+class LATransformer(ReIDModel):
+    """LA-Transformer's network on a prunable ViT.
+
+    In eval mode features ``[B, parts * D]``: the part averages, each of length 1 / sqrt(parts). In training mode a list
+    of logits, one per part, of the part mixed with the class token; with the loss ``triplet`` also the features.
+
+    Args:
+        spec: What to build; ``spec.head`` is ``"parts"``.
+        pretrained: Take timm's weights for the backbone.
+
+    Raises:
+        ConfigError: If there are fewer patches than parts, or the ViT has no class token.
+    """
+
+    def build_head(self) -> None:
+        """Build the part classifiers."""
+        parts, patches = self.spec.parts, self.backbone.patch_embed.num_patches
+        if not 1 <= parts <= patches:
+            raise ConfigError(
+                f"amg.parts.number {parts} is impossible; allowed: 1 to {patches}, the number of patches."
+            )
+        if not self.backbone.has_class_token:
+            raise ConfigError("amg.head 'parts' needs a ViT with a class token.")
+        width, classes = self.backbone.num_features, self.spec.num_classes
+        self.classifiers = nn.ModuleList(
+            PartClassifier(width, classes, self.spec.part_hidden or HIDDEN, self.spec.part_dropout)
+            for _ in range(parts)
+        )
+        self.feature_dim = parts * width
+
+    def class_and_parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Class token ``[B, D]`` and part averages ``[B, parts, D]`` of images ``[B, 3, height, width]``."""
+        tokens = at_least_float32(self.backbone.forward_features(images))
+        return tokens[:, 0], part_averages(tokens, self.backbone.num_prefix_tokens, self.spec.parts)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Evaluation features ``[B, parts * D]``."""
+        return self._joined(self.class_and_parts(images)[1])
+
+    def training_outputs(self, images: Tensor) -> list[Tensor] | tuple[list[Tensor], Tensor]:
+        """Logits per part, and the features with the loss ``triplet``, whatever the mode."""
+        token, parts = self.class_and_parts(images)
+        self.show(parts, parts)
+        logits = self._classified(token, parts)
+        return (logits, self._joined(parts)) if self.spec.loss == "triplet" else logits
+
+    def logits(self, images: Tensor) -> list[Tensor]:
+        """Logits per part whatever the mode."""
+        token, parts = self.class_and_parts(images)
+        self.show(parts, parts)
+        return self._classified(token, parts)
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor] | tuple[list[Tensor], Tensor]:
+        """Features in eval mode, :meth:`training_outputs` in training mode."""
+        return self.training_outputs(images) if self.training else self.embed(images)
+
+    def _classified(self, token: Tensor, parts: Tensor) -> list[Tensor]:
+        mixed = (token[:, None] + PART_WEIGHT * parts) / (1 + PART_WEIGHT)
+        return [
+            at_least_float32(classify(part)) for classify, part in zip(self.classifiers, mixed.unbind(1), strict=True)
+        ]
+
+    def _joined(self, parts: Tensor) -> Tensor:
+        return torch.flatten(F.normalize(parts, dim=2) / self.spec.parts**0.5, 1)

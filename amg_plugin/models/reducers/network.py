@@ -1,0 +1,134 @@
+"""ViTs whose blocks merge or drop tokens, image by image."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from amg_plugin.errors import ConfigError
+from amg_plugin.models.attention import PrunableAttention, PrunableBlock
+from amg_plugin.models.reducers.dropping import class_attention, drop
+from amg_plugin.models.reducers.merging import match, merge, proportional_bias
+from amg_plugin.models.reid import ModelSpec, ReIDModel, at_least_float32
+from amg_plugin.models.vit import pooled_features
+
+
+class ReducedAttention(PrunableAttention):
+    """Attention over tokens of different sizes that also gives its keys or its maps away.
+
+    Adds no parameter and no entry to the state dict.
+    """
+
+    def attend(self, x: Tensor, sizes: Tensor | None, with_map: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            x: Tokens ``[B, N, D]``.
+            sizes: Patches that each token stands for, ``[B, N]``; None for one each.
+            with_map: Also return the softmax attention, which fused attention does not have.
+
+        Returns:
+            Tokens ``[B, N, D]``, keys averaged over heads ``[B, N, d]``, attention ``[B, H, N, N]`` or None.
+        """
+        batch, length, _ = x.shape
+        gate = self.gate(x).sigmoid() if self.gate is not None else None
+        query, key, value = self._project(x)
+        query, key = self.q_norm(query), self.k_norm(key)
+        bias = None if sizes is None else proportional_bias(sizes).to(query.dtype)
+        attention = None
+        if self.fused_attn and self.observer is None and not with_map:
+            dropout = self.attn_drop.p if self.training else 0.0
+            bias = None if bias is None else bias.expand(-1, -1, length, -1)
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=self.scale)
+        else:
+            logits = (query * self.scale) @ key.transpose(-2, -1)
+            attention = (logits if bias is None else logits + bias).softmax(dim=-1)
+            if self.observer is not None:
+                self.observer(attention)
+            out = self.attn_drop(attention) @ value
+        out = self.norm(out.transpose(1, 2).reshape(batch, length, self.attn_dim))
+        if gate is not None:
+            out = out * gate
+        return self.proj_drop(self.proj(out)), key.mean(1), attention if with_map else None
+
+
+class ReducedBlock(PrunableBlock):
+    """A block that leaves fewer tokens than it takes; the reduction stands between attention and MLP.
+
+    Made out of an existing block by :meth:`convert`, never constructed.
+
+    Attributes:
+        method: ``"tome"`` or ``"evit"``.
+        leaving: Tokens behind the prefix that leave the block.
+        prefix: Leading tokens that always stay.
+    """
+
+    method: str
+    leaving: int
+    prefix: int
+
+    @classmethod
+    def convert(cls, module: PrunableBlock, method: str, leaving: int, prefix: int) -> ReducedBlock:
+        """Turn a block without pruned tokens into a reduced one in place; its tensors are untouched."""
+        module.__class__ = cls
+        module.attn.__class__ = ReducedAttention
+        module.method, module.leaving, module.prefix = method, leaving, prefix
+        return module
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Run the block.
+
+        Args:
+            x: Tokens ``[B, N, D]``.
+            sizes: Patches that each token stands for, ``[B, N]``; None for one each.
+
+        Returns:
+            Tokens ``[B, prefix + leaving, D]`` and their sizes; the sizes stay None as long as nothing is merged.
+        """
+        fewer = x.shape[1] - self.prefix - self.leaving
+        dropping = self.method == "evit" and fewer > 0
+        out, keys, attention = self.attn.attend(self.norm1(x), sizes, with_map=dropping)
+        x = x + self.drop_path1(self.ls1(out))
+        if dropping:
+            x = drop(x, class_attention(attention, self.prefix), self.leaving - 1, self.prefix)
+        elif fewer > 0:
+            sizes = x.new_ones(x.shape[:2]) if sizes is None else sizes
+            x, sizes = merge(x, sizes, match(keys, fewer, self.prefix))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), sizes
+
+
+class ReducedReIDModel(ReIDModel):
+    """A :class:`ReIDModel` whose tokens are merged or dropped as ``spec.reducer`` says.
+
+    The state dict is that of the plain network.
+
+    Args:
+        spec: What to build.
+        pretrained: Take timm's weights for the backbone.
+
+    Raises:
+        ConfigError: If the ViT has no class token, or cannot leave as few tokens.
+    """
+
+    def __init__(self, spec: ModelSpec, pretrained: bool = False) -> None:
+        super().__init__(spec, pretrained)
+        vit, reducer = self.backbone, spec.reducer
+        if not vit.has_class_token:
+            raise ConfigError(f"amg.reducer '{reducer.method}' needs a ViT with a class token; {spec.arch} has none.")
+        reducer.check(len(vit.blocks), vit.patch_embed.num_patches)
+        for block, leaving in zip(vit.blocks, reducer.tokens, strict=True):
+            ReducedBlock.convert(block, reducer.method, leaving, vit.num_prefix_tokens)
+
+    @property
+    def tokens_per_block(self) -> list[int]:
+        """Tokens that enter each block, without prefix tokens."""
+        return self.spec.reducer.entering(self.backbone.patch_embed.num_patches)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features before the neck, ``[B, D]``, of images ``[B, 3, height, width]``."""
+        vit = self.backbone
+        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        sizes = None
+        for block in vit.blocks:
+            tokens, sizes = block(tokens, sizes)
+        return at_least_float32(pooled_features(vit, vit.norm(tokens)))

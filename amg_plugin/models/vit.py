@@ -1,0 +1,228 @@
+"""Plain ViTs of timm, made prunable, for any image size and overlapping patches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import timm
+from timm.layers import Attention, PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from amg_plugin.errors import AMGError, ConfigError, InputError, UnsupportedModelError
+from amg_plugin.models.architectures import ARCHITECTURES
+from amg_plugin.models.attention import PrunableAttention, PrunableBlock
+
+logger = logging.getLogger(__name__)
+
+PLAIN_MODELS = (VisionTransformer, VisionTransformerDistilled)
+
+
+class OverlappingPatchEmbed(PatchEmbed):
+    """timm's patch embedding with a stride smaller than the patch.
+
+    A border that no whole patch fits into is dropped, as in TransReID (ICCV 2021).
+
+    Args:
+        stride: Pixels between the edges of neighbouring patches, one number or (vertical, horizontal).
+        **kwargs: As timm's ``PatchEmbed``.
+    """
+
+    def __init__(self, *, stride: int | tuple[int, int], **kwargs: Any) -> None:
+        self.stride = _pair(stride)  # before the parent, which asks for the grid
+        super().__init__(**kwargs)
+        self.proj.stride = self.stride
+
+    def _init_img_size(self, img_size: Any) -> Any:
+        size, grid, count = super()._init_img_size(img_size)
+        if size is None:
+            return size, grid, count
+        check_image_size(size, self.patch_size, self.stride)
+        grid = self.dynamic_feat_size(size)
+        return size, grid, grid[0] * grid[1]
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches for an image of (height, width) pixels."""
+        height, width = (
+            (side - patch) // step + 1 for side, patch, step in zip(img_size, self.patch_size, self.stride, strict=True)
+        )
+        return height, width
+
+
+def _pair(stride: int | tuple[int, int]) -> tuple[int, int]:
+    return (stride, stride) if isinstance(stride, int) else tuple(stride)
+
+
+def build_backbone(
+    arch: str,
+    *,
+    image_size: tuple[int, int],
+    stride: int | tuple[int, int] = 0,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    overrides: Mapping[str, Any] | None = None,
+    attention_scale: float | None = None,
+    layer_norm_eps: float | None = None,
+) -> VisionTransformer:
+    """Build a prunable ViT by ``timm.create_model``.
+
+    Args:
+        arch: Name of a timm model, for example ``vit_base_patch16_224`` or ``vit_small_patch14_dinov2``, or one of
+            :data:`amg_plugin.models.architectures.ARCHITECTURES`.
+        image_size: (height, width) in pixels.
+        stride: Patch stride in pixels, one number or (vertical, horizontal); 0 means the patch size.
+        pretrained: Take timm's weights (downloaded by timm, or from its cache); the position embedding is fitted.
+        drop_path: Stochastic depth rate.
+        overrides: Further arguments of timm's model, for example ``{"depth": 4}``.
+        attention_scale: Factor of query times key; None for the architecture's own.
+        layer_norm_eps: Added to variances in layer norms; None for timm's.
+
+    Returns:
+        The backbone, without a classifier.
+
+    Raises:
+        ConfigError: If the name, the image size or the stride is impossible.
+        UnsupportedModelError: If the model is not a plain ViT.
+        InputError: If the weights cannot be had.
+    """
+    if (published := ARCHITECTURES.get(arch)) is not None:
+        if pretrained and not published.pretrained:
+            raise InputError(
+                f"timm has no weights for amg.arch '{arch}'; give amg.weights, or set model.pretrained to False."
+            )
+        arch, overrides = published.base, {**published.overrides, **(overrides or {})}
+        attention_scale = published.attention_scale if attention_scale is None else attention_scale
+    if not timm.is_model(arch):
+        near = timm.list_models(f"*{arch.split('.')[0][:12]}*")[:5]
+        raise ConfigError(f"amg.arch '{arch}' is not a model of timm {timm.__version__}; near names: {near or 'none'}.")
+    kwargs: dict[str, Any] = {"img_size": tuple(image_size), "num_classes": 0, **(overrides or {})}
+    if drop_path:
+        kwargs["drop_path_rate"] = drop_path
+    if stride:
+        kwargs["embed_layer"] = partial(OverlappingPatchEmbed, stride=stride)
+    # Without weights first: what cannot work is refused before anything is downloaded.
+    model = _create(arch, kwargs)
+    check_plain(model)
+    check_image_size(image_size, model.patch_embed.patch_size, stride)
+    if pretrained:
+        try:
+            model = timm.create_model(arch, pretrained=True, **kwargs)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"The pretrained weights of '{arch}' cannot be had ({type(error).__name__}: {_first_line(error)}): "
+                "put a local .pth or .safetensors file into amg.weights, or set model.pretrained to False."
+            ) from error
+    make_prunable(model)
+    for block in model.blocks if attention_scale is not None else ():
+        block.attn.scale = attention_scale
+    for module in model.modules() if layer_norm_eps is not None else ():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = layer_norm_eps
+    return model
+
+
+def _create(arch: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(arch, pretrained=False, **kwargs)
+    except AMGError:  # of the patch embedding, clear already
+        raise
+    except TypeError as error:
+        raise UnsupportedModelError(
+            f"amg.arch '{arch}' does not take a plain ViT's arguments ({error}); allowed are plain ViTs "
+            "such as vit_*, deit_*."
+        ) from error
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"timm cannot build '{arch}' with {dict(kwargs)}: {_first_line(error)}.") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuse everything that is not a plain ViT, by class name.
+
+    Raises:
+        UnsupportedModelError: If the model, a block or an attention module is of another class.
+    """
+    allowed = "VisionTransformer or VisionTransformerDistilled of timm whose blocks are Block with Attention"
+    if type(model) not in PLAIN_MODELS:
+        raise UnsupportedModelError(f"{type(model).__name__} is not a plain ViT; allowed: {allowed}.")
+    if not isinstance(model.patch_embed, PatchEmbed):
+        raise UnsupportedModelError(
+            f"patch embedding {type(model.patch_embed).__name__} is not plain; allowed: PatchEmbed."
+        )
+    for index, block in enumerate(model.blocks):
+        if type(block) is not Block and not isinstance(block, PrunableBlock):
+            raise UnsupportedModelError(f"block {index} is a {type(block).__name__}; allowed: {allowed}.")
+        if type(block.attn) is not Attention and not isinstance(block.attn, PrunableAttention):
+            raise UnsupportedModelError(
+                f"the attention of block {index} is a {type(block.attn).__name__}; allowed: {allowed}."
+            )
+
+
+def check_image_size(
+    image_size: tuple[int, int], patch_size: tuple[int, int], stride: int | tuple[int, int] = 0
+) -> None:
+    """Check that patches fit the image.
+
+    Raises:
+        ConfigError: If the image is smaller than a patch, or is no multiple of it without overlap, or the stride is
+            larger than the patch.
+    """
+    for name, side, patch, step in zip(("height", "width"), image_size, patch_size, _pair(stride), strict=True):
+        if side < patch:
+            raise ConfigError(
+                f"data.{name} {side} is smaller than a patch of {patch} pixels; at least {patch} is needed."
+            )
+        if not 0 <= step <= patch:
+            raise ConfigError(
+                f"amg.stride {step} is impossible; allowed: 1 to {patch} (the patch), or 0 for the patch size."
+            )
+        if step in (0, patch) and side % patch:
+            low = side // patch * patch
+            raise ConfigError(
+                f"data.{name} {side} is not a multiple of the patch size {patch}; use {low} or {low + patch}, "
+                "or overlapping patches (amg.stride smaller than the patch)."
+            )
+
+
+def make_prunable(model: VisionTransformer) -> VisionTransformer:
+    """Turn a plain ViT into a prunable one in place; outputs and state-dict keys stay the same.
+
+    Raises:
+        UnsupportedModelError: If the model is not plain.
+    """
+    check_plain(model)
+    for block in model.blocks:
+        PrunableBlock.convert(block)
+    return model
+
+
+def backbone_of(model: nn.Module) -> VisionTransformer:
+    """The ViT inside ``model``: itself, its ``backbone``, or that of the wrapped module (DataParallel).
+
+    Raises:
+        UnsupportedModelError: If there is none.
+    """
+    for wrapper in (nn.DataParallel, nn.parallel.DistributedDataParallel):
+        if isinstance(model, wrapper):
+            model = model.module
+    model = getattr(model, "backbone", model)
+    check_plain(model)
+    return model
+
+
+def pooled_features(model: VisionTransformer, tokens: Tensor) -> Tensor:
+    """Image features ``[B, D]`` out of the tokens ``[B, N, D]`` that ``forward_features`` gives.
+
+    The class token; the mean of class and distillation token for distilled models; timm's own pooling for models
+    without a class token.
+    """
+    if isinstance(model, VisionTransformerDistilled) or not model.has_class_token:
+        return model.forward_head(tokens, pre_logits=True)
+    return model.head_drop(model.fc_norm(tokens[:, 0]))

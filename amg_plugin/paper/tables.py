@@ -1,0 +1,312 @@
+"""The published tables beside what the same structures cost here: published, by the published formula, counted.
+
+Nothing is trained and no data is read: networks are built without weights and pruned to the published totals.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amg_plugin.errors import InputError
+from amg_plugin.models import complexity
+from amg_plugin.models.build import build_network
+from amg_plugin.paper.measured import Measurement, Shape, read_measurements, same_data
+from amg_plugin.paper.rows import ROWS, Row
+from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
+from amg_plugin.pruning.cut import prunable_blocks
+from amg_plugin.pruning.selection import removal_count
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("markdown", "csv", "json")
+#: Sections of a result that can be a published model's, finished ones first; one with a reducer cannot.
+LATEST_FIRST = ("dense", "finetuned", "pruned", "start")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the printed table; None where there is nothing to show.
+
+    Attributes:
+        key: Name of the row.
+        model: Model, with the reading if it is not the label's.
+        data: Data set.
+        heads: Removed heads of the prunable ones.
+        tokens: Removed (block, patch) pairs of the prunable ones.
+        paper_map: Published mAP in per cent.
+        paper_rank1: Published Rank-1 in per cent.
+        measured_map: mAP measured here, in per cent.
+        measured_rank1: Rank-1 measured here, in per cent.
+        published_macs: Published MACs in G.
+        formula_macs: MACs by the published accounting in G.
+        formula_difference: The latter against the former, in per cent.
+        counted_macs: MACs of everything that runs, in G.
+        published_msa: Published MSA parameters in M.
+        formula_msa: MSA parameters by the published accounting in M.
+        msa_difference: The latter against the former, in per cent.
+        params: Parameters without classifiers, in M.
+        note: What does not agree.
+    """
+
+    key: str
+    model: str
+    data: str
+    heads: str = ""
+    tokens: str = ""
+    paper_map: float | None = None
+    paper_rank1: float | None = None
+    measured_map: float | None = None
+    measured_rank1: float | None = None
+    published_macs: float | None = None
+    formula_macs: float | None = None
+    formula_difference: float | None = None
+    counted_macs: float | None = None
+    published_msa: float | None = None
+    formula_msa: float | None = None
+    msa_difference: float | None = None
+    params: float | None = None
+    note: str = ""
+
+
+HEADINGS = {
+    "model": "model", "data": "data", "heads": "heads removed", "tokens": "tokens removed",
+    "paper_map": "mAP % (paper)", "paper_rank1": "Rank-1 % (paper)",
+    "measured_map": "mAP % (measured)", "measured_rank1": "Rank-1 % (measured)",
+    "published_macs": "MACs G, published", "formula_macs": "by its formula", "formula_difference": "diff. %",
+    "counted_macs": "counted", "published_msa": "MSA M, published", "formula_msa": "by its accounting",
+    "msa_difference": "MSA diff. %", "params": "params M", "note": "note",
+}  # fmt: skip
+_DIGITS = {
+    "paper_map": 2, "paper_rank1": 2, "measured_map": 2, "measured_rank1": 2, "published_macs": 2, "formula_macs": 3,
+    "formula_difference": 1, "counted_macs": 3, "published_msa": 2, "formula_msa": 2, "msa_difference": 1, "params": 2,
+}  # fmt: skip
+
+
+def even_plan(model: nn.Module, variant: str, heads: int, tokens: int) -> PruningPlan:
+    """A plan that removes the given totals as evenly over the prunable blocks as possible.
+
+    Which heads and positions go does not matter to the cost, and how the totals are spread hardly.
+
+    Args:
+        model: The dense network.
+        variant: Token variant.
+        heads: Heads to remove.
+        tokens: (block, position) pairs to remove.
+    """
+    plan, blocks = current_plan(model).with_variant(variant), prunable_blocks(model)
+    kept_heads = [list(kept) for kept in plan.heads]
+    kept_tokens = [list(kept) for kept in plan.tokens]
+    for place, block in enumerate(blocks):
+        share = [total // len(blocks) + (place < total % len(blocks)) for total in (heads, tokens)]
+        kept_heads[block] = kept_heads[block][: len(kept_heads[block]) - share[0]]
+        kept_tokens[block] = kept_tokens[block][: len(kept_tokens[block]) - share[1]]
+    return plan.narrow(
+        heads=[range(len(kept)) for kept in kept_heads], tokens=[range(len(kept)) for kept in kept_tokens]
+    )
+
+
+def build(row: Row) -> tuple[nn.Module, int, int]:
+    """The network of a row without weights (on the meta device), with its removed heads and tokens."""
+    with torch.device("meta"):
+        model = build_network(row.spec).eval()
+        plan, blocks = current_plan(model), prunable_blocks(model)
+        heads = row.removed_heads
+        if heads is None:
+            heads = removal_count(row.heads, sum(plan.num_heads[block] for block in blocks))
+        tokens = removal_count(row.tokens, plan.num_patches * len(blocks))
+        apply_plan(model, even_plan(model, row.variant, heads, tokens))
+    return model, heads, tokens
+
+
+def describe(row: Row) -> Entry:
+    """Build a row's network and count."""
+    model, heads, tokens = build(row)
+    counted = complexity.count(model, *row.spec.image_size)
+    formula = complexity.published_accounting(model)
+    plan, blocks = current_plan(model), prunable_blocks(model)
+    macs, params = formula["macs"] / 1e9, formula["msa_params"] / 1e6
+    return Entry(
+        key=row.key,
+        model=f"{row.model}, read as {_reading(row)}" if row.reading else row.model,
+        data=row.data,
+        heads=f"{heads}/{sum(plan.num_heads[block] for block in blocks)}",
+        tokens=f"{tokens}/{plan.num_patches * len(blocks)}",
+        paper_map=row.mean_precision,
+        paper_rank1=row.rank1,
+        published_macs=row.macs,
+        formula_macs=macs,
+        formula_difference=_difference(macs, row.macs),
+        counted_macs=counted["macs"] / 1e9,
+        published_msa=row.msa_params,
+        formula_msa=params,
+        msa_difference=_difference(params, row.msa_params),
+        params=counted["params"] / 1e6,
+        note=row.note,
+    )
+
+
+def shape_of(row: Row) -> Shape:
+    """What a measured network must have to be the one of a row."""
+    model, heads, tokens = build(row)
+    plan = current_plan(model)
+    return Shape(
+        data=row.data,
+        params=complexity.count_parameters(model),
+        heads=sum(plan.heads_per_block),
+        tokens=sum(plan.tokens_per_block),
+        is_dense=not heads and not tokens,
+    )
+
+
+def _reading(row: Row) -> str:
+    parts = [
+        f"{name} {share:.0%}".replace("%", " %")
+        for name, share in (("head", row.heads), ("token", row.tokens))
+        if share
+    ]
+    return " + ".join(parts)
+
+
+def _difference(found: float, published: float | None) -> float | None:
+    return None if published is None else 100 * (found / published - 1)
+
+
+def build_table(results: Sequence[str] = ()) -> list[Entry]:
+    """Every published row, and rows for measurements that belong to none.
+
+    A measurement belongs to the row of the same data set, structure and number of parameters. Of several for one row
+    it takes the fine-tuned one, then the first; the others follow as rows of their own.
+
+    Args:
+        results: ``result.json`` files of runs, each as ``FILE`` or ``KEY=FILE`` with the key of a row.
+
+    Raises:
+        InputError: If a key is unknown, a file is no result, or has no figures of the row's kind.
+    """
+    entries = {row.key: describe(row) for row in ROWS}
+    shapes = {row.key: shape_of(row) for row in ROWS} if results else {}
+    measurements: list[Measurement] = []
+    asked_for: dict[str, Measurement] = {}
+    for argument in results:
+        key, file = _split(argument, entries)
+        found = read_measurements(file)
+        measurements += found
+        if key:
+            asked_for[key] = _of_the_kind(found, key, shapes[key], file)
+    placed = _place(measurements, asked_for, shapes)
+    for key, measured in placed.items():
+        entries[key] = replace(
+            entries[key],
+            measured_map=measured.mean_precision,
+            measured_rank1=measured.rank1,
+            note="; ".join(filter(None, [entries[key].note, measured.remark(shapes[key])])),
+        )
+    return [*entries.values(), *(_further_row(one) for one in measurements if one not in placed.values())]
+
+
+def _place(
+    measurements: Sequence[Measurement], asked_for: Mapping[str, Measurement], shapes: Mapping[str, Shape]
+) -> dict[str, Measurement]:
+    """One measurement for each row that has any: the one asked for, or the first of the latest section that fits."""
+    placed = dict(asked_for)
+    able = [measured for measured in measurements if measured.section in LATEST_FIRST]
+    for measured in sorted(able, key=lambda one: LATEST_FIRST.index(one.section)):
+        key = next((key for key, shape in shapes.items() if measured.is_of(shape)), None)
+        if key and key not in placed and measured not in placed.values():
+            placed[key] = measured
+    return placed
+
+
+def _split(argument: str, known: Mapping[str, Any]) -> tuple[str, Path]:
+    key, separator, file = argument.partition("=")
+    if not separator or Path(argument).is_file():
+        return "", Path(argument)
+    if key not in known:
+        raise InputError(f"'{key}' is no row of the published tables; the rows are: {', '.join(known)}.")
+    return key, Path(file)
+
+
+def _further_row(measured: Measurement) -> Entry:
+    return Entry(
+        key=f"{measured.file}:{measured.section}:{measured.data}",
+        model=f"measured here: {measured.model}, {measured.section}",
+        data=measured.data,
+        measured_map=measured.mean_precision,
+        measured_rank1=measured.rank1,
+        counted_macs=measured.macs / 1e9,
+        params=measured.params / 1e6,
+        note=f"{measured.conditions}; {measured.heads} heads and {measured.tokens} tokens left",
+    )
+
+
+def _of_the_kind(found: Sequence[Measurement], key: str, shape: Shape, file: Path) -> Measurement:
+    """The measurement that a row named by the user is about."""
+    names = [name for name in LATEST_FIRST if (name == "dense") == shape.is_dense]
+    kind = [measured for name in names for measured in found if measured.section == name]
+    if not kind:
+        raise InputError(
+            f"'{file}' has no section {' or '.join(names)}, which the row '{key}' is about; it has "
+            f"{', '.join(dict.fromkeys(measured.section for measured in found))}."
+        )
+    return next((measured for measured in kind if same_data(measured.data, shape.data)), kind[0])
+
+
+def render(entries: Sequence[Entry], form: str) -> str:
+    """The table as text.
+
+    Args:
+        entries: Its rows.
+        form: ``"markdown"``, ``"csv"`` or ``"json"``.
+    """
+    if form == "json":
+        return json.dumps([asdict(entry) for entry in entries], indent=1) + "\n"
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(asdict(entries[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(entry) for entry in entries)
+        return text.getvalue()
+    return _markdown(entries)
+
+
+_PREFACE = """# Published tables
+
+Generated by `amg-reid tables`; do not edit. Every published model is built without weights and pruned to the published
+totals, spread evenly over the prunable blocks; nothing is trained.
+
+- Columns marked *paper* are the publication's and were not measured here. Columns marked *measured* come from
+  `result.json` files of own runs (`--results`), and the note says which section, device and seed. The two never mix.
+- *published* is the published figure; *by its formula* is the accounting of its program: blocks only, the
+  last block once under the jigsaw patch module; the LA program counts queries and projection as pruned although they
+  are not.
+- *counted* is what one image really costs: patch embedding, all blocks, both branches of the jigsaw patch module, no
+  classifiers. *params* leaves classifiers out too.
+- The LA accuracies come from an evaluator that keeps same-camera images and takes the average precision over the first
+  10 ranks. They cannot be compared with torchreid's: a re-scored LA-Transformer fell from 98/94 to 86.1/68.8.
+"""
+
+
+def _markdown(entries: Sequence[Entry]) -> str:
+    rows = [list(HEADINGS.values()), ["---" if name in ("model", "data", "note") else "---:" for name in HEADINGS]]
+    for entry in entries:
+        values = asdict(entry)
+        rows.append([_cell(values[name], _DIGITS.get(name), name) for name in HEADINGS])
+    return f"{_PREFACE}\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _cell(value: Any, digits: int | None, name: str) -> str:
+    if value is None:
+        return ""
+    if digits is None:
+        return str(value).replace("|", "\\|")
+    return f"{value:+.{digits}f}" if name.endswith("difference") else f"{value:.{digits}f}"

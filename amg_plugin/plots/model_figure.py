@@ -1,0 +1,205 @@
+"""A whole network without images: blocks x heads (entropy, kept) and blocks x positions (importance, kept)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from amg_plugin.plots.attention import kept_heads, kept_tokens
+from amg_plugin.plots.style import (
+    FONT,
+    KEPT,
+    REMOVED,
+    bare,
+    colour_bar,
+    cross,
+    faded_map,
+    header_text,
+    heat_map,
+    new_figure,
+)
+from amg_plugin.pruning import PruningPlan
+
+_GAMMA = 0.5
+
+
+@dataclass(frozen=True)
+class ModelMaps:
+    """What the figure of a network shows.
+
+    Attributes:
+        plan: What is kept.
+        grid: Rows and columns of patches.
+        entropy: Entropy of each head in bits, ``[blocks, heads]``, NaN where unknown; None without calibration.
+        importance: Importance of each position / norm of its block, ``[blocks, patches]``, likewise.
+    """
+
+    plan: PruningPlan
+    grid: tuple[int, int]
+    entropy: Tensor | None = None
+    importance: Tensor | None = None
+
+
+def draw_model(maps: ModelMaps, *, title: str = "", subtitle: str = "") -> Figure:
+    """Draw the figure of a network.
+
+    At the top the heads of each block, in the middle its positions in the order of the tokens, at the bottom the same
+    positions where they lie in the image. Scores are coloured where kept and grey where removed.
+
+    Args:
+        maps: What to draw.
+        title: First line of the header.
+        subtitle: Second line.
+    """
+    plan = maps.plan
+    depth, heads = plan.depth, max(plan.num_heads)
+    row, left, right, bar_width = 0.235, 0.62, 0.86, 0.12
+    content = 7.6
+    rows, columns = maps.grid
+    per_line = min(depth, 12)
+    lines = -(-depth // per_line)
+    small_width = (content - 0.06 * (per_line - 1)) / per_line
+    small_height = min(small_width * rows / columns, 1.6)
+    small_width = small_height * columns / rows
+    header, title_room = 0.74, 0.36
+    heights = [depth * row, depth * row, lines * (small_height + 0.2)]
+    full_width = left + content + right
+    full_height = header + sum(heights) + 3 * title_room + 0.3
+    with mpl.rc_context(FONT):
+        figure = new_figure(full_width, full_height)
+        header_text(figure, title, subtitle)
+
+        def box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+            return x / full_width, y / full_height, width / full_width, height / full_height
+
+        top = full_height - header - title_room
+        heads_width = min(content - 1.6, heads * 0.42)
+        axes = figure.add_axes(box(left, top - heights[0], heads_width, heights[0]))
+        kept = kept_heads(plan).numpy()
+        exists = np.arange(heads)[None] < np.array(plan.num_heads)[:, None]
+        entropy = None if maps.entropy is None else maps.entropy.numpy()
+        norm = _entropy_norm(entropy)
+        _draw_matrix(axes, entropy, kept, norm, exists)
+        _block_axis(axes, depth)
+        axes.vlines(np.arange(1, heads) - 0.5, *axes.get_ylim(), color="white", linewidth=1.2)
+        axes.set_xticks(range(heads))
+        axes.tick_params(axis="x", top=True, bottom=False, labeltop=True, labelbottom=False, length=0, pad=1)
+        _caption(axes, "Heads" if entropy is None else "Heads: entropy of the mean attention map", 0.2)
+        for block, head in zip(*np.nonzero(exists & ~kept), strict=True):
+            cross(axes, head, block)
+        counts = figure.add_axes(box(left + heads_width + 0.2, top - heights[0], 1.1, heights[0]))
+        _draw_counts(counts, plan.heads_per_block, plan.num_heads)
+        if norm is not None:
+            x = left + heads_width + 1.62
+            label = "bits (bottom: or less)" if np.nanmin(entropy) < norm.vmin else "bits"
+            _two_bars(figure, box, x, top - heights[0], bar_width, heights[0], norm, label)
+        else:
+            _legend(figure, (left + heads_width + 1.75) / full_width, top / full_height)
+
+        top -= heights[0] + title_room
+        axes = figure.add_axes(box(left, top - heights[1], content - 1.3, heights[1]))
+        kept = kept_tokens(plan).numpy()
+        importance = None if maps.importance is None else maps.importance.numpy()
+        norm = None if importance is None else PowerNorm(_GAMMA, 0, float(np.nanmax(importance)))
+        _draw_matrix(axes, importance, kept, norm, np.ones_like(kept))
+        _block_axis(axes, depth)
+        axes.set_xticks(np.arange(0, plan.num_patches, columns) - 0.5, labels=[])
+        axes.tick_params(axis="x", top=False, bottom=True, length=2.5, width=0.4)
+        axes.set_xlabel(
+            f"patch positions in the order of the tokens; ticks: rows of the image, {columns} each", labelpad=2
+        )
+        _caption(axes, "Positions" if importance is None else "Positions: importance / norm of the block", 0.06)
+        counts = figure.add_axes(box(left + content - 1.1, top - heights[1], 1.1, heights[1]))
+        _draw_counts(counts, plan.tokens_per_block, [plan.num_patches] * depth)
+        if norm is not None:
+            _two_bars(figure, box, left + content + 0.1, top - heights[1], bar_width, heights[1], norm, "importance")
+
+        top -= heights[1] + 0.3 + title_room
+        figure.text(left / full_width, (top + 0.2) / full_height, "Positions in the image", weight="bold", fontsize=8.5)
+        for block in range(depth):
+            line, place = divmod(block, per_line)
+            x = left + place * (small_width + 0.06)
+            y = top - line * (small_height + 0.2) - small_height
+            axes = figure.add_axes(box(x, y, small_width, small_height))
+            values = None if importance is None else importance[block].reshape(maps.grid)
+            _draw_matrix(axes, values, kept[block].reshape(maps.grid), norm, np.ones(maps.grid, dtype=bool))
+            bare(axes)
+            axes.set_title(f"block {block}" if per_line <= 8 else str(block), fontsize=7.5, pad=2)
+    return figure
+
+
+def _entropy_norm(entropy: np.ndarray | None) -> Normalize | None:
+    if entropy is None:
+        return None
+    # A single sure head would otherwise take most of the colours.
+    low, high = float(np.nanquantile(entropy, 0.05)), float(np.nanmax(entropy))
+    return Normalize(low, high if high > low else low + 1)
+
+
+def _draw_matrix(
+    axes: Axes, values: np.ndarray | None, kept: np.ndarray, norm: Normalize | None, exists: np.ndarray
+) -> None:
+    """Scores, coloured where kept and grey where removed; without scores just the two."""
+    options = {"aspect": "auto", "interpolation": "nearest"}
+    if values is None:
+        colours = ListedColormap([REMOVED, KEPT]).with_extremes(bad="white")
+        axes.imshow(np.ma.array(kept.astype(float), mask=~exists), cmap=colours, vmin=0, vmax=1, **options)
+    else:
+        hidden = np.isnan(values)
+        axes.imshow(np.ma.array(values, mask=kept | hidden), cmap=faded_map(), norm=norm, **options)
+        # What is masked stays transparent, so that the layer below shows.
+        colours = heat_map().with_extremes(bad=(0, 0, 0, 0))
+        axes.imshow(np.ma.array(values, mask=~kept | hidden), cmap=colours, norm=norm, **options)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _block_axis(axes: Axes, depth: int) -> None:
+    axes.set_yticks(range(depth), labels=[f"block {block}" for block in range(depth)])
+    axes.tick_params(axis="y", length=0, pad=3)
+    axes.hlines(np.arange(1, depth) - 0.5, *axes.get_xlim(), color="white", linewidth=1.2)
+
+
+def _caption(axes: Axes, text: str, pad: float) -> None:
+    axes.set_title(text, loc="left", fontsize=8.5, weight="bold", pad=72 * pad)
+
+
+def _draw_counts(axes: Axes, kept: list[int], totals: list[int] | tuple[int, ...]) -> None:
+    """Bars: how many of how many are kept."""
+    places = np.arange(len(kept))
+    axes.barh(places, [1] * len(kept), color="#ededed", height=0.62)
+    axes.barh(places, [count / total for count, total in zip(kept, totals, strict=True)], color=KEPT, height=0.62)
+    for place, (count, total) in enumerate(zip(kept, totals, strict=True)):
+        axes.text(1.04, place, f"{count}/{total}", va="center", fontsize=7)
+    axes.set_ylim(len(kept) - 0.5, -0.5)
+    axes.set_xlim(0, 1.6)
+    bare(axes)
+    axes.set_title("kept", fontsize=7.5, pad=2, loc="left")
+
+
+def _two_bars(
+    figure: Figure, box: object, x: float, y: float, width: float, height: float, norm: Normalize, label: str
+) -> None:
+    """Colour bars of what is kept and what is removed, side by side over the same values."""
+    height = min(height, 1.9)
+    faded = figure.add_axes(box(x, y, width, height))
+    colour_bar(figure, faded, norm, faded_map(), "")
+    faded.tick_params(right=False, labelright=False)
+    heat = figure.add_axes(box(x + width + 0.03, y, width, height))
+    colour_bar(figure, heat, norm, heat_map(), label)
+    for axes, text in ((faded, "removed"), (heat, "kept")):
+        axes.text(0.5, 1.03, text, transform=axes.transAxes, rotation=60, fontsize=7, ha="left", va="bottom")
+
+
+def _legend(figure: Figure, x: float, y: float) -> None:
+    marks = [Patch(facecolor=KEPT, label="kept"), Patch(facecolor=REMOVED, label="removed")]
+    figure.legend(
+        handles=marks, loc="upper left", bbox_to_anchor=(x, y), frameon=False, borderaxespad=0, handlelength=1.2
+    )

@@ -1,0 +1,1 @@
+"""The only place that registers anything in torchreid."""

@@ -1,0 +1,110 @@
+"""One cut: score, select, narrow the plan, operate."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from amg_plugin.models.vit import backbone_of
+from amg_plugin.pruning.budget import Goal, closest_cut, narrowed
+from amg_plugin.pruning.plan import PruningPlan
+from amg_plugin.pruning.schedule import Cut
+from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS, Calibration
+from amg_plugin.pruning.selection import select_heads, select_tokens
+from amg_plugin.pruning.surgery import apply_plan, current_plan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PruningRules:
+    """How scores become choices.
+
+    Attributes:
+        head_scorer: A name of ``HEAD_SCORERS``.
+        token_scorer: A name of ``TOKEN_SCORERS``.
+        layer_growth: Weight growth per block of head entropies (g).
+        layer_decay: Weight decay per block of token importances (d).
+        min_heads: Heads that every block keeps.
+        min_tokens: Patch tokens that every block keeps.
+        round_tokens_to: Sequence lengths of pruned blocks are multiples of it.
+    """
+
+    head_scorer: str = "amg"
+    token_scorer: str = "amg"
+    layer_growth: float = 0.005
+    layer_decay: float = 0.015
+    min_heads: int = 1
+    min_tokens: int = 1
+    round_tokens_to: int = 1
+
+    @classmethod
+    def from_config(cls, amg: Any) -> PruningRules:
+        """Read the ``amg`` configuration node."""
+        return cls(
+            head_scorer=amg.head_scorer,
+            token_scorer=amg.token_scorer,
+            layer_growth=amg.layer_growth,
+            layer_decay=amg.layer_decay,
+            min_heads=amg.min_heads_per_block,
+            min_tokens=amg.min_tokens_per_block,
+            round_tokens_to=amg.round_tokens_to,
+        )
+
+
+def prunable_blocks(model: nn.Module) -> list[int]:
+    """Numbers of the blocks that may be pruned: all, unless the model names fewer in ``prunable_blocks``."""
+    named = getattr(model, "prunable_blocks", None)
+    return list(range(current_plan(model).depth)) if named is None else list(named)
+
+
+def plan_cut(
+    model: nn.Module, cut: Cut, rules: PruningRules, calibration: Calibration, goal: Goal | None = None
+) -> PruningPlan:
+    """Score the model and choose what ``cut`` removes; the model stays as it is.
+
+    Args:
+        model: The network.
+        cut: What is removed.
+        rules: How scores become choices.
+        calibration: What a scorer may run.
+        goal: The saving to reach, where a budget decides and not the rates of ``cut``.
+
+    Returns:
+        The narrower plan; the same plan if nothing is left to remove.
+    """
+    plan, blocks = current_plan(model), prunable_blocks(model)
+    heads = cut.target == "heads"
+    dense = sum(plan.num_heads[block] if heads else plan.num_patches for block in blocks)
+    kept = plan.heads_per_block if heads else plan.tokens_per_block
+    count = cut.removed_after(dense) - (dense - sum(kept[block] for block in blocks))
+    if goal is not None:
+        count = sum(kept[block] for block in blocks) if goal.cost.saving(plan) < goal.saving else 0
+    if count <= 0:
+        return plan
+    if heads:
+        scores = HEAD_SCORERS[rules.head_scorer](model, calibration, blocks)
+        weight = rules.layer_growth if rules.head_scorer == "amg" else 0.0
+        floor, select = rules.min_heads, select_heads
+    else:
+        scores = TOKEN_SCORERS[rules.token_scorer](model, calibration, blocks)
+        weight = rules.layer_decay if rules.token_scorer == "amg" else 0.0
+        rounding = {"multiple": rules.round_tokens_to, "num_prefix_tokens": backbone_of(model).num_prefix_tokens}
+        floor, select = rules.min_tokens, partial(select_tokens, **rounding)
+    if goal is not None:
+        return closest_cut(plan, cut.target, blocks, scores, weight=weight, floor=floor, goal=goal)
+    logger.debug("%d %s chosen for removal", count, cut.target)
+    return narrowed(plan, cut.target, blocks, select(scores, count, weight, floor))
+
+
+def carry_out(
+    model: nn.Module, cut: Cut, rules: PruningRules, calibration: Calibration, goal: Goal | None = None
+) -> PruningPlan:
+    """Score, select and prune ``model`` in place; arguments as :func:`plan_cut`; returns the new plan."""
+    plan = plan_cut(model, cut, rules, calibration, goal)
+    apply_plan(model, plan)
+    return plan

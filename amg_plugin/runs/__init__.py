@@ -1,0 +1,1 @@
+"""What the commands carry out, from a configuration to a result."""

@@ -1,0 +1,296 @@
+"""From a configuration to a running engine: the steps that every command shares."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amg_plugin import compat
+from amg_plugin.checkpoint import Checkpoint
+from amg_plugin.data.cameras import TrainingCameras
+from amg_plugin.errors import CheckpointError, ConfigError, InputError
+from amg_plugin.models.build import build_network
+from amg_plugin.models.differences import differences
+from amg_plugin.models.factory import ARCHITECTURES, fit_reducer, spec_from_config
+from amg_plugin.models.reducers import METHODS as REDUCERS
+from amg_plugin.models.weights import check_weight_file
+from amg_plugin.plugin.active import using_amg_config
+from amg_plugin.plugin.registry import ENGINES, MODELS, build_engine, register
+
+logger = logging.getLogger(__name__)
+
+
+def check_writable(folder: str | Path, what: str = "data.save_dir") -> Path:
+    """Make ``folder`` and check that files can be written into it.
+
+    Args:
+        folder: The folder.
+        what: Where it was given, for the message.
+
+    Raises:
+        InputError: If they cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{what} '{folder}' is not writable ({error.strerror}); choose another folder.") from error
+    return folder
+
+
+def prepare(cfg: Any) -> None:
+    """Register, check what no run of ours can do and the output folder, and seed everything.
+
+    Raises:
+        InputError: If the engine has no hooks, a key of torchreid's own script is set, the precision does not go with
+            the GPUs, or the folder is not writable.
+    """
+    register()
+    from amg_plugin.engine.hooked import HookedEngine
+
+    if cfg.amg.engine and not issubclass(ENGINES.get(cfg.amg.engine), HookedEngine):
+        raise ConfigError(
+            f"amg.engine '{cfg.amg.engine}' has no hooks, which this command needs; use amg_{cfg.loss.name} here, and "
+            "'python -m amg_plugin' with a script of torchreid's for its own engines."
+        )
+    for key, value in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):
+        if value:
+            raise ConfigError(f"{key} is '{value}', but torchreid's checkpoints are not read here: use --weights.")
+    check_precision(cfg)
+    check_writable(cfg.data.save_dir)
+    compat.torchreid().utils.set_random_seed(cfg.train.seed)
+
+
+def use_gpu(cfg: Any) -> bool:
+    """Whether the run uses CUDA: asked for and present."""
+    return bool(cfg.use_gpu and torch.cuda.is_available())
+
+
+def uses_several_gpus(cfg: Any) -> bool:
+    """Whether the run's model is spread over GPUs."""
+    return use_gpu(cfg) and torch.cuda.device_count() > 1
+
+
+def check_precision(cfg: Any) -> None:
+    """Check that ``amg.precision`` goes with the GPUs.
+
+    Raises:
+        ConfigError: For bf16 on several GPUs: the threads of DataParallel open autocast anew, as fp16.
+    """
+    if cfg.amg.precision == "bf16" and uses_several_gpus(cfg):
+        raise ConfigError(
+            f"amg.precision bf16 works on one GPU, but {torch.cuda.device_count()} are visible: "
+            "set CUDA_VISIBLE_DEVICES to one of them, or use fp32."
+        )
+
+
+def build_model(cfg: Any, num_classes: int, cameras: TrainingCameras | None = None) -> nn.Module:
+    """The network of ``model.name``, by torchreid's ``build_model``.
+
+    Args:
+        cfg: The configuration.
+        num_classes: Training identities.
+        cameras: Cameras of the training data, for side information; they reach the network through the ``amg`` node,
+            since torchreid passes it only the number of identities.
+
+    Raises:
+        ConfigError: If the name is none of the plugin's, or ``amg.sie.cameras`` is another number than the data has.
+    """
+    check_model_name(cfg)
+    amg, with_cameras = cfg.amg.clone(), cfg.amg.sie.enabled and cfg.amg.sie.cameras != 0
+    if with_cameras and cameras is not None:
+        if amg.sie.cameras not in (-1, cameras.count):
+            raise ConfigError(
+                f"amg.sie.cameras is {amg.sie.cameras}, but the training data has {cameras.count} cameras; "
+                "leave it at -1 to have them counted."
+            )
+        amg.defrost()
+        amg.sie.cameras = cameras.count
+    with using_amg_config(amg):
+        model = compat.torchreid().models.build_model(
+            name=cfg.model.name,
+            num_classes=num_classes,
+            loss=cfg.loss.name,
+            pretrained=cfg.model.pretrained,
+            use_gpu=use_gpu(cfg),
+        )
+    if with_cameras and cameras is not None:
+        model.name_cameras(cameras.table)
+    return model
+
+
+def check_model_name(cfg: Any) -> None:
+    """Check that ``model.name`` is a network of the plugin.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if cfg.model.name not in MODELS:
+        raise ConfigError(f"model.name is '{cfg.model.name}', but must be one of {', '.join(MODELS)}.")
+
+
+def check_buildable(cfg: Any) -> None:
+    """Check the network of a configuration before its data is known, as far as that costs neither memory nor downloads.
+
+    Raises:
+        ConfigError: If the network's name, image size or stride is impossible.
+        UnsupportedModelError: If it is not a plain ViT.
+        InputError: If the file in ``amg.weights`` is missing.
+    """
+    check_model_name(cfg)
+    if cfg.amg.weights:
+        check_weight_file(cfg.amg.weights)
+    spec = spec_from_config(cfg.amg, num_classes=1, loss=cfg.loss.name, default_arch=ARCHITECTURES[cfg.model.name])
+    spec = fit_reducer(spec, cfg.amg)
+    with torch.device("meta"):
+        build_network(replace(spec, drop_path=0.0))  # whose rates timm may read from a tensor, which meta has none of
+
+
+def check_fits(checkpoint: Checkpoint, cfg: Any) -> None:
+    """Check that a checkpoint holds the network that a configuration asks for.
+
+    Raises:
+        CheckpointError: If architecture, stride, image size or the preparation of images differ.
+    """
+    spec, size = checkpoint.spec, (cfg.data.height, cfg.data.width)
+    if spec.image_size != size:
+        raise CheckpointError(
+            f"The checkpoint is for images of {spec.image_size[0]}x{spec.image_size[1]} "
+            f"(height x width), the configuration asks for {size[0]}x{size[1]}; set data.height and data.width."
+        )
+    _check_preprocessing(checkpoint, cfg)
+    arch = cfg.amg.arch or ARCHITECTURES.get(cfg.model.name)
+    if arch is None:  # the configuration names no network of ours
+        return
+    wanted = spec_from_config(cfg.amg, num_classes=spec.num_classes, loss=cfg.loss.name, default_arch=arch)
+    counted = cfg.amg.sie.cameras >= 0
+    for key, ours, theirs in differences(spec, wanted, count_cameras=counted):
+        raise CheckpointError(
+            f"The checkpoint is of another structure: its {key} is {ours!r}, the configuration says {theirs!r}; "
+            "use the configuration that it was trained with, or none."
+        )
+
+
+def _check_preprocessing(checkpoint: Checkpoint, cfg: Any) -> None:
+    stored = checkpoint.preprocessing  # empty in checkpoints that were saved from Python
+    ours = "bicubic" if "bicubic" in map(str.lower, cfg.data.transforms) else "bilinear"
+    for name, value, remedy in (
+        ("mean", list(cfg.data.norm_mean), f"set data.norm_mean to {stored.get('mean')}"),
+        ("std", list(cfg.data.norm_std), f"set data.norm_std to {stored.get('std')}"),
+        ("interpolation", ours, f"{'leave it out of' if ours == 'bicubic' else 'add bicubic to'} data.transforms"),
+    ):
+        if name in stored and stored[name] != value:
+            raise CheckpointError(
+                f"The checkpoint's images have the {name} {stored[name]}, the configuration says {value}; {remedy}."
+            )
+
+
+def check_reducer(checkpoint: Checkpoint, cfg: Any) -> None:
+    """Check that the network of a checkpoint can have the reducer that a configuration asks for.
+
+    Raises:
+        CheckpointError: If it has another one, or is pruned.
+        ConfigError: If the target cannot be met.
+    """
+    if not checkpoint.plan.is_dense and cfg.amg.reducer in REDUCERS:
+        raise CheckpointError(
+            f"The checkpoint is pruned, but amg.reducer '{cfg.amg.reducer}' starts from a dense network; give a dense "
+            "checkpoint, or set amg.reducer to amg."
+        )
+    fit_reducer(checkpoint.spec, cfg.amg)
+
+
+def restore_model(checkpoint: Checkpoint, cfg: Any, num_classes: int | None = None) -> nn.Module:
+    """The network of a checkpoint, with this run's loss, evaluation features and stochastic depth.
+
+    Args:
+        checkpoint: What was read.
+        cfg: The run's configuration.
+        num_classes: Identities of the training data; None if no training follows.
+
+    Raises:
+        CheckpointError: If structure, image size or number of identities differ.
+    """
+    check_fits(checkpoint, cfg)
+    if num_classes is not None and checkpoint.spec.num_classes != num_classes:
+        raise CheckpointError(
+            f"The checkpoint knows {checkpoint.spec.num_classes} identities, the training data has {num_classes}; "
+            "use the training data (--sources, --root) that the checkpoint was trained on."
+        )
+    spec = replace(
+        checkpoint.spec,
+        loss=cfg.loss.name,
+        neck_feat=cfg.amg.neck_feat,
+        drop_path=cfg.amg.drop_path,
+        part_dropout=cfg.amg.parts.dropout,
+    )
+    if spec.side_information is not None:
+        spec = replace(spec, side_information=replace(spec.side_information, unseen=cfg.amg.sie.unseen))
+    check_reducer(checkpoint, cfg)
+    return replace(checkpoint, spec=fit_reducer(spec, cfg.amg)).build()
+
+
+def assemble(cfg: Any, datamanager: Any, model: nn.Module, hooks: Iterable[Any], epochs: int) -> Any:
+    """Optimiser, schedule and engine around a model.
+
+    Args:
+        cfg: The configuration.
+        datamanager: The image data manager.
+        model: The network; moved to the GPU and wrapped in DataParallel as torchreid's script does.
+        hooks: Hooks of the engine.
+        epochs: Epochs of the first phase, for the learning-rate schedule.
+
+    Raises:
+        ConfigError: If the precision does not go with the GPUs.
+    """
+    from amg_plugin.engine.optim import build_optimizer, build_scheduler
+
+    check_precision(cfg)
+    if use_gpu(cfg):
+        model = nn.DataParallel(model).cuda() if uses_several_gpus(cfg) else model.cuda()
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_scheduler(cfg, optimizer, epochs, cfg.amg.warmup_epochs)
+    return build_engine(cfg, datamanager, model, optimizer, scheduler, hooks=hooks)
+
+
+def run_arguments(cfg: Any, max_epoch: int) -> dict[str, Any]:
+    """Arguments of torchreid's ``engine.run``.
+
+    Raises:
+        ConfigError: If pictures of rankings are asked for, which torchreid draws in tests only.
+    """
+    if cfg.test.visrank:
+        raise ConfigError("test.visrank is True, but pictures of rankings are drawn by 'amg-reid test' only.")
+    return {
+        "save_dir": cfg.data.save_dir,
+        "max_epoch": max_epoch,
+        "start_epoch": cfg.train.start_epoch,
+        "fixbase_epoch": cfg.train.fixbase_epoch,
+        "open_layers": list(cfg.train.open_layers),
+        "start_eval": cfg.test.start_eval,
+        "eval_freq": cfg.test.eval_freq,
+        "test_only": False,
+        "print_freq": cfg.train.print_freq,
+        "dist_metric": cfg.test.dist_metric,
+        "normalize_feature": cfg.test.normalize_feature,
+        "visrank": cfg.test.visrank,
+        "visrank_topk": cfg.test.visrank_topk,
+        "use_metric_cuhk03": cfg.cuhk03.use_metric_cuhk03,
+        "ranks": list(cfg.test.ranks),
+        "rerank": cfg.test.rerank,
+    }
+
+
+def threads() -> int:
+    """Threads torch computes with."""
+    return torch.get_num_threads() or os.cpu_count() or 1

@@ -1,0 +1,178 @@
+"""The command line itself: help, versions, flags, and the thin files under ``tools/``."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import SPEC, settings
+from torchreid_layouts import PACKAGE_HOME
+
+from amg_plugin.cli.main import COMMANDS
+from amg_plugin.data.synthetic import reid as synthetic
+from amg_plugin.version import __version__
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+checkout = pytest.mark.skipif(not TOOLS.is_dir(), reason="the tests do not run from a checkout")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_the_command(amg_reid, command):
+    outcome = amg_reid(command, "--help")
+    assert outcome.status == 0
+    usage, _, text = outcome.out.partition("\n\n")
+    assert f"amg-reid {command}" in usage
+    description, example, _ = text.partition(f"example: amg-reid {command}")
+    assert example
+    assert len(description.split()) >= 8
+
+
+def test_help_lists_every_command(amg_reid):
+    outcome = amg_reid("--help")
+    assert outcome.status == 0
+    assert all(name in outcome.out for name in COMMANDS)
+
+
+def test_the_version_is_told(amg_reid):
+    assert amg_reid("--version").out == f"amg-reid {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [(), ("prone",), ("inspect",), ("inspect", "a", "b")])
+def test_wrong_words_end_with_status_2_and_the_usage(amg_reid, words):
+    outcome = amg_reid(*words)
+    assert outcome.status == 2
+    assert "usage: amg-reid" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+SLOW_COMMAND = """
+import sys, tempfile, time, types
+from amg_plugin import cli
+
+def run(args):
+    with tempfile.TemporaryDirectory(dir=sys.argv[1]):
+        print("at work", flush=True)
+        time.sleep(60)
+
+sys.modules["slow"] = types.SimpleNamespace(HELP="", add_arguments=lambda parser: None, run=run)
+cli.COMMANDS["slow"] = "slow"
+sys.exit(cli.main(["slow"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are ended without notice")
+def test_a_command_that_is_terminated_leaves_no_unfinished_files(tmp_path):
+    words = [sys.executable, "-c", SLOW_COMMAND, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_HOME)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout.readline() == "at work\n"
+        assert list(tmp_path.iterdir())
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + 15
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_callers_handling_of_signals_stays(amg_reid):
+    before = signal.getsignal(signal.SIGTERM)
+    amg_reid("--version")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("order", ["flags first", "names before words"])
+def test_torchreids_flags_change_the_configuration(amg_reid, tiny_root, tmp_path, order):
+    import json
+
+    words = settings(tiny_root, tmp_path / "log")
+    for key in ("data.root", "data.sources", "data.targets"):
+        place = words.index(key)
+        del words[place : place + 2]
+    flags = ["--root", tiny_root, "-s", "synthetic_reid", "--transforms", "random_flip", "bicubic"]
+    if order == "flags first":
+        flags = ["-t", "market1501", "synthetic_reid", *flags]
+    else:  # the names are followed by key value words
+        flags = [*flags, "-t", "market1501", "synthetic_reid"]
+    outcome = amg_reid("train", *flags, *words, "train.max_epoch", "1")
+    assert outcome.status == 0, outcome.err
+    result = json.loads((tmp_path / "log" / "result.json").read_text(encoding="utf-8"))
+    assert list(result["dense"]["targets"]) == ["market1501", "synthetic_reid"]
+    assert result["config"]["data"]["transforms"] == ["random_flip", "bicubic"]
+    assert result["config"]["data"]["root"] == str(tiny_root)
+
+
+def test_a_configuration_file_counts_instead_of_the_checkpoints(amg_reid, refused, trained, tmp_path):
+    (tmp_path / "other.yaml").write_text("model: {name: vit_amg_tiny}\ndata: {height: 48}\n", encoding="utf-8")
+    folder = ("data.save_dir", tmp_path / "log")
+    assert "48x128" in refused("test", "--weights", trained.last, "--config-file", tmp_path / "other.yaml", *folder)
+
+
+def test_the_demo_runs_everything(amg_reid, tmp_path, monkeypatch):
+    import json
+
+    draw = synthetic.write_synthetic_reid
+    monkeypatch.setattr(synthetic, "write_synthetic_reid", lambda root, seed: draw(root, SPEC, seed))
+    small = settings(tmp_path, tmp_path)
+    places = [index for index, word in enumerate(small) if word.startswith("amg.override")]
+    outcome = amg_reid(
+        *("demo", "--root", tmp_path / "data", "--save-dir", tmp_path / "log", "--seed", "2"),
+        *("data.height", "32", "data.width", "16", "train.batch_size", "8", "use_gpu", "False"),
+        *(word for place in places for word in small[place : place + 2]),
+        *("amg.schedule", "[{target: heads, rate: 0.25, epochs: 1}, {target: tokens, rate: 0.25}]"),
+        *("amg.final_epochs", "1"),
+    )
+    assert outcome.status == 0, outcome.err
+    result = json.loads((tmp_path / "log" / "pruned" / "result.json").read_text(encoding="utf-8"))
+    assert result["seed"] == 2
+    assert [sum(result[name]["heads_per_block"]) for name in ("dense", "pruned", "finetuned")] == [8, 6, 6]
+    assert "finetuned" in outcome.out
+    assert (tmp_path / "log" / "dense" / "best.pth").is_file()
+
+
+def test_a_negative_seed_of_the_demo_is_refused(refused):
+    assert "-1" in refused("demo", "--seed", "-1")
+
+
+@checkout
+def test_every_command_has_a_tool():
+    assert {path.stem for path in TOOLS.glob("*.py")} >= set(COMMANDS)
+
+
+@pytest.mark.slow
+@checkout
+def test_a_tool_is_the_command(amg_reid, trained, monkeypatch):
+    """In a process of its own, where a file called inspect.py could hide Python's module of that name."""
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGE_HOME))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = [sys.executable, TOOLS / "inspect.py", trained.last]
+    tool = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert tool.returncode == 0, tool.stderr
+    assert tool.stdout == amg_reid("inspect", trained.last).out
+
+
+@checkout
+@pytest.mark.parametrize("tool", sorted(TOOLS.glob("*.py")), ids=lambda path: path.stem)
+def test_tools_look_for_modules_elsewhere_than_among_themselves(tool):
+    statements = ast.parse(tool.read_text(encoding="utf-8")).body
+    imports = [node for node in statements if isinstance(node, ast.Import | ast.ImportFrom | ast.If)]
+    assert ast.unparse(imports[0]) == "import sys"
+    assert ast.unparse(imports[1]).endswith("sys.path.pop(0)")
+
+
+@checkout
+@pytest.mark.parametrize("command", COMMANDS)
+def test_tools_hand_their_words_to_the_command(command, monkeypatch):
+    import runpy
+
+    from amg_plugin.cli import main as cli
+
+    seen = []
+    monkeypatch.setattr(cli, "main", lambda words: seen.append(words) or 7)
+    monkeypatch.setattr(sys, "path", ["the tool's own folder", *sys.path])
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(TOOLS / f"{command}.py"), run_name="__main__")
+    assert exit_.value.code == 7
+    assert seen == [[command, "--help"]]
+    assert "the tool's own folder" not in sys.path

@@ -1,0 +1,127 @@
+"""`amg-reid doctor`: what it reports and when it is content."""
+
+import argparse
+import ast
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from amg_plugin.cli import doctor
+from amg_plugin.cli.doctor import ABSENT, OK, PROBLEM
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def _run(*words):
+    parser = argparse.ArgumentParser()
+    doctor.add_arguments(parser)
+    return doctor.run(parser.parse_args(words))
+
+
+def _check(name):
+    return next(check for check in doctor.collect() if check.name == name)
+
+
+def test_a_complete_installation_is_healthy(capsys):
+    assert _run() == 0, capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "everything needed is there" in text
+    for name in ("torchreid", "scipy", "cv2", "gdown", "tensorboard", "six", "vit_amg_tiny", "synthetic_reid"):
+        assert name in text
+
+
+def test_json_holds_the_same_checks(capsys):
+    assert _run("--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    checks = {check["name"]: check for check in report["checks"]}
+    assert checks["torch"]["status"] == OK
+    assert "layout" in checks["torchreid"]["detail"]
+
+
+def test_a_missing_need_of_torchreid_is_named_with_its_pip_name(monkeypatch, capsys):
+    monkeypatch.setitem(doctor.NEEDED, "package_that_is_not_there", "its-pip-name")
+    assert _run() == 1
+    text = capsys.readouterr().out
+    assert "missing: pip install its-pip-name" in text
+    assert "1 problem: see" in text
+
+
+def test_a_missing_optional_package_is_no_problem(monkeypatch):
+    monkeypatch.setitem(doctor.OPTIONAL, "package_that_is_not_there", "its-pip-name")
+    assert _check("package_that_is_not_there").status == ABSENT
+    assert _run() == 0
+
+
+def test_a_package_that_is_too_old_is_a_problem(monkeypatch):
+    monkeypatch.setitem(doctor.NEEDED, "yacs", "yacs>=999.1")
+    check = _check("yacs")
+    assert check.status == PROBLEM
+    assert check.detail.endswith("too old: pip install --upgrade 'yacs>=999.1'")
+
+
+def test_a_package_that_does_not_load_is_a_problem(monkeypatch, tmp_path):
+    (tmp_path / "package_that_breaks.py").write_text("raise OSError('no such library')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(doctor.NEEDED, "package_that_breaks", "its-pip-name")
+    check = _check("package_that_breaks")
+    assert check.status == PROBLEM
+    assert "cannot be imported (OSError: no such library)" in check.detail
+
+
+def test_a_python_that_is_too_old_is_a_problem(monkeypatch):
+    monkeypatch.setattr(doctor, "MINIMUM_PYTHON", (99, 0))
+    assert _check("Python").status == PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "do not belong together"),
+        ("import package_that_is_not_there", "not checked: ModuleNotFoundError"),
+    ],
+)
+def test_torchvision_of_another_build_is_found_out(monkeypatch, tmp_path, code, expected):
+    (tmp_path / "torchvision.py").write_text(code, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    check = doctor._guarded("cooperation", "torch + torchvision", doctor._torch_with_torchvision)
+    assert check.status == PROBLEM
+    assert expected in check.detail
+
+
+def test_without_torchreid_the_doctor_still_works_and_says_what_to_do(any_layout, tmp_path):
+    result = any_layout.run("-m", "amg_plugin", "doctor", "--json", cwd=tmp_path, hide=["torchreid"])
+    assert result.returncode == 1, result.stderr
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert checks["torchreid"]["detail"] == "missing: pip install 'torchreid>=0.2.5'"
+    assert {name: checks[name]["status"] for name in ("models", "data sets", "engines")} == dict.fromkeys(
+        ("models", "data sets", "engines"), PROBLEM
+    )
+    assert checks["torch"]["status"] == OK
+
+
+def test_with_torchreid_the_doctor_names_the_layout(layout, tmp_path):
+    result = layout.run("-m", "amg_plugin", "doctor", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"layout '{layout.name}'" in result.stdout
+
+
+def test_the_doctor_looks_at_everything_that_setup_declares():
+    setup = CHECKOUT / "setup.py"
+    if not setup.is_file():
+        pytest.skip("the tests do not run from a checkout")
+    tree = ast.parse(setup.read_text(encoding="utf-8"))
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("REQUIREMENTS", "EXTRAS")
+    }
+    assert set(doctor.NEEDED.values()) == set(values["REQUIREMENTS"])
+    assert set(doctor.OPTIONAL.values()) == set(values["EXTRAS"]["export"])
+
+
+def test_the_running_interpreter_is_named():
+    assert sys.executable in _check("Python").detail

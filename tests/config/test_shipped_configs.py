@@ -1,0 +1,108 @@
+"""The configurations in ``configs/`` and what the documentation says about the keys."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from amg_plugin.config.load import configs_root, get_default_config, list_configs, load_config, schedule_epochs
+from amg_plugin.config.merge import decode, flat_keys
+from amg_plugin.config.schema import STAGE_DEFAULTS
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+DEFAULTS_FILE = Path(__file__).resolve().parents[2] / "amg_plugin" / "config" / "schema.py"
+PRUNING = [name for name in list_configs() if name.endswith("head25_token25")]
+
+
+def opening_comment(name):
+    lines = (configs_root() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    end = next(index for index, line in enumerate(lines) if not line.startswith("#"))
+    return lines[:end]
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_shipped_configuration_loads_as_a_model_of_the_plugin(name):
+    assert load_config(name).model.name.startswith("vit_amg")
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_leaf_is_at_most_20_lines(name):
+    assert len((configs_root() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()) <= 20
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_leaf_opens_with_what_it_is_and_its_launch_line(name):
+    comment = opening_comment(name)
+    assert len(comment) >= 2
+    assert any(re.match(rf"# Launch: amg-reid (train|prune) --config-file {name}( |$)", line) for line in comment)
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_pruning_leaf_is_launched_by_prune_with_weights(name):
+    (launch,) = [line for line in opening_comment(name) if line.startswith("# Launch: ")]
+    assert " prune " in launch
+    assert "--weights CKPT" in launch
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_pruning_leaf_removes_a_quarter_of_both_and_then_fine_tunes(name):
+    amg = load_config(name).amg
+    for target in ("heads", "tokens"):
+        assert sum(stage["rate"] for stage in amg.schedule if stage["target"] == target) == pytest.approx(0.25)
+    assert amg.token_variant == ("kv" if amg.head == "parts" else "block")
+    assert amg.final_epochs > 0
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_pruning_leaf_describes_the_network_of_its_dense_leaf(name):
+    dense, pruned = load_config(name.removesuffix("_head25_token25")), load_config(name)
+    assert pruned.data.norm_mean == dense.data.norm_mean
+    for key in ("arch", "stride", "image_size", "override", "neck_feat", "head", "sie", "jpm"):
+        assert pruned.amg[key] == dense.amg[key]
+
+
+def test_every_configuration_writes_to_a_folder_of_its_own():
+    folders = [load_config(name).data.save_dir for name in list_configs()]
+    assert len(set(folders)) == len(folders)
+
+
+def test_control_trains_as_long_as_the_pruned_model():
+    for name in ("market1501/dev_split_vits14", "market1501/dev_split_vits14_long"):
+        pruned = load_config(f"{name}_head25_token25")
+        assert load_config(f"{name}_control").train.max_epoch == schedule_epochs(pruned)
+
+
+# --- Documentation ----------------------------------------------------------------------------------------
+
+
+def documented(pattern):
+    rows = re.findall(rf"^\| `({pattern})` \| (\S+) \| .+ \|$", DOCS.read_text(encoding="utf-8"), flags=re.M)
+    return {key: None if default == "none" else decode(default.strip("`")) for key, default in rows}
+
+
+def test_docs_list_every_amg_key_with_its_default():
+    amg = get_default_config().amg
+    expected = {f"amg.{key}": _value(amg, key) for key in flat_keys(amg)}
+    assert documented(r"amg\.[a-z_.]+") == expected
+
+
+def test_docs_list_every_key_of_a_stage_with_its_default():
+    assert documented("[a-z]+") == STAGE_DEFAULTS
+
+
+def test_docs_name_every_shipped_configuration():
+    text = DOCS.read_text(encoding="utf-8")
+    assert [name for name in list_configs() if f"`{name}`" not in text] == []
+
+
+def test_every_default_has_a_comment():
+    lines = DEFAULTS_FILE.read_text(encoding="utf-8").splitlines()
+    assignments = [line for line in lines if re.match(r"    (cfg|amg)\.[a-z0-9_.]+ = (?!CfgNode|_amg_node)", line)]
+    assert len(assignments) == len(list(flat_keys(get_default_config())))
+    assert [line for line in assignments if "  # " not in line] == []
+
+
+def _value(node, key):
+    for name in key.split("."):
+        node = node[name]
+    return node

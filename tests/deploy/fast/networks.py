@@ -1,0 +1,93 @@
+"""Small re-ID networks of every kind, pruned at random, with weights so large that every part of them matters."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from amg_plugin.models.build import build_network
+from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.pruning import apply_plan, current_plan
+from amg_plugin.pruning.cut import prunable_blocks
+
+TINY = {"depth": 4, "embed_dim": 32, "num_heads": 4}
+
+#: name -> (timm name, patch, further fields of the description)
+KINDS = {
+    "vit": ("vit_tiny_patch16_224", 16, {}),
+    "features_before_the_neck": ("vit_tiny_patch16_224", 16, {"neck_feat": "before"}),
+    "overlapping_patches": ("vit_tiny_patch16_224", 16, {"stride": (12, 11)}),
+    "distilled": ("deit_tiny_distilled_patch16_224", 16, {}),
+    "layer_scale": ("vit_small_patch14_dinov2", 14, {}),
+    "registers": ("vit_small_patch14_reg4_dinov2", 14, {}),
+    "mean_of_patches": ("vit_base_patch16_gap_224", 16, {}),
+    "attention_pooling": ("vit_base_patch16_siglip_224", 16, {}),
+    "norm_before_blocks": ("vit_base_patch16_clip_224", 16, {}),
+    "norm_over_heads": ("beit3_base_patch16_224", 16, {}),
+    "norm_of_queries_and_keys": ("vit_tiny_patch16_224", 16, {"overrides": {**TINY, "qk_norm": True}}),
+    "transreid_scale": ("transreid_small", 16, {}),
+    "transreid_cameras": ("vit_tiny_patch16_224", 16, {"side_information": {"cameras": 3}}),
+    "transreid_jigsaw": ("vit_tiny_patch16_224", 16, {"side_information": {"cameras": 3}, "jigsaw": {}, "stride": 12}),
+    "transreid_jigsaw_before": ("vit_tiny_patch16_224", 16, {"jigsaw": {"parts": 2}, "neck_feat": "before"}),
+    "la_transformer": ("vit_tiny_patch16_224", 16, {"head": "parts", "parts": 4}),
+}
+
+#: name -> (share of heads kept, share of tokens kept, variant)
+PRUNINGS = {
+    "dense": (1.0, 1.0, "block"),
+    "heads": (0.5, 1.0, "block"),
+    "kv": (1.0, 0.6, "kv"),
+    "block": (1.0, 0.6, "block"),
+    "heads_kv": (0.5, 0.4, "kv"),
+    "heads_block": (0.5, 0.4, "block"),
+    "block_in_pairs": (1.0, 0.6, "block"),
+    "kv_in_pairs": (1.0, 0.6, "kv"),
+}
+
+
+def build(kind: str = "vit", pruning: str = "dense", seed: int = 0) -> ReIDModel:
+    """A network of ``KINDS`` in eval mode, pruned as ``PRUNINGS`` says."""
+    arch, patch, options = KINDS[kind]
+    spec = ModelSpec(arch, (5 * patch, 3 * patch), 5, **{"overrides": TINY, **options})
+    model = build_network(spec).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            noise = torch.randn(value.shape, generator=generator) if value.is_floating_point() else None
+            if "running_var" in name:
+                value.copy_(noise.exp())
+            elif value.ndim in (2, 4) and value.is_floating_point():
+                value.copy_(noise / value[0].numel() ** 0.5)
+            elif "norm" in name and name.endswith("weight"):
+                value.copy_(1 + 0.3 * noise)
+            elif noise is not None and not name.endswith("bottleneck.bias"):
+                value.copy_(0.5 * noise)
+    keep_heads, keep_tokens, variant = PRUNINGS[pruning]
+    plan, chosen = current_plan(model).with_variant(variant), random.Random(seed)
+    free = set(prunable_blocks(model))
+
+    def subset(total: int, share: float, block: int) -> list[int]:
+        count = max(1, round(share * total)) if block in free else total
+        return sorted(chosen.sample(range(total), count))
+
+    heads = [subset(total, keep_heads, block) for block, total in enumerate(plan.num_heads)]
+    tokens = [subset(plan.num_patches, keep_tokens, block) for block in range(plan.depth)]
+    if pruning.endswith("in_pairs"):  # two neighbours keep the same, and others come back behind them
+        tokens[1] = tokens[0] if 1 in free else tokens[1]
+        tokens[3] = tokens[2] if 3 in free else tokens[3]
+    return apply_plan(model, plan.narrow(heads=heads, tokens=tokens))
+
+
+def inputs(model: ReIDModel, batch: int = 3) -> tuple[Tensor, ...]:
+    """Random images, with camera labels (an unseen one among them) where they make a difference."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(batch, 3, *model.spec.image_size, generator=generator)
+    cameras = torch.tensor([0, 2, -1, 1])[torch.arange(batch) % 4]
+    return (images, cameras) if getattr(model, "uses_cameras", False) else (images,)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest feature."""
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
