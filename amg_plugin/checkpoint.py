@@ -6,7 +6,6 @@ matches nothing in it, instead of silently keeping the half that fits.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 from amg_plugin.deploy.runtimes import file_format
 from amg_plugin.errors import AMGError, CheckpointError, RunError
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ModelSpec, ReIDModel, unwrap
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
+from amg_plugin.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +72,6 @@ class Checkpoint:
             raise CheckpointError(f"The checkpoint's structure cannot be rebuilt: {error}") from error
         load_strictly(model, self.weights)
         return model.eval()
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside DataParallel, or the network itself."""
-    return model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -133,15 +128,10 @@ def save_checkpoint(
         "history": _plain(history),
         "preprocessing": _plain(preprocessing or {}),
     }
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with replacing(path, "checkpoint") as draft:
+            torch.save(content, draft)
+    except RuntimeError as error:  # a full disk, by torch
         raise RunError(f"The checkpoint '{path}' cannot be written: {error}.") from error
 
 

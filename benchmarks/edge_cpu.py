@@ -30,6 +30,7 @@ from amg_plugin.deploy.fast import network as fast
 from amg_plugin.deploy.fast.layers import FastLinear
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.models import complexity
+from amg_plugin.utils.files import write_text
 
 SIZE = (256, 128)
 PLAN = "head25-token25"
@@ -347,8 +348,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = profiled() if section == "profile" else measure(section, options.rounds)
         results[section] = {"command": shlex.join(command), **found}
         ordered = {name: results[name] for name in SECTIONS if name in results}
-        table.write(path, json.dumps({"sections": ordered}, indent=1) + "\n")
-        table.write(path.with_suffix(".md"), document(ordered))
+        write_text(path, json.dumps({"sections": ordered}, indent=1) + "\n")
+        write_text(path.with_suffix(".md"), document(ordered))
     return 0
 
 

@@ -18,8 +18,9 @@ import torch
 from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.config.load import load_config
 from amg_plugin.errors import AMGError, InputError
-from amg_plugin.runs import result as report
+from amg_plugin.utils.environment import environment
 from amg_plugin.utils.statistics import interval
+from amg_plugin.utils.tables import text_table
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -76,10 +77,10 @@ def main() -> int:
         figures[name] = entry
         rows.append([name, *(_cell(entry, label, kind) for kind in ("", "_difference") for label in ("rank1", "mAP"))])
     header = ["model", "Rank-1 % [95 %]", "mAP % [95 %]", f"Rank-1 - {reference}", f"mAP - {reference}"]
-    print(report.text_table(header, rows))
+    print(text_table(header, rows))
     if args.output:
         content = {"target": args.target, "resamples": args.resamples, "seed": args.seed, "models": figures}
-        Path(args.output).write_text(json.dumps({**content, **report.environment()}, indent=1) + "\n", encoding="utf-8")
+        Path(args.output).write_text(json.dumps({**content, **environment()}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -35,6 +35,7 @@ from amg_plugin.pruning.budget import Goal
 from amg_plugin.pruning.cut import carry_out
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import assemble, check_fits, prepare, restore_model
+from amg_plugin.utils.tables import per_cent
 
 #: Method -> label, keys beside those of the configuration.
 SINGLE_SHOT = [{"target": "heads"}, {"target": "tokens"}]
@@ -190,7 +191,7 @@ def markdown(result: dict[str, Any]) -> str:
     for entry in methods.values():
         saved = f"{1 - macs_of(entry) / dense:.1%}" if dense else ""
         cells = [
-            " / ".join(report.per_cent([run[key] for run in entry[name].values()]) for key in ("rank1", "mAP"))
+            " / ".join(per_cent([run[key] for run in entry[name].values()]) for key in ("rank1", "mAP"))
             if entry[name]
             else "not run"
             for name in (BEFORE, AFTER)

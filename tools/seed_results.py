@@ -21,6 +21,7 @@ from typing import Any
 
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.runs import result as report
+from amg_plugin.utils.tables import per_cent
 
 _SECTIONS = (*report.SECTIONS, "query_model", "gallery_model", "asymmetric")
 _CONDITIONS = ("seed", "device", "threads", "versions", "seconds")
@@ -80,12 +81,12 @@ def markdown(rows: Rows, reference: str | None, title: str) -> str:
     header += [f"{score} minus {reference}" for score in ("Rank-1", "mAP")] if reference else []
     lines = [f"# {title}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row, seeds in rows.items():
-        cells = [row, *(report.per_cent([found[key] for found in seeds.values()]) for key in ("rank1", "mAP"))]
+        cells = [row, *(per_cent([found[key] for found in seeds.values()]) for key in ("rank1", "mAP"))]
         for key, unit in (("params", 1e6), ("macs", 1e9)):
             cells.append(f"{fmean(found[key] for found in seeds.values()) / unit:.2f}")
         for key in ("rank1", "mAP") if reference else ():
             pairs = [found[key] - rows[reference][seed][key] for seed, found in seeds.items()]
-            cells.append("" if row == reference else report.per_cent(pairs, "+"))
+            cells.append("" if row == reference else per_cent(pairs, "+"))
         lines.append(f"| {' | '.join(cells)} |")
     runs = [found for seeds in rows.values() for found in seeds.values()]
     devices, threads, seeds = (sorted({str(run[key]) for run in runs}) for key in ("device", "threads", "seed"))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from amg_plugin.bench.forms import FORMS
 from amg_plugin.bench.run import case_title, quartiles
-from amg_plugin.errors import RunError
-from amg_plugin.runs.result import text_table
+from amg_plugin.utils.tables import markdown_table, text_table
 
 #: Share of the counted saving below which pruning did not pay.
 PAYS = 0.5
@@ -148,28 +146,10 @@ def markdown(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
         *(f"- {form}: {meaning}." for form, meaning in FORMS.items() if any(row["form"] == form for row in found)),
     ]
     for title, cells in tables(found).items():
-        rule = ["---", *["---:"] * (len(HEADER) - 1)]
-        lines += ["", f"### {title}", ""]
-        lines += [f"| {' | '.join(line)} |" for line in (HEADER, rule, *cells)]
+        lines += ["", f"### {title}", "", markdown_table(HEADER, cells)]
     if said := warnings(found):
         lines += ["", *(f"- {sentence}" for sentence in said)]
     return "\n".join(lines) + "\n"
-
-
-def write(path: Path, content: str) -> None:
-    """Write a file; an old one is replaced only once the new one is complete.
-
-    Raises:
-        RunError: If it cannot be written.
-    """
-    temporary = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"'{path}' cannot be written: {error}.") from error
 
 
 def to_json(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from yacs.config import CfgNode
+
 from amg_plugin.checkpoint import BEST_CHECKPOINT, LAST_CHECKPOINT
 from amg_plugin.config.load import load_config, to_plain_dict
 from amg_plugin.errors import InputError
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import use_gpu
 from amg_plugin.runs.targets import as_text, further_tables
+from amg_plugin.utils.environment import environment
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, trailing: bool = True) -> None:
@@ -107,7 +110,7 @@ def _as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
     return base
 
 
-def refuse_to_overwrite(cfg: Any, weights: str) -> None:
+def refuse_to_overwrite(cfg: CfgNode, weights: str) -> None:
     """Check that the checkpoint a run starts from is not where the run writes its own.
 
     Raises:
@@ -163,7 +166,7 @@ def logged(save_dir: str, command: str) -> Iterator[None]:
 
 
 def finish(
-    cfg: Any,
+    cfg: CfgNode,
     command: str,
     sections: dict[str, Any],
     started: float,
@@ -186,7 +189,7 @@ def finish(
         **sections,
         "config": to_plain_dict(cfg),
         "seed": cfg.train.seed,
-        **report.environment(use_gpu(cfg)),
+        **environment(use_gpu(cfg)),
         "seconds": round(time.time() - started, 1),
     }
     path = report.write_result(cfg.data.save_dir, result)

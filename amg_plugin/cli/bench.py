@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from amg_plugin.bench import table
     from amg_plugin.bench.run import Settings
     from amg_plugin.bench.run import run as measure
+    from amg_plugin.utils.files import write_text
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     settings = Settings(
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if output:
         for suffix, content in (("json", table.to_json(result, found)), ("md", table.markdown(result, found))):
             path = output.with_name(f"{output.name}.{suffix}")
-            table.write(path, content)
+            write_text(path, content)
             print(path)
     return 0
 
@@ -124,7 +125,7 @@ def _forms(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _output(name: str) -> Path:
     """Name of the files without suffix, in a folder that can be written; known before anything is measured."""
-    from amg_plugin.runs.setup import check_writable
+    from amg_plugin.utils.files import check_writable
 
     path = Path(name).with_suffix("") if name.endswith((".json", ".md")) else Path(name)
     if not path.name or name.endswith(("/", "\\")):

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from amg_plugin.cli.arguments import add_config_arguments, config_from_arguments
-from amg_plugin.runs.result import text_table
+from amg_plugin.utils.tables import text_table
 
 HELP = "check data sets: folders, names, labels, matches, readable images"
 DESCRIPTION = """Check data sets as train, prune and test do before they start, and print every problem by name: missing

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from amg_plugin import compat
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
@@ -28,6 +29,7 @@ from amg_plugin.plugin.registry import MODELS
 from amg_plugin.runs import result as report
 from amg_plugin.runs.comparison_table import FORMATS, Row, render
 from amg_plugin.runs.setup import assemble, check_precision, restore_model, use_gpu
+from amg_plugin.utils.environment import environment
 
 HELP = "evaluate and count torchreid's backbones and own checkpoints in one table"
 DESCRIPTION = """Put any of torchreid's networks and any checkpoint of amg-reid side by side: input size, mAP, Rank-1,
@@ -132,7 +134,7 @@ def _return_words(args: argparse.Namespace) -> None:
     args.models = names
 
 
-def _refuse_keys(cfg: Any) -> None:
+def _refuse_keys(cfg: CfgNode) -> None:
     """Refuse what would have no effect.
 
     Raises:
@@ -186,7 +188,7 @@ def _sizes(arguments: Sequence[str]) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def _candidate(kind: str, value: str, cfg: Any, sizes: dict[str, tuple[int, int]]) -> Candidate:
+def _candidate(kind: str, value: str, cfg: CfgNode, sizes: dict[str, tuple[int, int]]) -> Candidate:
     """Build, check and count one row; weights are read here so that a wrong file stops before any evaluation."""
     if kind == "checkpoint":
         return _own(value)
@@ -228,7 +230,7 @@ def _own(file: str) -> Candidate:
     return Candidate(row, checkpoint=checkpoint)
 
 
-def _evaluate_all(candidates: Sequence[Candidate], cfg: Any) -> None:
+def _evaluate_all(candidates: Sequence[Candidate], cfg: CfgNode) -> None:
     check_precision(cfg)
     cfg = cfg.clone()
     cfg.defrost()
@@ -246,14 +248,14 @@ def _evaluate_all(candidates: Sequence[Candidate], cfg: Any) -> None:
         cfg.amg.check_images = False  # the images are the same for every row
 
 
-def _departures(checkpoint: Checkpoint, cfg: Any) -> list[str]:
+def _departures(checkpoint: Checkpoint, cfg: CfgNode) -> list[str]:
     """Where the common protocol is not the one of the checkpoint's own configuration."""
     own = checkpoint.config.get("test", {})
     keys = ("dist_metric", "normalize_feature", "rerank")
     return [f"own test.{key} is {own[key]}" for key in keys if key in own and own[key] != cfg.test[key]]
 
 
-def _evaluate_torchreid(candidate: Candidate, cfg: Any) -> dict[str, dict[str, Any]]:
+def _evaluate_torchreid(candidate: Candidate, cfg: CfgNode) -> dict[str, dict[str, Any]]:
     row, cfg = candidate.row, cfg.clone()
     cfg.data.height, cfg.data.width = row.height, row.width
     model = backbones.build(candidate.model, cfg.amg)
@@ -261,7 +263,7 @@ def _evaluate_torchreid(candidate: Candidate, cfg: Any) -> dict[str, dict[str, A
     return _scores(cfg, model)
 
 
-def _scores(cfg: Any, model: nn.Module) -> dict[str, dict[str, Any]]:
+def _scores(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, Any]]:
     """mAP, Rank-1 and CMC of a network on every target of ``cfg``."""
     from amg_plugin.data.manager import build_datamanager
 
@@ -270,7 +272,7 @@ def _scores(cfg: Any, model: nn.Module) -> dict[str, dict[str, Any]]:
     return engine.results
 
 
-def checkpoint_config(checkpoint: Checkpoint, cfg: Any) -> Any:
+def checkpoint_config(checkpoint: Checkpoint, cfg: CfgNode) -> Any:
     """A checkpoint's own configuration (size, pixels, network) under the protocol of all rows."""
     own = {"test.visrank": False}
     if not checkpoint.config:  # saved from Python
@@ -286,16 +288,16 @@ def checkpoint_config(checkpoint: Checkpoint, cfg: Any) -> Any:
     return load_config(None, [word for pair in own.items() for word in pair], use_schedule=False, base=base)
 
 
-def _value(cfg: Any, key: str) -> Any:
+def _value(cfg: CfgNode, key: str) -> Any:
     for name in key.split("."):
         cfg = cfg[name]
     return cfg
 
 
-def _facts(args: argparse.Namespace, cfg: Any) -> dict[str, Any]:
+def _facts(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     """What the figures were made with."""
-    environment = report.environment(use_gpu(cfg))
-    facts = {"command": _command(args), "versions": environment["versions"]}
+    measured_on = environment(use_gpu(cfg))
+    facts = {"command": _command(args), "versions": measured_on["versions"]}
     if args.no_eval:
         return facts
     protocol = {
@@ -307,8 +309,8 @@ def _facts(args: argparse.Namespace, cfg: Any) -> dict[str, Any]:
     return {
         **facts,
         "protocol": protocol,
-        "device": environment["device"],
-        "threads": environment["threads"],
+        "device": measured_on["device"],
+        "threads": measured_on["threads"],
         "seed": cfg.train.seed,
     }
 

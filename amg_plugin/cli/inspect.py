@@ -10,7 +10,7 @@ from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.models import complexity
 from amg_plugin.models.reid import ModelSpec
 from amg_plugin.models.vit import backbone_of
-from amg_plugin.runs.result import text_table
+from amg_plugin.utils.tables import text_table
 
 HELP = "print a checkpoint's structure and cost per block"
 DESCRIPTION = """Print what each block of a checkpoint keeps and costs. No data is needed.

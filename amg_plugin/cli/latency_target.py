@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from yacs.config import CfgNode
+
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.data.checks.folders import check_dataset_folder
 from amg_plugin.plugin.registry import register
-from amg_plugin.runs.result import text_table
 from amg_plugin.runs.setup import check_fits
+from amg_plugin.utils.tables import text_table
 
 logger = logging.getLogger(__name__)
 
 
-def resolve(cfg: Any, checkpoint: Checkpoint, *, data: bool = True) -> tuple[Any, dict[str, Any] | None]:
+def resolve(cfg: CfgNode, checkpoint: Checkpoint, *, data: bool = True) -> tuple[Any, dict[str, Any] | None]:
     """Measure what ``amg.target_latency_saving`` takes, and print it.
 
     Args:
@@ -60,7 +62,7 @@ def resolve(cfg: Any, checkpoint: Checkpoint, *, data: bool = True) -> tuple[Any
     return cfg, measured
 
 
-def compare(measured: dict[str, Any], cfg: Any, pruned: Checkpoint) -> dict[str, Any]:
+def compare(measured: dict[str, Any], cfg: CfgNode, pruned: Checkpoint) -> dict[str, Any]:
     """Measure the pruned network against its dense one and say whether the target was met.
 
     Args:
@@ -91,7 +93,7 @@ def compare(measured: dict[str, Any], cfg: Any, pruned: Checkpoint) -> dict[str,
     return {**measured, "reached": reached.to_dict()}
 
 
-def _check_files(cfg: Any) -> None:
+def _check_files(cfg: CfgNode) -> None:
     """Find what is missing before anything is measured; reading it is left to the run."""
     register()
     for name in dict.fromkeys((*cfg.data.sources, *cfg.data.targets)):

@@ -9,7 +9,7 @@ from typing import Any
 from amg_plugin.data.occlusion.bars import Coverage
 from amg_plugin.data.occlusion.copy import MASK_DIR, PARTS, CopySettings, write_occluded_copy
 from amg_plugin.errors import DataError
-from amg_plugin.runs.result import text_table
+from amg_plugin.utils.tables import text_table
 
 HELP = "make an occluded copy of a data set, with masks"
 DESCRIPTION = """Make an occluded copy of a data set in Market-1501's layout.

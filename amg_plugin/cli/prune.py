@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from yacs.config import CfgNode
+
 from amg_plugin.checkpoint import LAST_CHECKPOINT, Checkpoint, read_checkpoint
 from amg_plugin.cli import latency_target
 from amg_plugin.cli.arguments import (
@@ -23,8 +25,8 @@ from amg_plugin.config.load import schedule_epochs
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.runs import result as report
-from amg_plugin.runs.result import text_table
 from amg_plugin.runs.setup import assemble, check_fits, prepare, restore_model, run_arguments
+from amg_plugin.utils.tables import text_table
 
 HELP = "prune a checkpoint by the schedule, fine-tune with distillation"
 DESCRIPTION = """Score, prune and fine-tune by amg.schedule, then fine-tune for amg.final_epochs.
@@ -74,11 +76,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _last(cfg: Any) -> Path:
+def _last(cfg: CfgNode) -> Path:
     return Path(cfg.data.save_dir) / LAST_CHECKPOINT
 
 
-def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+def prune(cfg: CfgNode, checkpoint: Checkpoint) -> dict[str, Any]:
     """Carry out the schedule of ``cfg`` on the model of ``checkpoint``; returns the result's sections."""
     from amg_plugin.data.manager import build_datamanager
     from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, ProgressHook
@@ -110,7 +112,7 @@ def prune(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     return {**sections, "best": best.best, "history": engine.history}
 
 
-def preview(cfg: Any, checkpoint: Checkpoint) -> str:
+def preview(cfg: CfgNode, checkpoint: Checkpoint) -> str:
     """What the budget of ``cfg`` would take away from ``checkpoint`` at several balances, as a table.
 
     Raises:
@@ -152,7 +154,7 @@ def _left(kept: list[int], dense: Sequence[int]) -> str:
     return f"{sum(kept)}/{sum(dense)} (-{1 - sum(kept) / sum(dense):.1%})"
 
 
-def _check_reducer(cfg: Any, checkpoint: Checkpoint) -> None:
+def _check_reducer(cfg: CfgNode, checkpoint: Checkpoint) -> None:
     held = checkpoint.spec.reducer.method if checkpoint.spec.reducer else "amg"
     for where, name in (("", cfg.amg.reducer), (" in the checkpoint", held)):
         if name != "amg":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from amg_plugin.paper.tables import FORMATS, build_table, render
-from amg_plugin.runs.result import write_text
+from amg_plugin.utils.files import write_text
 
 HELP = "print the published tables: published, published accounting, counted"
 DESCRIPTION = """Build every published model without weights, prune it at the published rates and print published,

@@ -6,6 +6,8 @@ import argparse
 import time
 from typing import Any
 
+from yacs.config import CfgNode
+
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.cli.arguments import (
     add_config_arguments,
@@ -113,7 +115,7 @@ def read_dense(path: str, checkpoint: Checkpoint) -> Checkpoint:
     return dense
 
 
-def test(cfg: Any, checkpoint: Checkpoint, dense: Checkpoint | None = None) -> dict[str, Any]:
+def test(cfg: CfgNode, checkpoint: Checkpoint, dense: Checkpoint | None = None) -> dict[str, Any]:
     """Evaluate ``checkpoint`` on the targets of ``cfg``, and ``dense`` before it; returns the result's sections."""
     from amg_plugin.data.manager import build_datamanager
     from amg_plugin.evaluation.covered_attention import covered_attention, covered_section, covered_targets
@@ -141,7 +143,7 @@ def test(cfg: Any, checkpoint: Checkpoint, dense: Checkpoint | None = None) -> d
     return sections
 
 
-def evaluate(cfg: Any, engine: Any, *, visrank: bool) -> None:
+def evaluate(cfg: CfgNode, engine: Any, *, visrank: bool) -> None:
     """Run torchreid's ``test`` as the configuration says; the scores are in ``engine.results``."""
     engine.test(
         dist_metric=cfg.test.dist_metric,
@@ -155,7 +157,7 @@ def evaluate(cfg: Any, engine: Any, *, visrank: bool) -> None:
     )
 
 
-def evaluation_config(cfg: Any) -> Any:
+def evaluation_config(cfg: CfgNode) -> Any:
     """``cfg`` without its training data: torchreid's data manager wants some, so something stands in."""
     from amg_plugin.data.datasets.names import NO_TRAINING_DATA
 

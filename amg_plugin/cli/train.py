@@ -6,7 +6,9 @@ import argparse
 import time
 from typing import Any
 
-from amg_plugin.checkpoint import Checkpoint, read_checkpoint, unwrap
+from yacs.config import CfgNode
+
+from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.cli.arguments import (
     add_config_arguments,
     add_weights_argument,
@@ -16,6 +18,7 @@ from amg_plugin.cli.arguments import (
     refuse_to_overwrite,
 )
 from amg_plugin.data.cameras import TrainingCameras
+from amg_plugin.models.reid import unwrap
 from amg_plugin.pruning import current_plan
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import (
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def train(cfg: Any, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     """Train the dense model of ``cfg``, from ``checkpoint`` if given; returns the result's sections."""
     from amg_plugin.data.manager import build_datamanager
     from amg_plugin.engine import BestModelHook, ProgressHook, UnfreezingHook

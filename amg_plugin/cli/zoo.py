@@ -22,7 +22,7 @@ from amg_plugin.paper.zoo import (
     remarks,
 )
 from amg_plugin.paper.zoo.cache import CACHE_VARIABLE, path_of
-from amg_plugin.runs.result import text_table
+from amg_plugin.utils.tables import text_table
 
 HELP = "list or fetch the authors' published checkpoints"
 DESCRIPTION = f"""The checkpoints that the authors of AMG pruning published, by Google Drive id.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.checkpoint import unwrap
 from amg_plugin.data.cameras import UNSEEN, CameraTable, TrainingCameras, target_rows
 from amg_plugin.errors import ConfigError
+from amg_plugin.models.reid import unwrap
 from amg_plugin.models.side_information import SideInformationSpec
 
 #: Key of view labels in a batch; torchreid's own data sets have none.

@@ -17,13 +17,14 @@ from tqdm import tqdm
 from amg_plugin.deploy import int8, writers
 from amg_plugin.deploy.graph import FeatureGraph, deployed
 from amg_plugin.deploy.images import as_image, images_below, spread
-from amg_plugin.deploy.info import FORMATS, ExportInfo, file_size, sha256
+from amg_plugin.deploy.info import FORMATS, ExportInfo, file_size
 from amg_plugin.deploy.parity import Comparison, compare, generated_images
 from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.reference import CheckpointFile, open_checkpoint
 from amg_plugin.deploy.runtimes import PACKAGES, need, open_exported
 from amg_plugin.errors import InputError, RunError
-from amg_plugin.runs import result as report
+from amg_plugin.utils.environment import environment
+from amg_plugin.utils.files import sha256
 from amg_plugin.version import __version__
 
 #: What an output file has to be called.
@@ -303,6 +304,6 @@ def _outcome(
         "calibration_images": calibration,
         "comparison": comparison.to_dict(),
         "runtime": runtime,
-        **report.environment(use_gpu=False),
+        **environment(use_gpu=False),
         "info": info.to_dict(),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -185,15 +184,6 @@ def check_preprocessing(values: Mapping[str, Any], path: str | Path) -> None:
         raise CheckpointError(
             f"'{path}' asks for the interpolation {values['interpolation']!r}; allowed are {', '.join(INTERPOLATIONS)}."
         )
-
-
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def file_size(path: str | Path) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.deploy.info import ExportInfo
@@ -73,7 +73,7 @@ def as_checkpoint(info: ExportInfo, path: str | Path) -> Checkpoint:
     )
 
 
-def check_unchanged(info: ExportInfo, cfg: Any) -> None:
+def check_unchanged(info: ExportInfo, cfg: CfgNode) -> None:
     """Check that a configuration asks for nothing that is fixed inside the file.
 
     Raises:

@@ -10,9 +10,10 @@ import torch
 
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.deploy.graph import label_inputs
-from amg_plugin.deploy.info import ExportInfo, check_preprocessing, sha256
+from amg_plugin.deploy.info import ExportInfo, check_preprocessing
 from amg_plugin.deploy.runtimes import ExportedFile, torch_device
 from amg_plugin.errors import CheckpointError
+from amg_plugin.utils.files import sha256
 from amg_plugin.version import __version__
 
 #: Folders of the machine that trained, which are left out of the configuration.

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from amg_plugin.deploy.info import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo, foreign, sha256
+from amg_plugin.deploy.info import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo, foreign
 from amg_plugin.errors import CheckpointError, InputError, MissingDependencyError
+from amg_plugin.utils.files import sha256
 
 #: Format -> importable package -> what pip calls it.
 PACKAGES = {

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.deploy.info import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo, sha256
+from amg_plugin.deploy.info import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo
 from amg_plugin.deploy.runtimes import first_line, need
 from amg_plugin.errors import InputError, RunError
+from amg_plugin.utils.files import sha256
 
 #: Lowest opset that PyTorch's exporter writes, and what files have unless told otherwise.
 LOWEST_OPSET = DEFAULT_OPSET = 18

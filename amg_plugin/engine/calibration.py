@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from amg_plugin.checkpoint import unwrap
+from amg_plugin.models.reid import unwrap
 from amg_plugin.pruning.scorers import Calibration
 
 if TYPE_CHECKING:

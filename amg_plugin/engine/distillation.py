@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
-from amg_plugin.checkpoint import load_model, unwrap
+from amg_plugin.checkpoint import load_model
 from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.losses import distillation_loss, feature_loss
 from amg_plugin.errors import ConfigError
+from amg_plugin.models.reid import unwrap
 from amg_plugin.pruning import current_plan
 
 
@@ -38,7 +40,7 @@ class DistillationHook(Hook):
         self.teacher = teacher
 
     @classmethod
-    def from_config(cls, cfg: Any) -> DistillationHook:
+    def from_config(cls, cfg: CfgNode) -> DistillationHook:
         """Build from ``amg.distill``."""
         options = cfg.amg.distill
         teacher = load_model(options.teacher) if options.teacher else None

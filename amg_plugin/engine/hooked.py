@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
 from amg_plugin import compat
-from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint, unwrap
+from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint
 from amg_plugin.config.load import to_plain_dict
 from amg_plugin.data.labels import SideLabels
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.optim import build_optimizer, build_scheduler
 from amg_plugin.errors import RunError
 from amg_plugin.evaluation.protocol import distances, embed, score
+from amg_plugin.models.reid import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class HookedEngine:
         labels: Turns its camera labels into what networks know.
     """
 
-    def __init__(self, *args: Any, cfg: Any, hooks: Iterable[Hook] = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, cfg: CfgNode, hooks: Iterable[Hook] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cfg = cfg
         self.hooks = list(hooks)

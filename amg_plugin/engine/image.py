@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from yacs.config import CfgNode
 
 from amg_plugin import compat
 from amg_plugin.engine.hooked import HookedEngine
@@ -42,7 +43,7 @@ class AMGTripletEngine(HookedEngine, _stock.ImageTripletEngine):
         **kwargs: ``scheduler``, ``use_gpu``, ``label_smooth``, ``margin``, ``weight_t``, ``weight_x`` as in torchreid.
     """
 
-    def __init__(self, *args: Any, cfg: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, cfg: CfgNode, **kwargs: Any) -> None:
         super().__init__(*args, cfg=cfg, **kwargs)
         if cfg.amg.soft_margin:
             self.criterion_t = SoftMarginTripletLoss()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
+from yacs.config import CfgNode
 
 from amg_plugin import compat
 
 
-def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """torchreid's optimiser for ``cfg``; biases learn at ``amg.bias_lr_factor`` times the rate."""
     optimizer = compat.torchreid().optim.build_optimizer(
         model,
@@ -46,7 +46,7 @@ def _split_off_biases(optimizer: torch.optim.Optimizer, model: nn.Module, factor
 
 
 def build_scheduler(
-    cfg: Any, optimizer: torch.optim.Optimizer, epochs: int, warmup_epochs: int = 0
+    cfg: CfgNode, optimizer: torch.optim.Optimizer, epochs: int, warmup_epochs: int = 0
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """torchreid's schedule over ``epochs``, with a linear warm-up in front if asked for.
 

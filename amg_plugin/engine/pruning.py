@@ -6,13 +6,14 @@ import logging
 from typing import Any
 
 from torch import nn
+from yacs.config import CfgNode
 
-from amg_plugin.checkpoint import unwrap
 from amg_plugin.engine.calibration import build_calibration, scoring_mode
 from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
+from amg_plugin.models.reid import unwrap
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import TOLERANCE, Budget, Choice, Goal, PlanCost, check_budget, choices
 from amg_plugin.pruning.cut import PruningRules, carry_out, prunable_blocks
@@ -42,7 +43,7 @@ class AMGPruningHook(Hook):
         self.cost: PlanCost | None = None
 
     @classmethod
-    def from_config(cls, cfg: Any) -> AMGPruningHook:
+    def from_config(cls, cfg: CfgNode) -> AMGPruningHook:
         """Build from the ``amg`` node.
 
         Raises:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from yacs.config import CfgNode
+
 from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.evaluation.protocol import Embedded, distances, embed, score
 
@@ -32,7 +34,7 @@ class Protocol:
     use_metric_cuhk03: bool = False
 
     @classmethod
-    def from_config(cls, cfg: Any) -> Protocol:
+    def from_config(cls, cfg: CfgNode) -> Protocol:
         """Read the nodes ``test`` and ``cuhk03``."""
         test = cfg.test
         ranks = tuple(test.ranks)

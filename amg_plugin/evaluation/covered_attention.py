@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from amg_plugin.checkpoint import unwrap
 from amg_plugin.data.occlusion.masks import COVERED
 from amg_plugin.data.occlusion.target_masks import Grid, covered_by_masks
+from amg_plugin.models.reid import unwrap
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning.coverage import CoveredAttentionRecorder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from amg_plugin.models.jigsaw import JigsawSpec
 from amg_plugin.models.reducers.spec import ReducerSpec
 from amg_plugin.models.side_information import SideInformationSpec
 from amg_plugin.models.vit import build_backbone, pooled_features
-
-if TYPE_CHECKING:
-    from amg_plugin.pruning import PruningPlan
 
 LOSSES = ("softmax", "triplet")
 NECK_FEATURES = ("before", "after")
@@ -152,13 +149,6 @@ class ReIDModel(nn.Module):
         self.bottleneck = FrozenBiasBatchNorm1d(self.feature_dim)
         self.classifier = build_classifier(self.feature_dim, self.spec.num_classes)
 
-    @property
-    def plan(self) -> PruningPlan:
-        """What is pruned."""
-        from amg_plugin.pruning import current_plan  # pruning builds on modeling, not the other way round
-
-        return current_plan(self)
-
     def backbone_loaded(self) -> None:
         """Called when the backbone has got other weights; a place for networks that copy parts of it."""
 
@@ -209,3 +199,8 @@ class ReIDModel(nn.Module):
 def at_least_float32(values: Tensor) -> Tensor:
     """Undo what autocast did to outputs: losses and distances need the precision."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, or the network itself."""
+    return model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
+from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.engine.calibration import build_calibration, scoring_mode
@@ -14,7 +13,7 @@ from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS
 from amg_plugin.runs.setup import assemble, prepare, restore_model
 
 
-def scored_maps(cfg: Any, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
+def scored_maps(cfg: CfgNode, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     """Score heads and positions as pruning does (``amg.calibration``, ``amg.normalize_entropy``).
 
     Args:

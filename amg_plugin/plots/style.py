@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from amg_plugin.errors import RunError
+from amg_plugin.utils.files import replacing
 
 FORMATS = ("png", "pdf")
 #: Of the maps that are told apart with any colour vision, and in print.
@@ -83,13 +82,5 @@ def save_figure(figure: Figure, path: Path, dots_per_inch: int) -> None:
     kind = path.suffix.lstrip(".")
     # Without a date or a version the same figure gives the same file.
     metadata = {"CreationDate": None, "Producer": None, "Creator": None} if kind == "pdf" else {"Software": None}
-    temporary = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context({**FONT, **PDF_FONT}):
-            figure.savefig(temporary, format=kind, dpi=dots_per_inch, metadata=metadata)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunError(f"The figure '{path}' cannot be written: {error.strerror or error}.") from error
+    with replacing(path, "figure") as draft, mpl.rc_context({**FONT, **PDF_FONT}):
+        figure.savefig(draft, format=kind, dpi=dots_per_inch, metadata=metadata)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from yacs.config import CfgNode
+
 from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.config.load import from_plain_dict, to_plain_dict
 from amg_plugin.errors import CheckpointError
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import assemble, check_fits, check_reducer, restore_model
+from amg_plugin.utils.tables import text_table
 
 #: Sections of the result and what the table calls them: (query, gallery).
 ROWS = {
@@ -19,7 +22,7 @@ ROWS = {
 }
 
 
-def gallery_config(cfg: Any, checkpoint: Checkpoint) -> Any:
+def gallery_config(cfg: CfgNode, checkpoint: Checkpoint) -> Any:
     """The configuration that the gallery's checkpoint is evaluated with.
 
     Network, image size and preparation of images are the checkpoint's own; data, device and evaluation are the run's.
@@ -49,7 +52,7 @@ def gallery_config(cfg: Any, checkpoint: Checkpoint) -> Any:
     return from_plain_dict(values)
 
 
-def test_asymmetric(cfg: Any, query: Checkpoint, gallery: Checkpoint) -> dict[str, Any]:
+def test_asymmetric(cfg: CfgNode, query: Checkpoint, gallery: Checkpoint) -> dict[str, Any]:
     """Evaluate two checkpoints alone and together; returns the sections of the result.
 
     Args:
@@ -103,7 +106,7 @@ def check_comparable(query: Any, gallery: Any) -> None:
 
 def table(result: Mapping[str, Any]) -> str:
     """The three cases side by side, for every target."""
-    return report.text_table(*rows(result))
+    return text_table(*rows(result))
 
 
 def rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from amg_plugin.runs.result import text_table
+from amg_plugin.utils.tables import text_table
 
 FORMATS = ("text", "markdown", "csv", "json")
 NO_WEIGHTS = "no weights"

@@ -6,6 +6,8 @@ import argparse
 import time
 from typing import Any
 
+from yacs.config import CfgNode
+
 from amg_plugin.cli.arguments import config_from_arguments, finish, logged
 from amg_plugin.deploy.network import ExportedNetwork, as_checkpoint, check_unchanged
 from amg_plugin.deploy.runtimes import ExportedFile, open_exported
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def test(cfg: Any, file: ExportedFile) -> dict[str, Any]:
+def test(cfg: CfgNode, file: ExportedFile) -> dict[str, Any]:
     """Evaluate ``file`` on the targets of ``cfg``; the result's section, with what the file is and what ran it."""
     from amg_plugin.cli.test import evaluate, evaluation_config
     from amg_plugin.data.manager import build_datamanager

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from yacs.config import CfgNode
 
 from amg_plugin import compat
 from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.data.cameras import TrainingCameras
-from amg_plugin.errors import CheckpointError, ConfigError, InputError
+from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.differences import differences
 from amg_plugin.models.factory import ARCHITECTURES, fit_reducer, spec_from_config
@@ -24,31 +22,12 @@ from amg_plugin.models.reducers import METHODS as REDUCERS
 from amg_plugin.models.weights import check_weight_file
 from amg_plugin.plugin.active import using_amg_config
 from amg_plugin.plugin.registry import ENGINES, MODELS, build_engine, register
+from amg_plugin.utils.files import check_writable
 
 logger = logging.getLogger(__name__)
 
 
-def check_writable(folder: str | Path, what: str = "data.save_dir") -> Path:
-    """Make ``folder`` and check that files can be written into it.
-
-    Args:
-        folder: The folder.
-        what: Where it was given, for the message.
-
-    Raises:
-        InputError: If they cannot.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{what} '{folder}' is not writable ({error.strerror}); choose another folder.") from error
-    return folder
-
-
-def prepare(cfg: Any) -> None:
+def prepare(cfg: CfgNode) -> None:
     """Register, check what no run of ours can do and the output folder, and seed everything.
 
     Raises:
@@ -71,17 +50,17 @@ def prepare(cfg: Any) -> None:
     compat.torchreid().utils.set_random_seed(cfg.train.seed)
 
 
-def use_gpu(cfg: Any) -> bool:
+def use_gpu(cfg: CfgNode) -> bool:
     """Whether the run uses CUDA: asked for and present."""
     return bool(cfg.use_gpu and torch.cuda.is_available())
 
 
-def uses_several_gpus(cfg: Any) -> bool:
+def uses_several_gpus(cfg: CfgNode) -> bool:
     """Whether the run's model is spread over GPUs."""
     return use_gpu(cfg) and torch.cuda.device_count() > 1
 
 
-def check_precision(cfg: Any) -> None:
+def check_precision(cfg: CfgNode) -> None:
     """Check that ``amg.precision`` goes with the GPUs.
 
     Raises:
@@ -94,7 +73,7 @@ def check_precision(cfg: Any) -> None:
         )
 
 
-def build_model(cfg: Any, num_classes: int, cameras: TrainingCameras | None = None) -> nn.Module:
+def build_model(cfg: CfgNode, num_classes: int, cameras: TrainingCameras | None = None) -> nn.Module:
     """The network of ``model.name``, by torchreid's ``build_model``.
 
     Args:
@@ -129,7 +108,7 @@ def build_model(cfg: Any, num_classes: int, cameras: TrainingCameras | None = No
     return model
 
 
-def check_model_name(cfg: Any) -> None:
+def check_model_name(cfg: CfgNode) -> None:
     """Check that ``model.name`` is a network of the plugin.
 
     Raises:
@@ -139,7 +118,7 @@ def check_model_name(cfg: Any) -> None:
         raise ConfigError(f"model.name is '{cfg.model.name}', but must be one of {', '.join(MODELS)}.")
 
 
-def check_buildable(cfg: Any) -> None:
+def check_buildable(cfg: CfgNode) -> None:
     """Check the network of a configuration before its data is known, as far as that costs neither memory nor downloads.
 
     Raises:
@@ -156,7 +135,7 @@ def check_buildable(cfg: Any) -> None:
         build_network(replace(spec, drop_path=0.0))  # whose rates timm may read from a tensor, which meta has none of
 
 
-def check_fits(checkpoint: Checkpoint, cfg: Any) -> None:
+def check_fits(checkpoint: Checkpoint, cfg: CfgNode) -> None:
     """Check that a checkpoint holds the network that a configuration asks for.
 
     Raises:
@@ -181,7 +160,7 @@ def check_fits(checkpoint: Checkpoint, cfg: Any) -> None:
         )
 
 
-def _check_preprocessing(checkpoint: Checkpoint, cfg: Any) -> None:
+def _check_preprocessing(checkpoint: Checkpoint, cfg: CfgNode) -> None:
     stored = checkpoint.preprocessing  # empty in checkpoints that were saved from Python
     ours = "bicubic" if "bicubic" in map(str.lower, cfg.data.transforms) else "bilinear"
     for name, value, remedy in (
@@ -195,7 +174,7 @@ def _check_preprocessing(checkpoint: Checkpoint, cfg: Any) -> None:
             )
 
 
-def check_reducer(checkpoint: Checkpoint, cfg: Any) -> None:
+def check_reducer(checkpoint: Checkpoint, cfg: CfgNode) -> None:
     """Check that the network of a checkpoint can have the reducer that a configuration asks for.
 
     Raises:
@@ -210,7 +189,7 @@ def check_reducer(checkpoint: Checkpoint, cfg: Any) -> None:
     fit_reducer(checkpoint.spec, cfg.amg)
 
 
-def restore_model(checkpoint: Checkpoint, cfg: Any, num_classes: int | None = None) -> nn.Module:
+def restore_model(checkpoint: Checkpoint, cfg: CfgNode, num_classes: int | None = None) -> nn.Module:
     """The network of a checkpoint, with this run's loss, evaluation features and stochastic depth.
 
     Args:
@@ -240,7 +219,7 @@ def restore_model(checkpoint: Checkpoint, cfg: Any, num_classes: int | None = No
     return replace(checkpoint, spec=fit_reducer(spec, cfg.amg)).build()
 
 
-def assemble(cfg: Any, datamanager: Any, model: nn.Module, hooks: Iterable[Any], epochs: int) -> Any:
+def assemble(cfg: CfgNode, datamanager: Any, model: nn.Module, hooks: Iterable[Any], epochs: int) -> Any:
     """Optimiser, schedule and engine around a model.
 
     Args:
@@ -263,7 +242,7 @@ def assemble(cfg: Any, datamanager: Any, model: nn.Module, hooks: Iterable[Any],
     return build_engine(cfg, datamanager, model, optimizer, scheduler, hooks=hooks)
 
 
-def run_arguments(cfg: Any, max_epoch: int) -> dict[str, Any]:
+def run_arguments(cfg: CfgNode, max_epoch: int) -> dict[str, Any]:
     """Arguments of torchreid's ``engine.run``.
 
     Raises:
@@ -289,8 +268,3 @@ def run_arguments(cfg: Any, max_epoch: int) -> dict[str, Any]:
         "ranks": list(cfg.test.ranks),
         "rerank": cfg.test.rerank,
     }
-
-
-def threads() -> int:
-    """Threads torch computes with."""
-    return torch.get_num_threads() or os.cpu_count() or 1

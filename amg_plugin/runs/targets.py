@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amg_plugin.errors import RunError
-from amg_plugin.runs.result import SECTIONS, comparison_rows, text_table
+from amg_plugin.runs.result import SECTIONS, comparison_rows
+from amg_plugin.utils.files import write_text
+from amg_plugin.utils.tables import markdown_table, text_table
 
 MARKDOWN_FILE = "result.md"
 #: Key of a result that holds what falls on covered patches, per target.
@@ -93,13 +94,7 @@ def as_text(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     """A table for a document."""
     heading, header, rows = table
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    lines = [_markdown_row(cells) for cells in (header, rule, *rows)]
-    return "\n".join([*([heading, ""] if heading else []), *lines])
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return "\n".join([*([heading, ""] if heading else []), markdown_table(header, rows)])
 
 
 def write_markdown(folder: str | Path, result: Mapping[str, Any], tables: Sequence[Table] | None = None) -> Path:
@@ -116,11 +111,5 @@ def write_markdown(folder: str | Path, result: Mapping[str, Any], tables: Sequen
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     measured = f"Measured on {result['device']}, {result['threads']} threads, seed {result['seed']}; {versions}."
     tables = [("", *comparison_rows(result)), *further_tables(result)] if tables is None else tables
-    path = Path(folder) / MARKDOWN_FILE
-    temporary = path.with_suffix(".md.part")
-    try:
-        temporary.write_text("\n\n".join([*map(as_markdown, tables), measured]) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(f"The tables '{path}' cannot be written: {error}.") from error
-    return path
+    text = "\n\n".join([*map(as_markdown, tables), measured]) + "\n"
+    return write_text(Path(folder) / MARKDOWN_FILE, text)

@@ -24,6 +24,7 @@ from amg_plugin.errors import InputError, RunError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.reid import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
+from amg_plugin.utils.files import write_text
 
 SPEC = ModelSpec("vit_tiny_patch16_224", (64, 32), 5, overrides={"depth": 2, "embed_dim": 16, "num_heads": 2})
 needs_onnx = pytest.mark.skipif(
@@ -395,7 +396,7 @@ def test_a_folder_in_the_place_of_what_is_written_is_refused(tmp_path, capsys):
 def test_a_document_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     (tmp_path / "edge.json").mkdir()
     with pytest.raises(RunError, match="cannot be written"):
-        table.write(tmp_path / "edge.json", "{}")
+        write_text(tmp_path / "edge.json", "{}")
     assert [entry.name for entry in tmp_path.iterdir()] == ["edge.json"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from amg_plugin.runs import result as report
+from amg_plugin.utils.tables import per_cent
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "seed_results.py"
 pytestmark = pytest.mark.skipif(not TOOL.is_file(), reason="the tests do not run from a checkout")
@@ -77,4 +77,4 @@ def test_what_does_not_fit_is_refused(tool, words, said):
     ("fractions", "sign", "text"), [([0.5], "", "50.0"), ([0.5], "+", "+50.0"), ([0.4, 0.6], "", "50.0 ± 14.1")]
 )
 def test_one_figure_has_no_spread(fractions, sign, text):
-    assert report.per_cent(fractions, sign) == text
+    assert per_cent(fractions, sign) == text

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from amg_plugin.errors import InputError, MissingDependencyError, RunError
 from amg_plugin.paper.zoo.entries import ZooEntry
-from amg_plugin.runs.result import write_text
+from amg_plugin.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,117 @@
+"""Files and folders that appear under their name only once they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from amg_plugin.errors import InputError, RunError
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, what: str = "file") -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that takes its place at the end of the ``with`` block.
+
+    If the block fails, the temporary file is removed and an older ``path`` stays as it was. Missing folders are made.
+
+    Args:
+        path: The file to write.
+        what: What it is, for the message.
+
+    Raises:
+        RunError: If it cannot be written.
+
+    Example:
+        >>> with replacing("result.json") as draft:
+        ...     draft.write_text("{}")
+    """
+    path = Path(path)
+    draft = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        draft = Path(name)
+        yield draft
+        draft.chmod(0o666 & ~_umask())  # mkstemp makes it private
+        draft.replace(path)
+    except OSError as error:
+        raise RunError(f"The {what} '{path}' cannot be written: {error.strerror or error}.") from error
+    finally:
+        if draft is not None:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str, what: str = "file") -> Path:
+    """Write a text file in UTF-8, as :func:`replacing` does.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    with replacing(path, what) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+@contextlib.contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``target`` that gets its name at the end of the ``with`` block.
+
+    If the block fails, the folder is removed, and ``target`` does not exist.
+
+    Args:
+        target: The folder to make; its parents are made, too.
+
+    Raises:
+        OSError: If a folder cannot be made or renamed.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield work
+        work.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_writable(folder: str | Path, what: str = "data.save_dir") -> Path:
+    """Make ``folder`` and check that files can be written into it.
+
+    Args:
+        folder: The folder.
+        what: Where it was given, for the message.
+
+    Raises:
+        InputError: If they cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{what} '{folder}' is not writable ({error.strerror}); choose another folder.") from error
+    return folder
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,52 @@
+"""Tables as text, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first left and the others right aligned."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join([first, *rest]).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A Markdown table.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        left: How many columns are left aligned; the others are right aligned.
+    """
+    rule = ["---" if i < left else "---:" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Comma separated values."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def per_cent(fractions: Sequence[float], sign: str = "") -> str:
+    """Fractions in per cent: their mean, with the standard deviation if there are several.
+
+    Args:
+        fractions: At least one.
+        sign: ``"+"`` to write the sign of a positive mean, too.
+    """
+    text = f"{100 * statistics.fmean(fractions):{sign}.1f}"
+    return text if len(fractions) == 1 else f"{text} ± {100 * statistics.stdev(fractions):.1f}"
