@@ -50,7 +50,7 @@ def test_wrong_words_end_with_status_2_and_the_usage(amg_reid, words):
 
 SLOW_COMMAND = """
 import sys, tempfile, time, types
-from amg_plugin import cli
+from amg_plugin.cli import main as cli
 
 def run(args):
     with tempfile.TemporaryDirectory(dir=sys.argv[1]):

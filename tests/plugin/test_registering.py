@@ -7,7 +7,8 @@ import pytest
 _LOOK = """
 import json, sys, threading
 import amg_plugin
-from amg_plugin import compat, registry
+from amg_plugin import compat
+from amg_plugin.plugin import registry
 from amg_plugin.errors import InputError
 
 facts = {"layout": compat.layout(), "has_reid": hasattr(compat.torchreid(), "reid")}
@@ -49,7 +50,7 @@ old = models["vit_amg"], datasets["synthetic_reid"]
 for name in [name for name in sys.modules if name.partition(".")[0] == "amg_plugin"]:
     del sys.modules[name]
 import amg_plugin as again
-from amg_plugin import registry as new_registry
+from amg_plugin.plugin import registry as new_registry
 from amg_plugin.data.datasets import DATASETS
 facts["reloaded"] = [
     models["vit_amg"] is new_registry.MODELS["vit_amg"] and models["vit_amg"] is not old[0],
