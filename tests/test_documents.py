@@ -1,6 +1,7 @@
 """What README and docs/ promise: links, command lines and the Python example."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -60,3 +61,8 @@ def test_the_python_example_of_the_readme_prints_what_it_says(tmp_path, monkeypa
     assert promised
     assert capsys.readouterr().out.split() == promised
     assert names["features"].shape == (2, 192)
+
+
+def test_the_picture_of_the_readme_is_what_its_script_draws():
+    picture = runpy.run_path(str(CHECKOUT / "tools" / "draw_method.py"))["picture"]
+    assert (CHECKOUT / "docs" / "figures" / "method.svg").read_text(encoding="utf-8") == picture()
