@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import amg_plugin
-from amg_plugin.deploy.info import sha256
 from amg_plugin.deploy.int8 import calibration_files
+from amg_plugin.utils.files import sha256
 
 
 @pytest.fixture(scope="session")

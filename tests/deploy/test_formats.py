@@ -11,11 +11,11 @@ from small_models import ALL, MEAN, NETWORKS, STD, preprocessing, save
 
 from amg_plugin.deploy import parity as comparison
 from amg_plugin.deploy.export import SUFFIXES, ExportOptions, export
-from amg_plugin.deploy.info import sha256
 from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.runtimes import file_format, open_exported
 from amg_plugin.deploy.writers import _named
 from amg_plugin.errors import CheckpointError, RunError
+from amg_plugin.utils.files import sha256
 from amg_plugin.version import __version__
 
 onnx = pytest.importorskip("onnx")
