@@ -26,7 +26,7 @@ from amg_plugin.bench import table
 from amg_plugin.bench.forms import FORMS
 from amg_plugin.bench.run import Settings, environment, run
 from amg_plugin.bench.subjects import BACKBONES, Subject, from_backbone, from_structure
-from amg_plugin.deploy.fast import network as fast
+from amg_plugin.deploy.fast import fast
 from amg_plugin.deploy.fast.layers import FastLinear
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.models import complexity

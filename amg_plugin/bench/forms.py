@@ -14,7 +14,7 @@ from amg_plugin.errors import InputError, RunError
 #: Form -> what it is.
 FORMS = {
     "eager": "the plain network in PyTorch",
-    "fast": "amg_plugin.deploy.fast.network in PyTorch (networks that have no fast form run as they are)",
+    "fast": "amg_plugin.fast in PyTorch (networks that have no fast form run as they are)",
     "onnx": "the fast form as an ONNX file in ONNX Runtime, and exported files",
     "openvino": "the fast form as an OpenVINO file, computing in float32, and exported files",
     "torchscript": "the fast form as a TorchScript file in PyTorch, and exported files",

@@ -14,8 +14,7 @@ from torch import nn
 
 from amg_plugin import compat
 from amg_plugin.checkpoint import read_checkpoint
-from amg_plugin.deploy.fast import has_fast_form
-from amg_plugin.deploy.fast import network as fast
+from amg_plugin.deploy.fast import fast, has_fast_form
 from amg_plugin.deploy.info import file_size
 from amg_plugin.deploy.runtimes import open_exported
 from amg_plugin.errors import InputError

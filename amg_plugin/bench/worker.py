@@ -53,8 +53,7 @@ def torch_passes(task: dict[str, Any]) -> Callable[[int], dict[str, Pass]]:
     import torch
 
     from amg_plugin.bench.subjects import Subject
-    from amg_plugin.deploy.fast import has_fast_form
-    from amg_plugin.deploy.fast import network as fast
+    from amg_plugin.deploy.fast import fast, has_fast_form
 
     torch.set_grad_enabled(False)
     torch.manual_seed(0)

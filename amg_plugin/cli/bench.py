@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--forms",
         nargs="+",
         choices=_FORMS,
-        help="plain network, amg_plugin.deploy.fast.network, or other runtimes (default: eager fast, and those of the "
+        help="plain network, amg_plugin.fast, or other runtimes (default: eager fast, and those of the "
         "exported files that are given)",
     )
     add("--threads", type=int, nargs="+", default=[1], metavar="N", help="CPU threads (default: 1)")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from amg_plugin.bench.subjects import from_structure
-from amg_plugin.deploy.fast import network as fast
+from amg_plugin.deploy.fast import fast
 from amg_plugin.deploy.fast.layers import can_pack
 from amg_plugin.errors import InputError
 from amg_plugin.models import complexity

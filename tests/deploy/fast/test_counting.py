@@ -3,7 +3,7 @@
 import pytest
 from networks import KINDS, build
 
-from amg_plugin.deploy.fast import network as fast
+from amg_plugin.deploy.fast import fast
 from amg_plugin.models import complexity
 
 

@@ -10,8 +10,7 @@ import torch
 from networks import KINDS, PRUNINGS, build, inputs, relative_error
 from torch import nn
 
-from amg_plugin.deploy.fast import has_fast_form
-from amg_plugin.deploy.fast import network as fast
+from amg_plugin.deploy.fast import fast, has_fast_form
 from amg_plugin.deploy.fast.layers import FastLinear, can_pack
 from amg_plugin.errors import InputError
 from amg_plugin.models import complexity
