@@ -21,6 +21,7 @@ from amg_plugin.models.build import build_network
 from amg_plugin.models.reid import ModelSpec, ReIDModel, unwrap
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.utils.files import replacing
+from amg_plugin.utils.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Checkpoint:
         weights: State dict of the pruned network.
         config: The run's configuration as plain data.
         history: One entry per evaluation or cut, plain data.
-        preprocessing: How images become inputs: height, width, mean, std, interpolation.
+        preprocessing: How images become inputs; None in checkpoints that were saved from Python without it.
     """
 
     spec: ModelSpec
@@ -49,7 +50,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    preprocessing: dict[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
 
     def build(self) -> ReIDModel:
         """Rebuild the structure, then load the weights strictly.
@@ -103,7 +104,7 @@ def save_checkpoint(
     *,
     config: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any]] = (),
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
 ) -> None:
     """Write a :class:`ReIDModel`, pruned or not; the file is replaced only once the new one is complete.
 
@@ -112,12 +113,16 @@ def save_checkpoint(
         model: The network; DataParallel is unwrapped.
         config: The run's configuration, plain data.
         history: Evaluations and cuts so far, plain data.
-        preprocessing: Height, width, mean, std, interpolation.
+        preprocessing: How images become inputs: a :class:`Preprocessing`, or a mapping of its height, width, mean, std
+            and interpolation. Without it the checkpoint cannot be exported.
 
     Raises:
+        CheckpointError: If ``preprocessing`` is incomplete or impossible.
         RunError: If the file cannot be written.
     """
     model = unwrap(model)
+    if preprocessing and not isinstance(preprocessing, Preprocessing):
+        preprocessing = Preprocessing.from_dict(_plain(preprocessing), path)
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -126,7 +131,7 @@ def save_checkpoint(
         "weights": {name: value.detach().cpu() for name, value in model.state_dict().items()},
         "config": _plain(config or {}),
         "history": _plain(history),
-        "preprocessing": _plain(preprocessing or {}),
+        "preprocessing": preprocessing.to_dict() if preprocessing else {},
     }
     try:
         with replacing(path, "checkpoint") as draft:
@@ -184,6 +189,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
                 if name in content
                 else f"'{path}' lacks its entry '{name}'."
             )
+    stored = content["preprocessing"]  # empty if the file was saved from Python without it
+    preprocessing = Preprocessing.from_dict(stored, path) if stored else None
     try:
         return Checkpoint(
             spec=ModelSpec.from_dict(content["spec"]),
@@ -191,7 +198,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             weights=content["weights"],
             config=content["config"],
             history=content["history"],
-            preprocessing=content["preprocessing"],
+            preprocessing=preprocessing,
         )
     except AMGError as error:
         raise CheckpointError(f"'{path}' cannot be used: {error}") from error

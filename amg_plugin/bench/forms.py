@@ -10,6 +10,7 @@ from amg_plugin.deploy.graph import FeatureGraph, deployed, label_inputs
 from amg_plugin.deploy.info import ExportInfo
 from amg_plugin.deploy.runtimes import need
 from amg_plugin.errors import InputError, RunError
+from amg_plugin.utils.preprocessing import Preprocessing
 
 #: Form -> what it is.
 FORMS = {
@@ -68,8 +69,7 @@ def write_form(subject: Subject, form: str, path: Path) -> None:
     """
     network = subject.build()
     labels = label_inputs(network) if hasattr(network, "spec") else ()
-    height, width = subject.image_size
-    preprocessing = {"height": height, "width": width, "mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bicubic"}
+    preprocessing = Preprocessing(*subject.image_size, (0.0,) * 3, (1.0,) * 3, "bicubic")
     info = ExportInfo(
         file_format=form,
         precision="fp32",

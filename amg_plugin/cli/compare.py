@@ -278,8 +278,9 @@ def checkpoint_config(checkpoint: Checkpoint, cfg: CfgNode) -> Any:
     if not checkpoint.config:  # saved from Python
         size, pixels = checkpoint.spec.image_size, checkpoint.preprocessing
         own |= {"data.height": size[0], "data.width": size[1], "amg.neck_feat": checkpoint.spec.neck_feat}
-        own |= {f"data.norm_{name}": list(pixels[name]) for name in ("mean", "std") if name in pixels}
-        if pixels.get("interpolation") == "bicubic":
+        if pixels:
+            own |= {"data.norm_mean": list(pixels.mean), "data.norm_std": list(pixels.std)}
+        if pixels and pixels.interpolation == "bicubic":
             own["data.transforms"] = ["random_flip", "bicubic"]
     own |= {key: _value(cfg, key) for key in _PROTOCOL}
     base = {**checkpoint.config} or None

@@ -16,6 +16,7 @@ from amg_plugin.errors import InputError
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.paper import load_la_transformer, load_transreid, read_published
 from amg_plugin.paper.state_dicts import check_family, clean, tensor
+from amg_plugin.utils.preprocessing import Preprocessing
 
 HELP = "turn a published TransReID or LA-Transformer checkpoint into one of the plugin"
 DESCRIPTION = """Read a published checkpoint, dense or pruned, and write it as a checkpoint of amg-reid.
@@ -111,7 +112,7 @@ def save_imported(path: str | Path, model: ReIDModel, source: str, file_name: st
         model,
         config=_config(model, mean, std, trained_on),
         history=[{"event": "import", "from": source, "file": file_name}],
-        preprocessing={"height": height, "width": width, "mean": mean, "std": std, "interpolation": "bicubic"},
+        preprocessing=Preprocessing(height, width, tuple(mean), tuple(std), "bicubic"),
     )
 
 

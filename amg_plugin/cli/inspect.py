@@ -55,7 +55,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "macs": counted["macs"],
         "params": counted["params"],
         "blocks": blocks,
-        "preprocessing": checkpoint.preprocessing,
+        "preprocessing": checkpoint.preprocessing.to_dict() if checkpoint.preprocessing else {},
     }
 
 

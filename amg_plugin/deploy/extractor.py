@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from amg_plugin.deploy.images import prepare
+from amg_plugin.deploy.images import prepare, unnormalized
 from amg_plugin.deploy.runtimes import ExportedFile, file_format, need, open_exported
 from amg_plugin.errors import InputError
 
@@ -106,10 +106,7 @@ class FeatureExtractor:
 
     def _prepared(self, batch: np.ndarray) -> np.ndarray:
         """A normalised batch as the file wants it."""
-        if not self.info.normalize_input:
-            return batch
-        mean, std = (np.asarray(self.info.preprocessing[name], np.float32).reshape(3, 1, 1) for name in ("mean", "std"))
-        return batch * std + mean
+        return unnormalized(batch, self.info.preprocessing) if self.info.normalize_input else batch
 
 
 def _open(path: Path, device: str, threads: int) -> ExportedFile:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from amg_plugin.deploy.fast.network import FastNetwork, fast, has_fast_form
 from amg_plugin.errors import InputError
 from amg_plugin.models.complexity import CLASSIFIERS
 from amg_plugin.models.reid import ReIDModel
+from amg_plugin.utils.preprocessing import Preprocessing
 
 
 def label_inputs(network: ReIDModel) -> tuple[str, ...]:
@@ -95,7 +94,7 @@ class FeatureGraph(nn.Module):
         self,
         network: nn.Module,
         labels: tuple[str, ...],
-        preprocessing: Mapping[str, Any],
+        preprocessing: Preprocessing,
         *,
         normalize_input: bool = False,
         l2_normalize: bool = False,
@@ -104,7 +103,7 @@ class FeatureGraph(nn.Module):
         self.network, self.labels = network, labels
         self.normalize_input, self.l2_normalize = normalize_input, l2_normalize
         for name in ("mean", "std"):
-            values = torch.tensor(preprocessing[name], dtype=torch.float32).reshape(1, 3, 1, 1)
+            values = torch.tensor(getattr(preprocessing, name), dtype=torch.float32).reshape(1, 3, 1, 1)
             # A prefix of its own: ONNX puts all names into one space, and decomposed norms have a 'mean', too.
             self.register_buffer(f"input_{name}", values if normalize_input else None, persistent=False)
 

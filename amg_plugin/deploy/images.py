@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from amg_plugin.errors import DataError, InputError
+from amg_plugin.utils.preprocessing import Preprocessing
 
-_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 #: Files that a folder of images is searched for.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -47,29 +46,37 @@ def as_image(source: Any) -> Image.Image:
     raise InputError(f"An image is a path, a PIL image or a uint8 array, not a {type(source).__name__}.")
 
 
-def unit_input(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.ndarray:
+def unit_input(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """The resized image as float32 ``[3, height, width]`` from 0 to 1.
 
     Resizing is Pillow's own, as behind torchvision's ``Resize`` for PIL images.
     """
-    size = (preprocessing["width"], preprocessing["height"])
+    size = (preprocessing.width, preprocessing.height)
     if image.size != size:
-        image = image.resize(size, _RESAMPLING[preprocessing["interpolation"]])
+        image = image.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
     return np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
 
 
-def normalized(images: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
+def normalized(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """``(images - mean) / std`` per channel of ``[..., 3, height, width]``."""
-    mean, std = (np.asarray(preprocessing[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
-    return (images - mean) / std
+    return (images - _per_channel(preprocessing.mean)) / _per_channel(preprocessing.std)
 
 
-def prepare(sources: list[Any], preprocessing: Mapping[str, Any], *, normalize: bool = True) -> np.ndarray:
+def unnormalized(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Inverse of :func:`normalized`."""
+    return images * _per_channel(preprocessing.std) + _per_channel(preprocessing.mean)
+
+
+def _per_channel(values: tuple[float, ...]) -> np.ndarray:
+    return np.asarray(values, dtype=np.float32)[:, None, None]
+
+
+def prepare(sources: list[Any], preprocessing: Preprocessing, *, normalize: bool = True) -> np.ndarray:
     """Network inputs float32 ``[B, 3, height, width]``.
 
     Args:
         sources: What :func:`as_image` takes.
-        preprocessing: Height, width, mean, std, interpolation.
+        preprocessing: Size, interpolation, mean and std.
         normalize: Subtract the mean and divide by std; False leaves 0 to 1 for graphs that do it themselves.
     """
     batch = np.stack([unit_input(as_image(source), preprocessing) for source in sources])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amg_plugin.errors import CheckpointError
+from amg_plugin.utils.preprocessing import Preprocessing, damaged, is_size
 
 FORMAT = "amg_plugin.export"
 VERSION = 1
@@ -22,9 +21,7 @@ EXTRA_FILE = "amg_plugin.json"
 
 FORMATS = ("onnx", "torchscript", "exported_program", "openvino")
 PRECISIONS = ("fp32", "fp16", "int8")
-INTERPOLATIONS = ("bilinear", "bicubic")
 _LABELS = ("camids", "viewids")
-_PREPROCESSING = ("height", "width", "mean", "std", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class ExportInfo:
         normalize_input: Images are RGB from 0 to 1 and the graph normalises them; otherwise they come normalised.
         l2_normalize: Features have length 1.
         feature_dim: D of the features ``[B, D]``.
-        preprocessing: ``height``, ``width``, ``mean``, ``std``, ``interpolation``.
+        preprocessing: How images become inputs.
         spec: The dense network, as in the checkpoint.
         plan: What is pruned, as in the checkpoint.
         source: ``name`` and ``sha256`` of the checkpoint.
@@ -55,7 +52,7 @@ class ExportInfo:
     normalize_input: bool
     l2_normalize: bool
     feature_dim: int
-    preprocessing: dict[str, Any]
+    preprocessing: Preprocessing
     spec: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +61,8 @@ class ExportInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self), "inputs": list(self.inputs)}
+        values = {**asdict(self), "inputs": list(self.inputs), "preprocessing": self.preprocessing.to_dict()}
+        return {"format": FORMAT, "version": VERSION, **values}
 
     def to_json(self) -> str:
         """The text that goes into the file."""
@@ -90,7 +88,8 @@ class ExportInfo:
         if (version := data.pop("version", None)) != VERSION:
             raise CheckpointError(f"'{path}' has export version {version!r}; this release reads version {VERSION}.")
         try:
-            info = cls(**{**data, "inputs": tuple(data["inputs"])})
+            preprocessing = Preprocessing.from_dict(data["preprocessing"], path)
+            info = cls(**{**data, "inputs": tuple(data["inputs"]), "preprocessing": preprocessing})
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"The description in '{path}' is incomplete or damaged: {error}.") from error
         info._check(path)
@@ -104,7 +103,7 @@ class ExportInfo:
         }
         for name, value in {**whole, **inner}.items():
             if not isinstance(value, dict):
-                raise _damaged(path, name, value, "an object")
+                raise damaged(path, name, value, "an object")
         labels = [
             name
             for name, key in zip(_LABELS, ("cameras", "views"), strict=True)
@@ -113,21 +112,20 @@ class ExportInfo:
         checks = {
             "file_format": (self.file_format in FORMATS, f"one of {', '.join(FORMATS)}"),
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-            "batch": (self.batch is None or _is_size(self.batch), "null or a whole number from 1"),
+            "batch": (self.batch is None or is_size(self.batch), "null or a whole number from 1"),
             "inputs": (self.inputs == ("images", *labels), f"{', '.join(['images', *labels])} for its network"),
             "normalize_input": (isinstance(self.normalize_input, bool), "true or false"),
             "l2_normalize": (isinstance(self.l2_normalize, bool), "true or false"),
-            "feature_dim": (_is_size(self.feature_dim), "a whole number from 1"),
+            "feature_dim": (is_size(self.feature_dim), "a whole number from 1"),
         }
         for name, (fine, allowed) in checks.items():
             if not fine:
-                raise _damaged(path, name, getattr(self, name), allowed)
-        check_preprocessing(self.preprocessing, path)
+                raise damaged(path, name, getattr(self, name), allowed)
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return self.preprocessing["height"], self.preprocessing["width"]
+        return self.preprocessing.image_size
 
     @property
     def label_inputs(self) -> tuple[str, ...]:
@@ -135,55 +133,11 @@ class ExportInfo:
         return tuple(name for name in self.inputs if name != "images")
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _are_three(values: Any, least: float) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == 3
-        and all(type(value) in (int, float) and math.isfinite(value) and value > least for value in values)
-    )
-
-
-def _damaged(path: str | Path, name: str, value: Any, allowed: str) -> CheckpointError:
-    return CheckpointError(f"The description in '{path}' has {name} {value!r}, which must be {allowed}.")
-
-
 def foreign(path: str | Path) -> CheckpointError:
     """The error for a file of another program."""
     return CheckpointError(
         f"'{path}' was not written by 'amg-reid export': it does not say how images are prepared for it."
     )
-
-
-def check_preprocessing(values: Mapping[str, Any], path: str | Path) -> None:
-    """Check that the preparation of images is recorded completely.
-
-    Raises:
-        CheckpointError: If something is missing or impossible.
-    """
-    if not isinstance(values, Mapping):
-        raise _damaged(path, "preprocessing", values, "an object")
-    if missing := [name for name in _PREPROCESSING if name not in values]:
-        raise CheckpointError(
-            f"'{path}' does not record how images are prepared ({', '.join(missing)}); "
-            "save it with amg_plugin.checkpoint.save_checkpoint(..., preprocessing=...)."
-        )
-    checks = {
-        "height": (_is_size(values["height"]), "a whole number from 1"),
-        "width": (_is_size(values["width"]), "a whole number from 1"),
-        "mean": (_are_three(values["mean"], -math.inf), "three numbers"),
-        "std": (_are_three(values["std"], 0), "three numbers above 0"),
-    }
-    for name, (fine, allowed) in checks.items():
-        if not fine:
-            raise _damaged(path, name, values[name], allowed)
-    if values["interpolation"] not in INTERPOLATIONS:
-        raise CheckpointError(
-            f"'{path}' asks for the interpolation {values['interpolation']!r}; allowed are {', '.join(INTERPOLATIONS)}."
-        )
 
 
 def file_size(path: str | Path) -> int:

@@ -33,7 +33,7 @@ class ExportedNetwork(nn.Module):
         self.side_information = SideInformation(self.spec.side_information, width=1) if self.uses_cameras else None
         self.parameter = nn.Parameter(torch.zeros(1))  # optimisers want one, and it says where results go
         for name in ("mean", "std"):
-            values = torch.tensor(file.info.preprocessing[name]).reshape(1, 3, 1, 1)
+            values = torch.tensor(getattr(file.info.preprocessing, name)).reshape(1, 3, 1, 1)
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Tensor:
@@ -69,7 +69,7 @@ def as_checkpoint(info: ExportInfo, path: str | Path) -> Checkpoint:
         plan=PruningPlan.from_dict(info.plan),
         weights={},
         config=config if info.config else {},
-        preprocessing=dict(info.preprocessing),
+        preprocessing=info.preprocessing,
     )
 
 

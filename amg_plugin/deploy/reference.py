@@ -10,10 +10,11 @@ import torch
 
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.deploy.graph import label_inputs
-from amg_plugin.deploy.info import ExportInfo, check_preprocessing
+from amg_plugin.deploy.info import ExportInfo
 from amg_plugin.deploy.runtimes import ExportedFile, torch_device
 from amg_plugin.errors import CheckpointError
 from amg_plugin.utils.files import sha256
+from amg_plugin.utils.preprocessing import not_recorded
 from amg_plugin.version import __version__
 
 #: Folders of the machine that trained, which are left out of the configuration.
@@ -59,7 +60,8 @@ def describe(path: Path, checkpoint: Checkpoint, feature_dim: int, labels: tuple
     Raises:
         CheckpointError: If the checkpoint does not record how images are prepared, or for another size.
     """
-    check_preprocessing(checkpoint.preprocessing, path)
+    if checkpoint.preprocessing is None:
+        raise not_recorded(path)
     info = ExportInfo(
         file_format="checkpoint",
         precision="fp32",
@@ -68,7 +70,7 @@ def describe(path: Path, checkpoint: Checkpoint, feature_dim: int, labels: tuple
         normalize_input=False,
         l2_normalize=False,
         feature_dim=feature_dim,
-        preprocessing=dict(checkpoint.preprocessing),
+        preprocessing=checkpoint.preprocessing,
         spec=checkpoint.spec.to_dict(),
         plan=checkpoint.plan.to_dict(),
         source={"name": path.name, "sha256": sha256(path)},

@@ -21,6 +21,7 @@ from amg_plugin.engine.optim import build_optimizer, build_scheduler
 from amg_plugin.errors import RunError
 from amg_plugin.evaluation.protocol import distances, embed, score
 from amg_plugin.models.reid import unwrap
+from amg_plugin.utils.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -246,16 +247,12 @@ class HookedEngine:
 
     def write_checkpoint(self, path: str | Path) -> None:
         """Write the model as it is now in the plugin's format."""
-        manager = self.datamanager
-        preprocessing = {
-            "height": manager.height,
-            "width": manager.width,
-            "mean": list(self.cfg.data.norm_mean),
-            "std": list(self.cfg.data.norm_std),
-            "interpolation": "bicubic" if "bicubic" in map(str.lower, self.cfg.data.transforms) else "bilinear",
-        }
         save_checkpoint(
-            path, unwrap(self.model), config=to_plain_dict(self.cfg), history=self.history, preprocessing=preprocessing
+            path,
+            self.model,
+            config=to_plain_dict(self.cfg),
+            history=self.history,
+            preprocessing=Preprocessing.from_config(self.cfg.data),
         )
 
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:

@@ -44,10 +44,8 @@ def gallery_config(cfg: CfgNode, checkpoint: Checkpoint) -> Any:
     data = values["data"]
     data["height"], data["width"] = checkpoint.spec.image_size
     for key, name in (("norm_mean", "mean"), ("norm_std", "std")):
-        data[key] = list(pixels.get(name) or own.get(key) or data[key])
-    bicubic = (
-        pixels["interpolation"] == "bicubic" if "interpolation" in pixels else "bicubic" in own.get("transforms", ())
-    )
+        data[key] = list(getattr(pixels, name, None) or own.get(key) or data[key])
+    bicubic = pixels.interpolation == "bicubic" if pixels else "bicubic" in own.get("transforms", ())
     data["transforms"] = ["bicubic"] if bicubic else []
     return from_plain_dict(values)
 

@@ -23,6 +23,7 @@ from amg_plugin.models.weights import check_weight_file
 from amg_plugin.plugin.active import using_amg_config
 from amg_plugin.plugin.registry import ENGINES, MODELS, build_engine, register
 from amg_plugin.utils.files import check_writable
+from amg_plugin.utils.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -161,16 +162,19 @@ def check_fits(checkpoint: Checkpoint, cfg: CfgNode) -> None:
 
 
 def _check_preprocessing(checkpoint: Checkpoint, cfg: CfgNode) -> None:
-    stored = checkpoint.preprocessing  # empty in checkpoints that were saved from Python
-    ours = "bicubic" if "bicubic" in map(str.lower, cfg.data.transforms) else "bilinear"
-    for name, value, remedy in (
-        ("mean", list(cfg.data.norm_mean), f"set data.norm_mean to {stored.get('mean')}"),
-        ("std", list(cfg.data.norm_std), f"set data.norm_std to {stored.get('std')}"),
-        ("interpolation", ours, f"{'leave it out of' if ours == 'bicubic' else 'add bicubic to'} data.transforms"),
+    if checkpoint.preprocessing is None:
+        return
+    stored, asked = checkpoint.preprocessing.to_dict(), Preprocessing.from_config(cfg.data).to_dict()
+    bicubic = "leave bicubic out of" if asked["interpolation"] == "bicubic" else "add bicubic to"
+    for name, remedy in (
+        ("mean", f"set data.norm_mean to {stored['mean']}"),
+        ("std", f"set data.norm_std to {stored['std']}"),
+        ("interpolation", f"{bicubic} data.transforms"),
     ):
-        if name in stored and stored[name] != value:
+        if stored[name] != asked[name]:
             raise CheckpointError(
-                f"The checkpoint's images have the {name} {stored[name]}, the configuration says {value}; {remedy}."
+                f"The checkpoint's images have the {name} {stored[name]}, the configuration says {asked[name]}; "
+                f"{remedy}."
             )
 
 

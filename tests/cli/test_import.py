@@ -29,7 +29,7 @@ def test_a_pruned_transreid_file(tmp_path, capsys):
     assert torch.allclose(load_model(tmp_path / "out.pth")(images, labels), model(images, labels), atol=1e-5)
     checkpoint = read_checkpoint(tmp_path / "out.pth")
     assert checkpoint.plan.heads_per_block == [2, 1, 4, 4]
-    assert checkpoint.preprocessing["mean"] == [0.5, 0.5, 0.5]
+    assert checkpoint.preprocessing.mean == (0.5, 0.5, 0.5)
     assert (checkpoint.config["data"]["height"], checkpoint.config["test"]["normalize_feature"]) == (64, True)
     assert "which heads were kept is not recorded" in capsys.readouterr().out
 

@@ -214,9 +214,9 @@ def test_inspect_gives_json(pruned, amg_reid):
 
 def test_the_checkpoint_tells_how_images_are_prepared(trained):
     preprocessing = read_checkpoint(trained.last).preprocessing
-    assert (preprocessing["height"], preprocessing["width"]) == (HEIGHT, WIDTH)
-    assert preprocessing["interpolation"] == "bilinear"
-    assert len(preprocessing["mean"]) == len(preprocessing["std"]) == 3
+    assert preprocessing.image_size == (HEIGHT, WIDTH)
+    assert preprocessing.interpolation == "bilinear"
+    assert len(preprocessing.mean) == len(preprocessing.std) == 3
 
 
 def test_the_same_seed_gives_the_same_model(trained, tiny_root, amg_reid, tmp_path):

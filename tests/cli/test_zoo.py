@@ -78,7 +78,7 @@ def test_a_fetched_model_is_imported_with_the_same_outputs(zoo, published, drive
     with torch.no_grad():
         expected = published.model(images)
         assert torch.allclose(load_model(tmp_path / "imported.pth")(images), expected, atol=1e-6)
-    assert read_checkpoint(tmp_path / "imported.pth").preprocessing["interpolation"] == "bicubic"
+    assert read_checkpoint(tmp_path / "imported.pth").preprocessing.interpolation == "bicubic"
     assert "row la_tiny_head67 of the published tables" in outcome.out
     assert LICENCE in outcome.out
 

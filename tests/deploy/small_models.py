@@ -7,10 +7,11 @@ from amg_plugin.models.build import build_network
 from amg_plugin.models.reducers.solve import with_reducer
 from amg_plugin.models.reid import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
+from amg_plugin.utils.preprocessing import Preprocessing
 
 HEADS = [[0, 2, 3], [1]]
 TOKENS = [[0, 2, 3, 5], [1, 2, 7]]
-MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 def plain(*, heads=None, tokens=None, variant="block"):
@@ -48,8 +49,7 @@ ALL = {**NETWORKS, **REDUCED}
 
 
 def preprocessing(model):
-    height, width = model.spec.image_size
-    return {"height": height, "width": width, "mean": MEAN, "std": STD, "interpolation": "bicubic"}
+    return Preprocessing(*model.spec.image_size, MEAN, STD, "bicubic")
 
 
 #: With places on somebody's disk, which no exported file may name.

@@ -1,6 +1,7 @@
 """One call gives the features of images, for checkpoints and exported files alike."""
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,12 +30,8 @@ def files(tmp_path_factory):
 
 def transformed(paths, values):
     """What torchreid's test transform makes of the files."""
-    kind = InterpolationMode.BICUBIC if values["interpolation"] == "bicubic" else InterpolationMode.BILINEAR
-    steps = [
-        Resize((values["height"], values["width"]), interpolation=kind),
-        ToTensor(),
-        Normalize(values["mean"], values["std"]),
-    ]
+    kind = InterpolationMode.BICUBIC if values.interpolation == "bicubic" else InterpolationMode.BILINEAR
+    steps = [Resize(values.image_size, interpolation=kind), ToTensor(), Normalize(values.mean, values.std)]
     return torch.stack([Compose(steps)(Image.open(path).convert("RGB")) for path in paths])
 
 
@@ -53,7 +50,7 @@ def extractor(checkpoint, exported):
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_images_are_prepared_as_by_torchreids_transform(files, interpolation):
-    values = {**preprocessing(NETWORKS["block"]()), "interpolation": interpolation}
+    values = replace(preprocessing(NETWORKS["block"]()), interpolation=interpolation)
     ours = prepare(files, values)
     assert ours.dtype == np.float32
     assert np.abs(ours - transformed(files, values).numpy()).max() < 1e-6

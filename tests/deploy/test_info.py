@@ -47,16 +47,6 @@ def test_impossible_entries_are_named(description, name, value):
         read({**description, name: value})
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("height", "a"), ("width", 0), ("mean", [1]), ("mean", None), ("std", [1, 1, 0]), ("std", [1, 1, "a"])],
-)
-def test_impossible_preparation_is_named(description, name, value):
-    preprocessing = {**description["preprocessing"], name: value}
-    with pytest.raises(CheckpointError, match=rf"'m\.onnx' has {name} .* must be "):
-        read({**description, "preprocessing": preprocessing})
-
-
 @pytest.mark.parametrize("inputs", [None, 3, "images"])
 def test_inputs_that_are_no_list_are_refused(description, inputs):
     with pytest.raises(CheckpointError, match=r"m\.onnx"):

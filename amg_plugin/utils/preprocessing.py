@@ -1,0 +1,106 @@
+"""How images become a network's inputs: what travels inside checkpoints and exported files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amg_plugin.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize to ``height`` x ``width`` pixels, scale to 0 to 1, subtract ``mean``, divide by ``std`` (RGB).
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        mean: Per channel.
+        std: Per channel, above 0.
+        interpolation: One of :data:`INTERPOLATIONS`.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.height, self.width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as it is stored."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_config(cls, data: CfgNode) -> Preprocessing:
+        """What the node ``data`` of a configuration asks for in evaluation."""
+        bicubic = "bicubic" in map(str.lower, data.transforms)
+        mean, std = tuple(data.norm_mean), tuple(data.norm_std)
+        return cls(data.height, data.width, mean, std, "bicubic" if bicubic else "bilinear")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], path: str | Path) -> Preprocessing:
+        """Inverse of :meth:`to_dict`.
+
+        Args:
+            values: What was stored; further entries are left out.
+            path: The file that they are from, for messages.
+
+        Raises:
+            CheckpointError: If something is missing or impossible.
+        """
+        if not isinstance(values, Mapping):
+            raise damaged(path, "preprocessing", values, "an object")
+        names = tuple(cls.__dataclass_fields__)
+        if missing := [name for name in names if name not in values]:
+            raise not_recorded(path, missing)
+        checks = {
+            "height": (is_size(values["height"]), "a whole number from 1"),
+            "width": (is_size(values["width"]), "a whole number from 1"),
+            "mean": (_are_three(values["mean"], -math.inf), "three numbers"),
+            "std": (_are_three(values["std"], 0), "three numbers above 0"),
+            "interpolation": (values["interpolation"] in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
+        }
+        for name, (fine, allowed) in checks.items():
+            if not fine:
+                raise damaged(path, name, values[name], allowed)
+        return cls(**{name: tuple(values[name]) if name in ("mean", "std") else values[name] for name in names})
+
+
+def not_recorded(path: str | Path, missing: list[str] | None = None) -> CheckpointError:
+    """The error for a checkpoint that does not say how images are prepared."""
+    missing = missing or list(Preprocessing.__dataclass_fields__)
+    return CheckpointError(
+        f"'{path}' does not record how images are prepared ({', '.join(missing)}); "
+        "save it with amg_plugin.save_checkpoint(..., preprocessing=...)."
+    )
+
+
+def damaged(path: str | Path, name: str, value: Any, allowed: str) -> CheckpointError:
+    """The error for an impossible entry in what a file says about itself."""
+    return CheckpointError(f"The description in '{path}' has {name} {value!r}, which must be {allowed}.")
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value is a whole number from 1."""
+    return type(value) is int and value > 0
+
+
+def _are_three(values: Any, least: float) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(type(value) in (int, float) and math.isfinite(value) and value > least for value in values)
+    )
