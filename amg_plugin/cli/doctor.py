@@ -256,7 +256,7 @@ def _engines() -> str:
     from amg_plugin.plugin.registry import ENGINES
 
     for name in ENGINES:
-        ENGINES.get(name)
+        ENGINES.load(name)
     return ", ".join(ENGINES)
 
 

@@ -2,11 +2,13 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from amg_plugin import compat
 from amg_plugin.errors import ConfigError, InputError
+from amg_plugin.registries.registry import Registry, Row, is_same
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,98 +17,22 @@ if TYPE_CHECKING:
 _lock = threading.RLock()
 
 
-class Registry:
-    """A table of names.
+@dataclass(frozen=True)
+class EngineRow(Row):
+    """An engine; ``loss`` is the ``loss.name`` that it is for, empty for any."""
 
-    Args:
-        kind: What the entries are, for messages ("engine").
-    """
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self._entries: dict[str, Any] = {}
-        self._loaders: dict[str, Callable[[], Any]] = {}
-
-    def register(self, name: str, obj: Any) -> None:
-        """Add ``obj`` under ``name``; adding the same object (or its reloaded self) again changes nothing.
-
-        Raises:
-            InputError: ``name`` belongs to something else.
-        """
-        with _lock:
-            if name in self._loaders or (name in self._entries and not _is_same(self._entries[name], obj)):
-                raise InputError(f"The {self.kind} name '{name}' is already taken; choose another name")
-            self._entries[name] = obj
-
-    def register_lazy(self, name: str, loader: Callable[[], Any]) -> None:
-        """Add an entry that is made by ``loader()`` when it is first asked for."""
-        with _lock:
-            if name in self:
-                raise InputError(f"The {self.kind} name '{name}' is already taken; choose another name")
-            self._loaders[name] = loader
-
-    def get(self, name: str) -> Any:
-        """Return the entry called ``name``.
-
-        Raises:
-            ConfigError: There is none; the message lists the names.
-            MissingDependencyError: The entry needs a package that is missing.
-        """
-        loader = self._loaders.get(name)
-        if loader is not None:
-            entry = loader()  # outside the lock: it imports, and an importing thread may be waiting for us
-            with _lock:
-                self._entries.setdefault(name, entry)
-                self._loaders.pop(name, None)
-        if name not in self._entries:
-            raise ConfigError(f"Unknown {self.kind} '{name}'; allowed are {', '.join(self.names())}")
-        return self._entries[name]
-
-    def names(self) -> list[str]:
-        """Return the names in alphabetical order."""
-        return sorted({*self._entries, *self._loaders})
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._loaders
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names())
-
-    def __len__(self) -> int:
-        return len(self.names())
-
-
-def _is_same(there: Any, obj: Any) -> bool:
-    """Whether ``there`` is ``obj``, or what ``obj`` was before its module was reloaded."""
-    if there is obj:
-        return True
-    mark = (getattr(obj, "__module__", None), getattr(obj, "__qualname__", None))
-    return None not in mark and mark == (
-        getattr(there, "__module__", None),
-        getattr(there, "__qualname__", None),
-    )
-
-
-def _plugin_engine(class_name: str) -> Any:
-    compat.torchreid()  # says what is missing before the engine module fails on it
-    from amg_plugin import engine
-
-    return getattr(engine, class_name)
+    loss: str = ""
 
 
 #: Engines by name: torchreid's stock ones (``image_*``) and the plugin's (``amg_*``).
-ENGINES = Registry("engine")
-ENGINES.register_lazy("image_softmax", lambda: compat.torchreid().engine.ImageSoftmaxEngine)
-ENGINES.register_lazy("image_triplet", lambda: compat.torchreid().engine.ImageTripletEngine)
-ENGINES.register_lazy("amg_softmax", lambda: _plugin_engine("AMGSoftmaxEngine"))
-ENGINES.register_lazy("amg_triplet", lambda: _plugin_engine("AMGTripletEngine"))
-
-_LOSS_OF_ENGINE = {
-    "image_softmax": "softmax",
-    "amg_softmax": "softmax",
-    "image_triplet": "triplet",
-    "amg_triplet": "triplet",
-}
+ENGINES = Registry("engine", EngineRow)
+for _name, _where, _loss in (
+    ("image_softmax", "torchreid:engine.ImageSoftmaxEngine", "softmax"),
+    ("image_triplet", "torchreid:engine.ImageTripletEngine", "triplet"),
+    ("amg_softmax", "amg_plugin.engine.image:AMGSoftmaxEngine", "softmax"),
+    ("amg_triplet", "amg_plugin.engine.image:AMGTripletEngine", "triplet"),
+):
+    ENGINES.register(_name, _where, loss=_loss, needs=("torchreid",))
 
 
 # torchreid's table holds these thin functions, so that registering does not import timm.
@@ -170,7 +96,7 @@ def register() -> None:
 
 def _refuse_taken(kind: str, table: dict[str, Any], ours: dict[str, Any]) -> None:
     for name, obj in ours.items():
-        if name in table and not _is_same(table[name], obj):
+        if name in table and not is_same(table[name], obj):
             other = table[name]
             owner = f"{getattr(other, '__module__', '?')}.{getattr(other, '__qualname__', repr(other))}"
             raise InputError(
@@ -211,8 +137,8 @@ def build_engine(
             f"data.type is '{cfg.data.type}', and video engines are out of scope of amg_plugin: use 'image'"
         )
     name = cfg.amg.engine or f"amg_{cfg.loss.name}"
-    engine_class = ENGINES.get(name)
-    fitting = _LOSS_OF_ENGINE.get(name, cfg.loss.name)
+    engine_class = ENGINES.load(name)
+    fitting = ENGINES.row(name).loss or cfg.loss.name
     if cfg.loss.name != fitting:
         raise ConfigError(
             f"amg.engine '{name}' needs loss.name '{fitting}', but loss.name is '{cfg.loss.name}': "

@@ -38,7 +38,7 @@ def prepare(cfg: CfgNode) -> None:
     register()
     from amg_plugin.engine.hooked import HookedEngine
 
-    if cfg.amg.engine and not issubclass(ENGINES.get(cfg.amg.engine), HookedEngine):
+    if cfg.amg.engine and not issubclass(ENGINES.load(cfg.amg.engine), HookedEngine):
         raise ConfigError(
             f"amg.engine '{cfg.amg.engine}' has no hooks, which this command needs; use amg_{cfg.loss.name} here, and "
             "'python -m amg_plugin' with a script of torchreid's for its own engines."

@@ -344,7 +344,7 @@ def test_interrupting_a_run_gives_no_traceback(amg_reid, words, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ENGINES.get("amg_softmax"), "run", interrupt)
+    monkeypatch.setattr(ENGINES.load("amg_softmax"), "run", interrupt)
     outcome = amg_reid("train", *words)
     assert (outcome.status, outcome.err) == (130, "amg-reid: interrupted\n")
 

@@ -121,7 +121,7 @@ def test_training_gives_bit_for_bit_the_weights_of_torchreids_engine(make_engine
         engine = ours
         if name.startswith("image"):
             options = {} if loss == "softmax" else {"weight_t": ours.weight_t, "weight_x": ours.weight_x}
-            engine = ENGINES.get(name)(
+            engine = ENGINES.load(name)(
                 ours.datamanager, ours.model, ours.optimizer, scheduler=ours.scheduler, use_gpu=False, **options
             )
         compat.torchreid().utils.set_random_seed(7)

@@ -9,7 +9,8 @@ from amg_plugin.compat import torchreid
 from amg_plugin.config.load import get_default_config
 from amg_plugin.errors import ConfigError, InputError
 from amg_plugin.plugin import registry
-from amg_plugin.plugin.registry import Registry, build_engine
+from amg_plugin.plugin.registry import EngineRow, build_engine
+from amg_plugin.registries.registry import Registry
 
 
 class _Softmax:
@@ -42,10 +43,10 @@ def cfg():
 
 @pytest.fixture
 def engines(monkeypatch):
-    table = Registry("engine")
-    table.register("amg_softmax", _AMGSoftmax)
-    table.register("image_softmax", _Softmax)
-    table.register("image_triplet", _Triplet)
+    table = Registry("engine", EngineRow)
+    table.register("amg_softmax", _AMGSoftmax, loss="softmax")
+    table.register("image_softmax", _Softmax, loss="softmax")
+    table.register("image_triplet", _Triplet, loss="triplet")
     monkeypatch.setattr(registry, "ENGINES", table)
     return table
 
@@ -100,7 +101,7 @@ def test_torchreids_own_engine_is_built_as_torchreids_script_would(cfg):
 @pytest.mark.parametrize("name", ["image_triplet", "amg_triplet"])
 def test_an_engine_that_does_not_fit_the_loss_is_refused(engines, cfg, name):
     if name not in engines:
-        engines.register(name, _Triplet)
+        engines.register(name, _Triplet, loss="triplet")
     cfg.amg.engine = name
     with pytest.raises(ConfigError, match=r"needs loss\.name 'triplet', but loss\.name is 'softmax'"):
         _build(cfg)
@@ -121,21 +122,3 @@ def test_video_is_out_of_scope(engines, cfg):
 def test_a_missing_scheduler_is_refused_before_training_is_lost(engines, cfg):
     with pytest.raises(InputError, match="scheduler is None"):
         _build(cfg, scheduler=None)
-
-
-def test_the_same_object_may_be_registered_twice_but_another_is_refused(engines):
-    engines.register("mine", _Softmax)
-    engines.register("mine", _Softmax)
-    with pytest.raises(InputError, match="'mine' is already taken"):
-        engines.register("mine", _Triplet)
-    assert engines.get("mine") is _Softmax
-
-
-def test_a_lazy_entry_is_listed_and_protected_but_made_only_when_asked_for():
-    table, made = Registry("engine"), []
-    table.register_lazy("late", lambda: made.append(1) or _Softmax)
-    assert table.names() == ["late"] and len(table) == 1 and "late" in table and not made
-    with pytest.raises(InputError, match="already taken"):
-        table.register("late", _Triplet)
-    assert table.get("late") is table.get("late") is _Softmax
-    assert made == [1]

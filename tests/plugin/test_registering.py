@@ -18,7 +18,7 @@ facts["models"] = [name for name in models if name.startswith("vit_amg")]
 facts["datasets"] = [name for name in datasets if name == "synthetic_reid"]
 facts["stock"] = ["resnet50" in models, "market1501" in datasets]
 facts["engines"] = amg_plugin.ENGINES.names()
-facts["stock_engine"] = amg_plugin.ENGINES.get("image_triplet") is compat.torchreid().engine.ImageTripletEngine
+facts["stock_engine"] = amg_plugin.ENGINES.load("image_triplet") is compat.torchreid().engine.ImageTripletEngine
 
 before = dict(models), dict(datasets)
 amg_plugin.register()
@@ -121,7 +121,7 @@ for package in json.loads(sys.argv[1]):
     from amg_plugin.models import complexity
     from amg_plugin.errors import MissingDependencyError
     got = []
-    for act in (amg_plugin.register, lambda: amg_plugin.ENGINES.get("amg_softmax")):
+    for act in (amg_plugin.register, lambda: amg_plugin.ENGINES.load("amg_softmax")):
         try:
             act()
             got.append("nothing was raised")
