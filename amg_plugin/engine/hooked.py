@@ -58,11 +58,6 @@ class HookedEngine:
 
     # Phases ----------------------------------------------------------------------------------------------------------
 
-    def call(self, phase: str, *args: Any) -> None:
-        """Announce a phase to every hook."""
-        for hook in self.hooks:
-            getattr(hook, phase)(self, *args)
-
     def run(self, *args: Any, **kwargs: Any) -> None:
         """torchreid's ``run`` between the phases ``before_run`` and ``after_run``."""
         bound = inspect.signature(super().run).bind(*args, **kwargs)
@@ -73,26 +68,32 @@ class HookedEngine:
             super().run(*args, **kwargs)
             return
         self.labels.check_training(self.model)
-        self.call("before_run")
+        for hook in self.hooks:
+            hook.before_run(self)
         super().run(*args, **kwargs)
-        self.call("after_run")
+        for hook in self.hooks:
+            hook.after_run(self)
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """torchreid's ``train`` for one epoch between ``before_epoch`` and ``after_epoch``."""
-        self.call("before_epoch")
+        for hook in self.hooks:
+            hook.before_epoch(self)
         super().train(*args, **kwargs)
-        self.call("after_epoch")
+        for hook in self.hooks:
+            hook.after_epoch(self)
 
     def test(self, *args: Any, **kwargs: Any) -> float:
         """torchreid's ``test`` between ``before_test`` and ``after_test``; Rank-1 of the first target.
 
         torchreid returns that of the last target and drops every mAP; all of them are in ``results``.
         """
-        self.call("before_test")
+        for hook in self.hooks:
+            hook.before_test(self)
         self.results = {}
         super().test(*args, **kwargs)
         self.history.append({"event": "test", "epoch": self.epoch, "targets": self.results})
-        self.call("after_test")
+        for hook in self.hooks:
+            hook.after_test(self)
         return self.first_result["rank1"]
 
     def evaluate(self) -> dict[str, dict[str, Any]]:
@@ -126,7 +127,8 @@ class HookedEngine:
     def two_stepped_transfer_learning(self, *args: Any, **kwargs: Any) -> None:
         """torchreid's opening of the layers for this epoch, then ``layers_opened``."""
         super().two_stepped_transfer_learning(*args, **kwargs)
-        self.call("layers_opened")
+        for hook in self.hooks:
+            hook.layers_opened(self)
 
     def task_loss(self, outputs: Any, pids: Tensor) -> Tensor:
         """The whole task loss, as scoring needs it."""
@@ -170,7 +172,8 @@ class HookedEngine:
         """
         images, pids = self.parse_data_for_train(data)
         images, pids = images.to(self.device), pids.to(self.device)
-        self.call("before_step", images)
+        for hook in self.hooks:
+            hook.before_step(self, images)
         with self.autocast():
             outputs = self.model(images, *self.labels_for(self.model))
         logits = self.logits_of(outputs)
@@ -189,7 +192,8 @@ class HookedEngine:
         summary = {name: value.item() for name, (_, value) in terms.items()}
         first = logits[0] if isinstance(logits, list | tuple) else logits
         summary["acc"] = compat.torchreid().metrics.accuracy(first, pids)[0].item()
-        self.call("after_step", summary)
+        for hook in self.hooks:
+            hook.after_step(self, summary)
         return summary
 
     def rebuild_optimizer(self, epochs: int) -> None:

@@ -13,39 +13,57 @@ Order inside one ``engine.run(...)``::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from yacs.config import CfgNode
 
-if TYPE_CHECKING:
-    from amg_plugin.engine.hooked import HookedEngine
+
+class Engine(Protocol):
+    """What a hook finds on the engine, beside what torchreid's engines have.
+
+    Attributes:
+        cfg: The whole configuration.
+        model: The network, on its device.
+        optimizer: Its optimiser; a cut replaces it.
+        epoch: The current epoch, from 0.
+        max_epoch: Epochs of the run.
+        results: Scores per target of the latest evaluation: ``{name: {"mAP", "rank1", "cmc"}}``.
+        history: Evaluations and cuts so far, plain data.
+    """
+
+    cfg: CfgNode
+    model: nn.Module
+    optimizer: Optimizer
+    epoch: int
+    max_epoch: int
+    results: dict[str, dict[str, Any]]
+    history: list[dict[str, Any]]
 
 
 class Hook:
-    """Does nothing in every phase; override those that matter.
+    """Does nothing in every phase; override those that matter."""
 
-    A hook finds everything it needs on the engine: ``model``, ``optimizer``, ``epoch``, ``max_epoch``, ``results``.
-    """
-
-    def before_run(self, engine: HookedEngine) -> None:
+    def before_run(self, engine: Engine) -> None:
         """Called once, before the first epoch; not for a run that only tests."""
 
-    def after_run(self, engine: HookedEngine) -> None:
+    def after_run(self, engine: Engine) -> None:
         """Called once, after the final test."""
 
-    def before_epoch(self, engine: HookedEngine) -> None:
+    def before_epoch(self, engine: Engine) -> None:
         """Called before each training epoch; ``engine.epoch`` counts from 0."""
 
-    def after_epoch(self, engine: HookedEngine) -> None:
+    def after_epoch(self, engine: Engine) -> None:
         """Called after each training epoch, its learning-rate step included."""
 
-    def layers_opened(self, engine: HookedEngine) -> None:
+    def layers_opened(self, engine: Engine) -> None:
         """Called once per epoch when torchreid has opened all layers for training, or those of a fixed-base epoch."""
 
-    def before_step(self, engine: HookedEngine, images: Tensor) -> None:
+    def before_step(self, engine: Engine, images: Tensor) -> None:
         """Called before the forward pass of a training batch ``[B, 3, height, width]``."""
 
-    def loss(self, engine: HookedEngine, images: Tensor, logits: Any) -> dict[str, Tensor]:
+    def loss(self, engine: Engine, images: Tensor, logits: Any) -> dict[str, Tensor]:
         """Further terms of the training loss, by name; they are added with weight 1.
 
         Args:
@@ -55,11 +73,11 @@ class Hook:
         """
         return {}
 
-    def after_step(self, engine: HookedEngine, summary: dict[str, float]) -> None:
+    def after_step(self, engine: Engine, summary: dict[str, float]) -> None:
         """Called after the optimiser's step with the values torchreid prints."""
 
-    def before_test(self, engine: HookedEngine) -> None:
+    def before_test(self, engine: Engine) -> None:
         """Called before each evaluation."""
 
-    def after_test(self, engine: HookedEngine) -> None:
+    def after_test(self, engine: Engine) -> None:
         """Called after each evaluation; ``engine.results`` holds what every target scored."""
