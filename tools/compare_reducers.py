@@ -10,13 +10,9 @@ example: python tools/compare_reducers.py --weights log/dev_split_vits14/last.pt
              --save-dir log/equal_macs --output docs/results/market1501_equal_macs
 """
 
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose inspect.py would hide Python's own
-
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Collection
 from itertools import product

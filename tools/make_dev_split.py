@@ -15,12 +15,8 @@ example: python tools/make_dev_split.py --market reid-data --root reid-data-dev
 then: amg-reid train --config-file market1501/dev_split_vits14 --root reid-data-dev amg.weights WEIGHTS
 """
 
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose inspect.py would hide Python's own
-
 import argparse
+import sys
 
 from amg_plugin.data.builders.dev_split import DEFAULT_SPLIT, read_split, write_split
 from amg_plugin.errors import AMGError

@@ -1,6 +1,6 @@
 """Parity with the published programs: numbers that they produced against those of the plugin.
 
-A golden file is a pair: tensors (inputs, published state dicts, outputs) and a .json with sizes and choices. Everything
+A parity file is a pair: tensors (inputs, published state dicts, outputs) and a .json with sizes and choices. Everything
 is recomputed with the plugin's own readers, recorders, scores and selection.
 """
 
@@ -44,7 +44,7 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity of a golden file.
+    """One quantity of a parity file.
 
     Attributes:
         quantity: Its name in the file, or what was compared.
@@ -72,8 +72,8 @@ class Comparison:
         return f"{'ok  ' if self.passed else 'FAIL'}  {self.quantity}: {measure}{allowed}{note}"
 
 
-class GoldenFile:
-    """The two halves of a golden file.
+class ParityFile:
+    """The two halves of a parity file.
 
     Args:
         tensors: The .safetensors file.
@@ -91,13 +91,13 @@ class GoldenFile:
         except Exception as error:  # safetensors' reader raises types of its own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
-                f"The golden file '{self.tensor_file}' with '{self.fact_file}' cannot be read: {reason}."
+                f"The parity file '{self.tensor_file}' with '{self.fact_file}' cannot be read: {reason}."
             ) from error
         if not isinstance(self.facts, dict) or self.fact("family") not in TAGS:
             raise CheckpointError(
                 f"The family of '{self.fact_file}' is {self.facts.get('family')!r}; allowed: {', '.join(TAGS)}."
                 if isinstance(self.facts, dict)
-                else f"The golden file '{self.fact_file}' holds no dictionary."
+                else f"The parity file '{self.fact_file}' holds no dictionary."
             )
         for name in FACTS[self.family]:
             self.fact(name)
@@ -129,7 +129,7 @@ class GoldenFile:
             CheckpointError: If it is missing.
         """
         if name not in self.facts:
-            raise CheckpointError(f"The golden file '{self.fact_file}' lacks the key '{name}'.")
+            raise CheckpointError(f"The parity file '{self.fact_file}' lacks the key '{name}'.")
         return self.facts[name]
 
     def tensor(self, name: str) -> Tensor:
@@ -139,7 +139,7 @@ class GoldenFile:
             CheckpointError: If it is missing.
         """
         if name not in self.tensors:
-            raise CheckpointError(f"The golden file '{self.tensor_file}' lacks the key '{name}'.")
+            raise CheckpointError(f"The parity file '{self.tensor_file}' lacks the key '{name}'.")
         return self.tensors[name]
 
     def state(self, tag: str) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ class GoldenFile:
         prefix = f"{tag}.state."
         state = {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
         if not state:
-            raise CheckpointError(f"The golden file '{self.tensor_file}' lacks the keys '{prefix}*'.")
+            raise CheckpointError(f"The parity file '{self.tensor_file}' lacks the keys '{prefix}*'.")
         return state
 
     def labels(self, batch: int) -> Tensor | None:
@@ -181,8 +181,8 @@ class GoldenFile:
         return model
 
 
-def check_golden(tensors: str | Path, facts: str | Path) -> list[Comparison]:
-    """Compare everything that a golden file holds.
+def check_parity(tensors: str | Path, facts: str | Path) -> list[Comparison]:
+    """Compare everything that a parity file holds.
 
     Args:
         tensors: The .safetensors file.
@@ -194,7 +194,7 @@ def check_golden(tensors: str | Path, facts: str | Path) -> list[Comparison]:
     Raises:
         CheckpointError: If a key is missing or a state dict cannot be used.
     """
-    file = GoldenFile(tensors, facts)
+    file = ParityFile(tensors, facts)
     checked = []
     for tag in file.tags:
         model = file.build(tag)
@@ -204,7 +204,7 @@ def check_golden(tensors: str | Path, facts: str | Path) -> list[Comparison]:
     return [*checked, *_head_scores(file), *_token_scores(file)]
 
 
-def _compare(name: str, found: Tensor, file: GoldenFile) -> Comparison:
+def _compare(name: str, found: Tensor, file: ParityFile) -> Comparison:
     expected = file.tensor(name)
     if found.shape != expected.shape:
         return Comparison(name, math.inf, note=f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
@@ -222,7 +222,7 @@ def _equal(name: str, found: Any, expected: Any) -> Comparison:
     return Comparison(name, 0.0 if same else math.inf, 0.0, "" if same else f"{found} instead of {expected}")
 
 
-def _transreid_outputs(file: GoldenFile, model: nn.Module) -> list[tuple[str, Tensor]]:
+def _transreid_outputs(file: ParityFile, model: nn.Module) -> list[tuple[str, Tensor]]:
     images, labels = file.tensor("input.0"), file.labels(0)
     with torch.no_grad():
         found = [("features", model.eval()(images, labels))]
@@ -233,7 +233,7 @@ def _transreid_outputs(file: GoldenFile, model: nn.Module) -> list[tuple[str, Te
     return found
 
 
-def _la_outputs(file: GoldenFile, model: nn.Module) -> list[tuple[str, Tensor]]:
+def _la_outputs(file: ParityFile, model: nn.Module) -> list[tuple[str, Tensor]]:
     images = file.tensor("input.0")
     with torch.no_grad():
         tokens = model.eval().forward_features(images)
@@ -241,7 +241,7 @@ def _la_outputs(file: GoldenFile, model: nn.Module) -> list[tuple[str, Tensor]]:
         return [("tokens", tokens), ("part_features", parts), ("logits", model(images))]
 
 
-def _structure(file: GoldenFile, tag: str, model: nn.Module) -> list[Comparison]:
+def _structure(file: ParityFile, tag: str, model: nn.Module) -> list[Comparison]:
     """Sizes, kept heads (their number), kept tokens and the published accounting."""
     plan, blocks = current_plan(model), prunable_blocks(model)
     sizes = {"depth": plan.depth, "num_patches": plan.num_patches}
@@ -270,7 +270,7 @@ def _structure(file: GoldenFile, tag: str, model: nn.Module) -> list[Comparison]
     return checked
 
 
-def _calibration(file: GoldenFile, model: nn.Module, losses: list[float]) -> Calibration:
+def _calibration(file: ParityFile, model: nn.Module, losses: list[float]) -> Calibration:
     """Both batches in training mode, with the cross entropy of the global (or only) classifier."""
 
     def logits(batch: int) -> Tensor:
@@ -287,7 +287,7 @@ def _calibration(file: GoldenFile, model: nn.Module, losses: list[float]) -> Cal
     return Calibration(batches=lambda: range(file.batches), forward=logits, loss=loss)
 
 
-def _head_scores(file: GoldenFile) -> list[Comparison]:
+def _head_scores(file: ParityFile) -> list[Comparison]:
     model = file.build("dense").train()
     found = entropy_of_heads(model, _calibration(file, model, []), prunable_blocks(model))
     expected = file.tensor("head_entropy")
@@ -298,7 +298,7 @@ def _head_scores(file: GoldenFile) -> list[Comparison]:
     ]
 
 
-def _token_scores(file: GoldenFile) -> list[Comparison]:
+def _token_scores(file: ParityFile) -> list[Comparison]:
     model, losses = file.build(SCORED[file.family]).train(), []
     found = importance_of_tokens(model, _calibration(file, model, losses), prunable_blocks(model))
     expected = file.tensor("token_score")

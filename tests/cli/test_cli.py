@@ -1,11 +1,9 @@
-"""The command line itself: help, versions, flags, and the thin files under ``tools/``."""
+"""The command line itself: help, versions, flags."""
 
-import ast
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tiny_run import SPEC, settings
@@ -14,9 +12,6 @@ from torchreid_layouts import PACKAGE_HOME
 from amg_plugin.cli.main import COMMANDS
 from amg_plugin.data.synthetic import reid as synthetic
 from amg_plugin.version import __version__
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-checkout = pytest.mark.skipif(not TOOLS.is_dir(), reason="the tests do not run from a checkout")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -132,47 +127,3 @@ def test_the_demo_runs_everything(amg_reid, tmp_path, monkeypatch):
 
 def test_a_negative_seed_of_the_demo_is_refused(refused):
     assert "-1" in refused("demo", "--seed", "-1")
-
-
-@checkout
-def test_every_command_has_a_tool():
-    assert {path.stem for path in TOOLS.glob("*.py")} >= set(COMMANDS)
-
-
-@pytest.mark.slow
-@checkout
-def test_a_tool_is_the_command(amg_reid, trained, monkeypatch):
-    """In a process of its own, where a file called inspect.py could hide Python's module of that name."""
-    monkeypatch.setenv("PYTHONPATH", str(PACKAGE_HOME))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    words = [sys.executable, TOOLS / "inspect.py", trained.last]
-    tool = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert tool.returncode == 0, tool.stderr
-    assert tool.stdout == amg_reid("inspect", trained.last).out
-
-
-@checkout
-@pytest.mark.parametrize("tool", sorted(TOOLS.glob("*.py")), ids=lambda path: path.stem)
-def test_tools_look_for_modules_elsewhere_than_among_themselves(tool):
-    statements = ast.parse(tool.read_text(encoding="utf-8")).body
-    imports = [node for node in statements if isinstance(node, ast.Import | ast.ImportFrom | ast.If)]
-    assert ast.unparse(imports[0]) == "import sys"
-    assert ast.unparse(imports[1]).endswith("sys.path.pop(0)")
-
-
-@checkout
-@pytest.mark.parametrize("command", COMMANDS)
-def test_tools_hand_their_words_to_the_command(command, monkeypatch):
-    import runpy
-
-    from amg_plugin.cli import main as cli
-
-    seen = []
-    monkeypatch.setattr(cli, "main", lambda words: seen.append(words) or 7)
-    monkeypatch.setattr(sys, "path", ["the tool's own folder", *sys.path])
-    monkeypatch.setattr(sys, "argv", [f"{command}.py", "--help"])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(TOOLS / f"{command}.py"), run_name="__main__")
-    assert exit_.value.code == 7
-    assert seen == [[command, "--help"]]
-    assert "the tool's own folder" not in sys.path

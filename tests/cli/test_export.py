@@ -113,14 +113,19 @@ def test_extracted_features_are_those_of_the_evaluation(pruned, script, tiny_roo
 
 
 def test_exported_files_and_their_checkpoint_come_into_one_table(pruned, script, tiny_root, amg_reid, tmp_path):
-    tool = Path(__file__).resolve().parents[2] / "tools" / "combine_exports.py"
+    tool = Path(__file__).resolve().parents[2] / "tools" / "results.py"
     if not tool.is_file():
         pytest.skip("the tests do not run from a checkout")
-    assert amg_reid("test", "--weights", script, "--root", tiny_root).status == 0
-    rows = [f"pruned PyTorch={pruned.folder / 'result.json'}", f"pruned script={script}"]
+    evaluated = tmp_path / "evaluated"
+    words = ("--weights", script, "--root", tiny_root, "data.save_dir", evaluated)
+    assert amg_reid("test", *words).status == 0
+    rows = [
+        f"pruned PyTorch={pruned.folder / 'result.json'}",
+        f"pruned script={script},{evaluated / 'result.json'}",
+    ]
     words = [*rows, "--title", "Table", "--output", str(tmp_path / "table")]
     env = {**os.environ, "PYTHONPATH": str(Path(amg_plugin.__file__).parent.parent)}
-    subprocess.run([sys.executable, str(tool), *words], env=env, check=True)
+    subprocess.run([sys.executable, str(tool), "exports", *words], env=env, check=True)
     table = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
     whole, exported = (line for line in table if line.startswith("| pruned"))
     assert whole.split("|")[6:8] == exported.split("|")[6:8]

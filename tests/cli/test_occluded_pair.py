@@ -15,7 +15,7 @@ from amg_plugin.data.occlusion.copy import CopySettings, write_occluded_copy
 from amg_plugin.data.occlusion.masks import write_mask
 from amg_plugin.data.occlusion.target_masks import Grid, covered_by_masks
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "occlusion_results.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "results.py"
 checkout = pytest.mark.skipif(not TOOL.is_file(), reason="the tests do not run from a checkout")
 PAIR = ("-t", "market1501", "occluded_market1501")
 SETTINGS = CopySettings(gallery_share=0.5)
@@ -147,7 +147,7 @@ def test_a_dense_model_of_another_structure_is_refused(refused, pruned, test_wor
 
 @pytest.fixture
 def page(amg_reid, trained, test_words, pair_root, tmp_path):
-    """Runs tools/occlusion_results.py on the evaluations of a dense and a pruned model and of a control."""
+    """Runs tools/results.py on the evaluations of a dense and a pruned model and of a control."""
     assert amg_reid(*test_words[:3], "--dense", trained.last, *test_words[3:]).status == 0
     control = tmp_path / "control"
     words = ("--weights", trained.last, *PAIR, "--root", pair_root, "data.save_dir", control)
@@ -162,7 +162,14 @@ def page(amg_reid, trained, test_words, pair_root, tmp_path):
 
     def run(**changes):
         words = {**arguments, **{f"--{name}": value for name, value in changes.items()}}
-        command = [sys.executable, "-W", "ignore", TOOL, *(word for pair in words.items() for word in pair)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            TOOL,
+            "occlusion",
+            *(word for pair in words.items() for word in pair),
+        ]
         return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, check=False)
 
     return run
@@ -215,10 +222,10 @@ def test_the_page_refuses_results_that_do_not_belong_together(page, tmp_path):
     for changes, message in (
         ({"control": other}, "different masks"),
         ({"pruned": tmp_path / "control" / "result.json"}, "lacks finetuned"),
-        ({"manifest": other}, "no manifest"),
+        ({"manifest": other}, "not a manifest"),
         ({"pruned": tmp_path / "nowhere"}, "cannot be read"),
     ):
         outcome = page(**changes)
         assert outcome.returncode == 2
-        assert outcome.stderr.startswith("occlusion_results: error: ") and message in outcome.stderr
+        assert outcome.stderr.startswith("results: error: ") and message in outcome.stderr
         assert outcome.stderr.count("\n") == 1

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.shared
 
 def load(name):
     if not (GOLDEN / f"{name}.json").is_file():
-        pytest.skip(f"the optional golden file {name} is not there")
+        pytest.skip(f"the optional parity file {name} is not there")
     return json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Golden files of the published format, made out of the plugin's own small networks."""
+"""Parity files of the published format, made out of the plugin's own small networks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _score(model, tensors, logits, blocks):
     return Calibration(batches=lambda: (0, 1), forward=lambda batch: logits(model, batch), loss=loss)
 
 
-def transreid_golden():
+def transreid_numbers():
     """Tensors and facts of family ``transreid``."""
     dense = transreid()
     tensors, blocks, patches = _inputs(64, 40, 5), [0, 1, 2], 21
@@ -72,7 +72,7 @@ def transreid_golden():
     return tensors, facts
 
 
-def la_vit_golden():
+def la_vit_numbers():
     """Tensors and facts of family ``la_vit``."""
     tensors, patches = _inputs(64, 64, 5), 16
     overrides = {"embed_dim": 32, "depth": 4, "num_heads": 4, "num_classes": 5}
@@ -104,7 +104,7 @@ def la_vit_golden():
     return tensors, facts
 
 
-GOLDEN = {"transreid": transreid_golden, "la_vit": la_vit_golden}
+PARITY = {"transreid": transreid_numbers, "la_vit": la_vit_numbers}
 
 
 def _flops(model: nn.Module):
@@ -114,7 +114,7 @@ def _flops(model: nn.Module):
 
 def write(folder, tensors, facts):
     """Write the pair; the paths of both files."""
-    files = folder / "golden.safetensors", folder / "golden.json"
+    files = folder / "parity.safetensors", folder / "parity.json"
     save_file({name: value.clone().contiguous() for name, value in tensors.items()}, files[0])
     files[1].write_text(json.dumps(facts))
     return files

@@ -1,4 +1,4 @@
-"""``tools/seed_results.py``: results of several seeds in one table."""
+"""``tools/results.py``: figures of several runs in one table."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from amg_plugin.utils.tables import per_cent
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "seed_results.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "results.py"
 pytestmark = pytest.mark.skipif(not TOOL.is_file(), reason="the tests do not run from a checkout")
 
 
@@ -31,7 +31,7 @@ def results(trained, pruned, tmp_path):
 @pytest.fixture
 def tool(results):
     def run(*words):
-        command = [sys.executable, "-W", "ignore", TOOL, *words, "--title", "T", "--output", results / "table"]
+        command = [sys.executable, "-W", "ignore", TOOL, "seeds", *words, "--title", "T", "--output", results / "table"]
         return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=results, check=False)
 
     return run
@@ -63,13 +63,13 @@ def test_rows_are_means_over_seeds_and_differences_are_paired(tool, results):
         (["dense=dense1.json#finetuned"], "has no section 'finetuned', only dense"),
         (["dense=dense1.json", "dense=dense1.json"], "two results of seed 1"),
         (ROWS[:3], "has other seeds than"),
-        ([*ROWS, "--reference", "nothing"], "is no row; rows are dense, cut"),
+        ([*ROWS, "--reference", "nothing"], "is not a row; rows are dense, cut"),
     ],
 )
 def test_what_does_not_fit_is_refused(tool, words, said):
     outcome = tool(*words)
     assert outcome.returncode == 2
-    assert outcome.stderr.startswith("seed_results: error: ")
+    assert outcome.stderr.startswith("results: error: ")
     assert said in outcome.stderr
 
 
