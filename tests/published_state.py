@@ -88,7 +88,7 @@ def transreid_state(model):
             state[f"{kind[:-1]}_{int(number) + 1}.{rest}"] = value
         else:
             state[name] = value
-    for number, mask in enumerate(masks_of(model.plan, moved=True)):
+    for number, mask in enumerate(masks_of(current_plan(model), moved=True)):
         state[f"base.blocks.{number}.attn.token_index"] = mask
     if jigsaw:
         prefix = f"base.blocks.{last}."

@@ -16,6 +16,7 @@ from amg_plugin.errors import InputError
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.paper import load_la_transformer, load_transreid, read_published
 from amg_plugin.paper.state_dicts import check_family, clean, tensor
+from amg_plugin.pruning import current_plan
 from amg_plugin.utils.preprocessing import Preprocessing
 
 HELP = "turn a published TransReID or LA-Transformer checkpoint into one of the plugin"
@@ -191,7 +192,7 @@ def _config(model: ReIDModel, mean: list[float], std: list[float], trained_on: s
         "loss.name": spec.loss,
         "test.normalize_feature": True,
         "amg.neck_feat": spec.neck_feat,
-        "amg.token_variant": model.plan.variant,
+        "amg.token_variant": current_plan(model).variant,
         "amg.arch": spec.arch,
         "amg.stride": spec.stride,
         "amg.head": spec.head,

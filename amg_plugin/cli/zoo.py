@@ -22,6 +22,7 @@ from amg_plugin.paper.zoo import (
     remarks,
 )
 from amg_plugin.paper.zoo.cache import CACHE_VARIABLE, path_of
+from amg_plugin.pruning import current_plan
 from amg_plugin.utils.tables import text_table
 
 HELP = "list or fetch the authors' published checkpoints"
@@ -76,7 +77,7 @@ def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
     state = "recorded" if fetched.is_new else "verified"
     print(f"{fetched.path}\n{record.size} bytes, SHA-256 {record.sha256} ({state})\nlicence: {LICENCE}\n")
     model = import_entry(entry, fetched.path)
-    checkpoint = Checkpoint(model.spec, model.plan, model.state_dict())
+    checkpoint = Checkpoint(model.spec, current_plan(model), model.state_dict())
     print(render(checkpoint, describe(checkpoint)))
     print("".join(f"\n{sentence}" for sentence in remarks(entry, model)))
     if args.out:

@@ -71,8 +71,8 @@ def load_transreid(
 
     Returns:
         The network in eval mode: ``model(images, camids=None)`` gives features before the neck ``[B, D]``, local ones
-        divided by their number; in training mode lists of logits and embeddings. ``model.plan`` tells what is pruned;
-        ``model.plan.heads_known`` is False where only the number of kept heads is known.
+        divided by their number; in training mode lists of logits and embeddings. ``current_plan(model)`` tells what is
+        pruned; its ``heads_known`` is False where only the number of kept heads is known.
 
     Raises:
         CheckpointError: If tensors are missing, unknown, or contradict each other.

@@ -15,6 +15,7 @@ from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.runtimes import file_format, open_exported
 from amg_plugin.deploy.writers import _named
 from amg_plugin.errors import CheckpointError, RunError
+from amg_plugin.pruning import current_plan
 from amg_plugin.utils.files import sha256
 from amg_plugin.version import __version__
 
@@ -146,7 +147,7 @@ def test_the_file_says_how_images_are_prepared_and_what_it_was_made_from(exporte
     info = open_exported(path).info
     model = NETWORKS["block"]()
     assert info.preprocessing == preprocessing(model)
-    assert info.plan == model.plan.to_dict()
+    assert info.plan == current_plan(model).to_dict()
     assert info.spec == model.spec.to_dict()
     assert info.source == {"name": "block.pth", "sha256": sha256(checkpoint("block"))}
     assert (info.file_format, info.precision, info.inputs) == (form, "fp32", ("images",))

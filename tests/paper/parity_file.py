@@ -49,10 +49,10 @@ def transreid_numbers():
 
     entropy = scored(dense, entropy_of_heads)
     heads = select_heads(entropy, 3, 0.005)
-    fewer_heads = apply_plan(copy.deepcopy(dense), dense.plan.narrow(heads=[*heads, range(4)]))
+    fewer_heads = apply_plan(copy.deepcopy(dense), current_plan(dense).narrow(heads=[*heads, range(4)]))
     importance = scored(fewer_heads, importance_of_tokens)
     tokens = select_tokens(importance, 20, 0.015)
-    both = apply_plan(copy.deepcopy(fewer_heads), fewer_heads.plan.narrow(tokens=[*tokens, range(patches)]))
+    both = apply_plan(copy.deepcopy(fewer_heads), current_plan(fewer_heads).narrow(tokens=[*tokens, range(patches)]))
     for tag, model in (("dense", dense), ("heads", fewer_heads), ("heads_tokens", both)):
         tensors |= {f"{tag}.state.{name}": value for name, value in transreid_state(model).items()}
         with torch.no_grad():

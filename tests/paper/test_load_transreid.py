@@ -9,7 +9,7 @@ from published_state import CAMERAS, la_transformer, la_transformer_state, trans
 from amg_plugin.checkpoint import load_model, save_checkpoint
 from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.paper import load_transreid
-from amg_plugin.pruning import apply_plan
+from amg_plugin.pruning import apply_plan, current_plan
 
 ARGUMENTS = {"image_size": (64, 40), "stride": (8, 12), "num_heads": 4, "head_dim": 8, "num_cameras": CAMERAS}
 HEADS = [[0, 2, 3], [1], [0, 1, 2, 3], [0, 1, 2, 3]]
@@ -45,7 +45,7 @@ def test_outputs_are_those_of_the_saved_model(images, jigsaw, heads, tokens):
 
 
 def test_the_plan_holds_patch_positions_and_the_number_of_heads(state):
-    plan = load(state).plan
+    plan = current_plan(load(state))
     assert plan.tokens == tuple(tuple(kept) for kept in TOKENS)
     assert plan.heads_per_block == [3, 1, 4, 4]
     assert not plan.heads_known
@@ -53,15 +53,15 @@ def test_the_plan_holds_patch_positions_and_the_number_of_heads(state):
 
 
 def test_a_dense_plan_knows_its_heads():
-    plan = load(transreid_state(transreid())).plan
+    plan = current_plan(load(transreid_state(transreid())))
     assert plan.is_dense
     assert plan.heads_known
 
 
 def test_a_loaded_model_can_be_pruned_further_and_saved(state, images, tmp_path):
     model = load(state)
-    apply_plan(model, model.plan.narrow(heads=[[1, 2], [0], [0, 3], range(4)]))
-    assert model.plan.heads_per_block == [2, 1, 2, 4]
+    apply_plan(model, current_plan(model).narrow(heads=[[1, 2], [0], [0, 3], range(4)]))
+    assert current_plan(model).heads_per_block == [2, 1, 2, 4]
     save_checkpoint(tmp_path / "model.pth", model)
     assert torch.equal(load_model(tmp_path / "model.pth")(images, LABELS), model(images, LABELS))
 
@@ -87,7 +87,7 @@ def test_a_block_that_lost_all_heads_adds_its_projection_bias_only(state, images
     for name, size in (("qkv.weight", (0, 32)), ("qkv.bias", (0,)), ("proj.weight", (32, 0))):
         state[f"base.blocks.1.attn.{name}"] = torch.zeros(size)
     model = load(state)
-    assert model.plan.heads_per_block[1] == 1
+    assert current_plan(model).heads_per_block[1] == 1
     attention = model.backbone.blocks[1].attn
     assert torch.allclose(attention(torch.randn(2, 5, 32)), attention.proj.bias.expand(2, 5, 32))
 

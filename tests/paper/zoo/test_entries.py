@@ -10,6 +10,7 @@ from amg_plugin import compat
 from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.paper.tables import build
 from amg_plugin.paper.zoo import ENTRIES, find_entry, import_entry, remarks
+from amg_plugin.pruning import current_plan
 
 DRIVE_IDS = {
     "tr_base_market_head25_token25": "1fdbMLlqd_fKxn1h2fDWvFX_VKKxA-mYO",
@@ -54,13 +55,13 @@ def published_form(row):
     moved = row.variant == "block"
     with torch.device("meta"):
         state = transreid_state(model) if moved else la_transformer_state(model)
-    for number, mask in enumerate(masks_of(model.plan, moved=moved)):
+    for number, mask in enumerate(masks_of(current_plan(model), moved=moved)):
         prefix = "base" if moved else "model"
         state[f"{prefix}.blocks.{number}.attn.token_index"] = mask
     for name in ("cls_token", "pos_embed"):  # copies, whose values cannot be compared without memory
         state.pop(name, None)
     if moved:
-        last = f"base.blocks.{len(model.plan.heads) - 1}.attn.token_index"
+        last = f"base.blocks.{len(current_plan(model).heads) - 1}.attn.token_index"
         state["b1.0.attn.token_index"] = state["b2.0.attn.token_index"] = state[last]
     return state
 
@@ -81,8 +82,8 @@ def imported(monkeypatch):
 def test_files_of_the_published_form_are_read_at_their_real_size(entry, row, imported):
     model = imported(entry, published_form(row))
     expected, _, _ = build(row)
-    assert model.plan.heads_per_block == expected.plan.heads_per_block
-    assert model.plan.tokens == expected.plan.tokens
+    assert current_plan(model).heads_per_block == current_plan(expected).heads_per_block
+    assert current_plan(model).tokens == current_plan(expected).tokens
     found = remarks(entry, model)
     assert f"row {row.key} of the published tables" in found[0]
     assert not any("identities" in sentence for sentence in found)
