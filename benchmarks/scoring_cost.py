@@ -34,7 +34,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amg_plugin.models.reid import ModelSpec, ReIDModel
-from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS, Calibration
+from amg_plugin.pruning.scorers import Calibration
+from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
 from amg_plugin.version import __version__
 
 IDENTITIES = 751
@@ -99,10 +100,10 @@ class Setting:
             self.model.requires_grad_(True)
 
         def score_heads() -> None:
-            HEAD_SCORERS["amg"](self.model, calibration, self.blocks)
+            HEAD_SCORERS.load("amg")(self.model, calibration, self.blocks)
 
         def score_tokens() -> None:
-            TOKEN_SCORERS["amg"](self.model, calibration, self.blocks)
+            TOKEN_SCORERS.load("amg")(self.model, calibration, self.blocks)
 
         return {
             "heads / forward": (forward, score_heads),
@@ -141,7 +142,7 @@ def peak_memory(options: argparse.Namespace) -> float:
     """Peak memory in MB of this process after one scoring pass (on a GPU: of its tensors)."""
     target, count = options.memory_probe.split(":")
     setting = Setting(options)
-    scorer = {"heads": HEAD_SCORERS, "tokens": TOKEN_SCORERS}[target]["amg"]
+    scorer = {"heads": HEAD_SCORERS, "tokens": TOKEN_SCORERS}[target].load("amg")
     scorer(setting.model, setting.calibration(count=int(count)), setting.blocks)
     if options.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / MEGABYTE

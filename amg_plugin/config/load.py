@@ -1,8 +1,8 @@
 """Configuration: defaults, files with ``_BASE_`` inheritance, overrides, checks and plain data.
 
 ``load_config`` is the door: it reads a file or a shipped configuration, applies ``key value`` overrides,
-checks everything and returns a frozen node. Keys and defaults live in ``config_defaults``, rules in
-``config_rules``.
+checks everything and returns a frozen node. Keys, their defaults and ranges live in ``schema``, what
+spans keys in ``rules``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from amg_plugin.config.files import Layer, configs_root, find_config, list_configs, read_layers
 from amg_plugin.config.merge import decode, merge, override_layer
-from amg_plugin.config.rules import BUDGET_KEYS, complete_schedule, has_budget, validate, validate_amg
+from amg_plugin.config.rules import BUDGET_KEYS, budget_targets, complete_schedule, has_budget, validate, validate_amg
 from amg_plugin.config.schema import DEFAULT_STAGES, get_default_config
 from amg_plugin.errors import ConfigError
 
@@ -168,8 +168,8 @@ def _schedule(amg: CfgNode) -> list[dict[str, Any]]:
     """The complete stages; those of the default form where a target is given but no stage."""
     if not has_budget(amg) or amg.schedule:
         return complete_schedule(amg.schedule, has_budget(amg))
-    wanted = {"heads": amg.head_token_balance > 0, "tokens": amg.head_token_balance < 1}
-    return complete_schedule([stage for stage in DEFAULT_STAGES if wanted[stage["target"]]], True)
+    wanted = budget_targets(amg)
+    return complete_schedule([stage for stage in DEFAULT_STAGES if stage["target"] in wanted], True)
 
 
 def _refuse_epochs_given_twice(layers: Sequence[Layer]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode
 
 from amg_plugin.config.files import Layer, parse_yaml
-from amg_plugin.config.schema import EMPTY_LIST_ELEMENTS, get_default_config
+from amg_plugin.config.schema import KEYS, get_default_config
 from amg_plugin.errors import ConfigError
 
 COMMAND_LINE = "the command line"
@@ -104,15 +104,6 @@ def decode(text: str) -> Any:
         return text
 
 
-def flat_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of all values below ``node``."""
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from flat_keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def _lookup(defaults: CfgNode, key: str) -> Any:
     node: Any = defaults
     prefix = ""
@@ -129,7 +120,7 @@ def _node_without_mapping(key: str, value: object, node: CfgNode, where: str) ->
 
 
 def _unknown_key(key: str, prefix: str, node: Any, where: str) -> str:
-    known = list(flat_keys(get_default_config()))
+    known = list(KEYS)
     # The right name in the wrong node is the likelier slip than a misspelt name.
     same_name = [item for item in known if item.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     same_node = [item for item in same_name if item.split(".")[0] == key.split(".")[0]]
@@ -149,7 +140,7 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
             value = decoded
     if wanted is list and isinstance(value, tuple):
         value = list(value)
-    element = EMPTY_LIST_ELEMENTS.get(key) or type(default[0] if default else "") if wanted is list else None
+    element = KEYS[key].element
     if element and isinstance(value, list):
         return [_element(key, item, element, value, where) for item in value]
     if not _is_a(value, wanted):

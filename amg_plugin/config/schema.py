@@ -1,12 +1,105 @@
-"""Every configuration key with its default and its meaning.
+"""Every configuration key in one place: its default, its meaning, and what it may be.
 
-Names and defaults of all nodes but ``amg`` are torchreid's own, so its configuration files and habits carry
-over. The node ``amg`` belongs to this plugin. The type of a default is the type that a value must have.
+The keys and defaults outside ``amg`` are torchreid's own. The type of a default is the type that a value must have.
 """
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
+from typing import Any
+
 from yacs.config import CfgNode
+
+from amg_plugin.config.allowed import (
+    BELOW_1,
+    COUNTS,
+    NOT_EMPTY,
+    POSITIVE,
+    Check,
+    allowed,
+    at_least,
+    between,
+    each,
+    one_of,
+)
+from amg_plugin.errors import InputError
+from amg_plugin.registries.tables import HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS
+
+
+@dataclass(frozen=True)
+class Key:
+    """A configuration key.
+
+    Attributes:
+        default: Its default.
+        help: What it means.
+        check: What it may be, beyond the type of the default; None for anything.
+        item: Type of the items where the default is an empty list.
+    """
+
+    default: Any
+    help: str
+    check: Check | None = None
+    item: type = str
+
+    @property
+    def element(self) -> type | None:
+        """Type of the items of a list; None for what is no list."""
+        if not isinstance(self.default, list):
+            return None
+        return type(self.default[0]) if self.default else self.item
+
+
+#: Dotted key -> what is known of it, in the order of a printed configuration.
+KEYS: dict[str, Key] = {}
+
+
+def register_key(name: str, default: Any, help: str = "", check: Check | None = None) -> None:
+    """Add a configuration key, which files and the command line then know; repeating a registration changes nothing.
+
+    Args:
+        name: The dotted key, for example ``"amg.my_key"``.
+        default: Its default: True or False, an integer, a float, a text, or a list of texts or of what it holds.
+        help: What it means.
+        check: Gets a value and returns what is allowed in its place ("at least 0"), or an empty text if it is possible.
+
+    Raises:
+        InputError: The name is taken or no dotted key, or the default is of another type.
+    """
+    *parents, last = name.split(".")
+    nodes = [".".join(parents[: end + 1]) for end in range(len(parents))]
+    if not parents or not all(part.isidentifier() for part in (*parents, last)) or any(node in KEYS for node in nodes):
+        raise InputError(f"'{name}' cannot be a configuration key; allowed is a dotted name such as 'amg.my_key'.")
+    if not isinstance(default, bool | int | float | str | list):
+        raise InputError(f"The default of '{name}' must be a bool, int, float, str or list, not {default!r}.")
+    there = KEYS.get(name)
+    if any(key.startswith(f"{name}.") for key in KEYS) or (there and (there.default, there.help) != (default, help)):
+        raise InputError(f"The configuration key '{name}' is already taken; choose another name.")
+    KEYS[name] = Key(default, help, check)
+
+
+def _section(node: str, *rows: tuple[Any, ...]) -> None:
+    """Enter keys of a node, given as ``(name, default, help[, check[, item]])``."""
+    for name, *known in rows:
+        KEYS[f"{node}.{name}" if node else name] = Key(*known)
+
+
+def get_default_config() -> CfgNode:
+    """Return a new, unfrozen configuration that holds every key with its default.
+
+    Returns:
+        torchreid's nodes, ``use_gpu`` and the node ``amg``.
+    """
+    cfg = CfgNode()
+    for name, key in KEYS.items():
+        *parents, last = name.split(".")
+        node = cfg
+        for parent in parents:
+            node = node.setdefault(parent, CfgNode())
+        node[last] = copy.copy(key.default)
+    return cfg
+
 
 #: Keys of one entry of ``amg.schedule``; ``None`` marks a key without default, which every stage has to give.
 STAGE_DEFAULTS: dict[str, object] = {
@@ -23,214 +116,236 @@ DEFAULT_STAGES: tuple[dict[str, object], ...] = (
     {"target": "tokens", "iterations": 1, "epochs": 0},
 )
 
-#: Element types of the list keys whose default is empty.
-EMPTY_LIST_ELEMENTS: dict[str, type] = {"amg.image_size": int, "amg.schedule": dict}
+_SAMPLER = one_of(
+    "RandomSampler", "RandomIdentitySampler", "RandomDomainSampler", "RandomDatasetSampler", "SequentialSampler"
+)
 
 
-def get_default_config() -> CfgNode:
-    """Return a new, unfrozen configuration that holds every key with its default.
-
-    Returns:
-        torchreid's nodes, ``use_gpu`` and the node ``amg``.
-    """
-    cfg = CfgNode()
-    cfg.use_gpu = True  # use a GPU where there is one; False forces the CPU
-    _add_torchreid_model_and_data(cfg)
-    _add_torchreid_training(cfg)
-    _add_torchreid_loss_and_test(cfg)
-    cfg.amg = _amg_node()
-    return cfg
+def _image_only(value: str) -> str:
+    reason = "video engines are out of scope" if value == "video" else "there is no such type"
+    return "" if value == "image" else f"'image' ({reason})"
 
 
-def _add_torchreid_model_and_data(cfg: CfgNode) -> None:
-    cfg.model = CfgNode()
-    cfg.model.name = "resnet50"  # name in torchreid's model factory; vit_amg, vit_amg_small, vit_amg_tiny are ours
-    cfg.model.pretrained = True  # start from published ImageNet weights (may need the network)
-    cfg.model.load_weights = ""  # torchreid: file of weights to start from
-    cfg.model.resume = ""  # torchreid: checkpoint of an interrupted training
-
-    cfg.data = CfgNode()
-    cfg.data.type = "image"  # 'image' only: video engines are out of scope of the plugin
-    cfg.data.root = "reid-data"  # folder that holds the data set folders
-    cfg.data.sources = ["market1501"]  # data sets to train on
-    cfg.data.targets = ["market1501"]  # data sets to evaluate on; the first one decides which model is best
-    cfg.data.workers = 4  # loader processes
-    cfg.data.split_id = 0  # which split, for data sets that have several
-    cfg.data.height = 256  # image height in pixels
-    cfg.data.width = 128  # image width in pixels
-    cfg.data.combineall = False  # train on training, query and gallery images together
-    cfg.data.transforms = ["random_flip"]  # named training augmentations
-    cfg.data.k_tfm = 1  # augmented copies made of each training image
-    cfg.data.norm_mean = [0.485, 0.456, 0.406]  # channel means (ImageNet)
-    cfg.data.norm_std = [0.229, 0.224, 0.225]  # channel standard deviations (ImageNet)
-    cfg.data.save_dir = "log"  # folder for checkpoints, curves and result.json
-    cfg.data.load_train_targets = False  # also load the targets' training sets
-
-    cfg.market1501 = CfgNode()
-    cfg.market1501.use_500k_distractors = False  # put the 500k distractors into the gallery
-
-    cfg.cuhk03 = CfgNode()
-    cfg.cuhk03.labeled_images = False  # hand-drawn boxes instead of detected ones
-    cfg.cuhk03.classic_split = False  # the split of the first publication instead of the new protocol
-    cfg.cuhk03.use_metric_cuhk03 = False  # single-gallery-shot evaluation
-
-    cfg.sampler = CfgNode()
-    cfg.sampler.train_sampler = "RandomSampler"  # order of the source images
-    cfg.sampler.train_sampler_t = "RandomSampler"  # order of the targets' training images
-    cfg.sampler.num_instances = 4  # images per identity in a batch (RandomIdentitySampler)
-    cfg.sampler.num_cams = 1  # cameras per batch, 0 = all (RandomDomainSampler)
-    cfg.sampler.num_datasets = 1  # data sets per batch, 0 = all (RandomDatasetSampler)
-
-    cfg.video = CfgNode()  # kept so that torchreid's files load; not used
-    cfg.video.seq_len = 15  # images taken from a tracklet
-    cfg.video.sample_method = "evenly"  # how they are chosen
-    cfg.video.pooling_method = "avg"  # how their features are joined
-
-
-def _add_torchreid_training(cfg: CfgNode) -> None:
-    cfg.train = CfgNode()
-    cfg.train.optim = "adam"  # 'adam', 'amsgrad', 'sgd', 'rmsprop' or 'radam'
-    cfg.train.lr = 0.0003  # learning rate of the new layers (of all layers without staged_lr)
-    cfg.train.weight_decay = 5e-4  # weight decay
-    cfg.train.max_epoch = 60  # epochs of dense training; pruning takes its epochs from amg.schedule
-    cfg.train.start_epoch = 0  # first epoch, counted from 0
-    cfg.train.batch_size = 32  # images per training batch
-    cfg.train.fixbase_epoch = 0  # epochs at the start in which only open_layers are trained
-    cfg.train.open_layers = ["classifier"]  # attributes of the model trained in those epochs
-    cfg.train.staged_lr = False  # give the layers outside new_layers a smaller learning rate
-    cfg.train.new_layers = ["classifier"]  # attributes of the model trained at the full rate
-    cfg.train.base_lr_mult = 0.1  # factor of the learning rate of the other layers
-    cfg.train.lr_scheduler = "single_step"  # 'single_step', 'multi_step' or 'cosine'
-    cfg.train.stepsize = [20]  # epochs between drops (single_step: last entry) or epochs of the drops
-    cfg.train.gamma = 0.1  # factor of each drop
-    cfg.train.print_freq = 20  # batches between two progress lines
-    cfg.train.seed = 1  # seed of all random numbers
-
-    cfg.sgd = CfgNode()
-    cfg.sgd.momentum = 0.9  # momentum of SGD and RMSprop
-    cfg.sgd.dampening = 0.0  # dampening of the momentum
-    cfg.sgd.nesterov = False  # Nesterov momentum
-
-    cfg.rmsprop = CfgNode()
-    cfg.rmsprop.alpha = 0.99  # smoothing of the squared gradient
-
-    cfg.adam = CfgNode()
-    cfg.adam.beta1 = 0.9  # decay of the first moment (Adam and its relatives)
-    cfg.adam.beta2 = 0.999  # decay of the second moment
-
-
-def _add_torchreid_loss_and_test(cfg: CfgNode) -> None:
-    cfg.loss = CfgNode()
-    cfg.loss.name = "softmax"  # 'softmax' (identity cross entropy) or 'triplet' (with the triplet loss)
-    cfg.loss.softmax = CfgNode()
-    cfg.loss.softmax.label_smooth = True  # smooth the labels of the cross entropy
-    cfg.loss.triplet = CfgNode()
-    cfg.loss.triplet.margin = 0.3  # distance margin; not used with amg.soft_margin
-    cfg.loss.triplet.weight_t = 1.0  # weight of the triplet loss
-    cfg.loss.triplet.weight_x = 0.0  # weight of the cross entropy beside it
-
-    cfg.test = CfgNode()
-    cfg.test.batch_size = 100  # images per evaluation batch
-    cfg.test.dist_metric = "euclidean"  # 'euclidean' or 'cosine'
-    cfg.test.normalize_feature = False  # L2-normalise features before distances
-    cfg.test.ranks = [1, 5, 10, 20]  # CMC ranks to report; clamped to the gallery
-    cfg.test.evaluate = False  # torchreid: only evaluate
-    cfg.test.eval_freq = -1  # epochs between evaluations; -1: only at the end
-    cfg.test.start_eval = 0  # first epoch with an evaluation
-    cfg.test.rerank = False  # k-reciprocal re-ranking
-    cfg.test.visrank = False  # save pictures of ranked galleries (with test.evaluate)
-    cfg.test.visrank_topk = 10  # gallery images per picture
-
-
-def _amg_node() -> CfgNode:
-    amg = CfgNode()
-
+_section("", ("use_gpu", True, "use a GPU where there is one; False forces the CPU"))
+_section(
+    "model",
+    ("name", "resnet50", "name in torchreid's model factory; vit_amg, vit_amg_small, vit_amg_tiny are ours", NOT_EMPTY),
+    ("pretrained", True, "start from published ImageNet weights (may need the network)"),
+    ("load_weights", "", "torchreid: file of weights to start from"),
+    ("resume", "", "torchreid: checkpoint of an interrupted training"),
+)
+_section(
+    "data",
+    ("type", "image", "'image' only: video engines are out of scope of the plugin", _image_only),
+    ("root", "reid-data", "folder that holds the data set folders"),
+    ("sources", ["market1501"], "data sets to train on", NOT_EMPTY),
+    ("targets", ["market1501"], "data sets to evaluate on; the first one decides which model is best", NOT_EMPTY),
+    ("workers", 4, "loader processes", at_least(0)),
+    ("split_id", 0, "which split, for data sets that have several", at_least(0)),
+    ("height", 256, "image height in pixels", at_least(1)),
+    ("width", 128, "image width in pixels", at_least(1)),
+    ("combineall", False, "train on training, query and gallery images together"),
+    ("transforms", ["random_flip"], "named training augmentations"),
+    (
+        "k_tfm",
+        1,
+        "augmented copies made of each training image",
+        allowed(lambda value: value == 1, "1 (torchreid's engines take one augmented copy of an image)"),
+    ),
+    (
+        "norm_mean",
+        [0.485, 0.456, 0.406],
+        "channel means (ImageNet)",
+        allowed(lambda value: len(value) == 3, "a list of three numbers"),
+    ),
+    (
+        "norm_std",
+        [0.229, 0.224, 0.225],
+        "channel standard deviations (ImageNet)",
+        allowed(lambda value: len(value) == 3 and min(value) > 0, "a list of three numbers greater than 0"),
+    ),
+    ("save_dir", "log", "folder for checkpoints, curves and result.json", NOT_EMPTY),
+    ("load_train_targets", False, "also load the targets' training sets"),
+)
+_section("market1501", ("use_500k_distractors", False, "put the 500k distractors into the gallery"))
+_section(
+    "cuhk03",
+    ("labeled_images", False, "hand-drawn boxes instead of detected ones"),
+    ("classic_split", False, "the split of the first publication instead of the new protocol"),
+    ("use_metric_cuhk03", False, "single-gallery-shot evaluation"),
+)
+_section(
+    "sampler",
+    ("train_sampler", "RandomSampler", "order of the source images", _SAMPLER),
+    ("train_sampler_t", "RandomSampler", "order of the targets' training images", _SAMPLER),
+    ("num_instances", 4, "images per identity in a batch (RandomIdentitySampler)", at_least(1)),
+    ("num_cams", 1, "cameras per batch, 0 = all (RandomDomainSampler)", at_least(0)),
+    ("num_datasets", 1, "data sets per batch, 0 = all (RandomDatasetSampler)", at_least(0)),
+)
+_section(  # kept so that torchreid's files load; not used
+    "video",
+    ("seq_len", 15, "images taken from a tracklet", at_least(1)),
+    ("sample_method", "evenly", "how they are chosen", one_of("evenly", "random", "all")),
+    ("pooling_method", "avg", "how their features are joined", one_of("avg", "max")),
+)
+_section(
+    "train",
+    ("optim", "adam", "the optimiser", one_of("adam", "amsgrad", "sgd", "rmsprop", "radam")),
+    ("lr", 0.0003, "learning rate of the new layers (of all layers without staged_lr)", POSITIVE),
+    ("weight_decay", 5e-4, "weight decay", at_least(0)),
+    ("max_epoch", 60, "epochs of dense training; pruning takes its epochs from amg.schedule", at_least(1)),
+    ("start_epoch", 0, "first epoch, counted from 0", at_least(0)),
+    ("batch_size", 32, "images per training batch", at_least(1)),
+    ("fixbase_epoch", 0, "epochs at the start in which only open_layers are trained", at_least(0)),
+    ("open_layers", ["classifier"], "attributes of the model trained in those epochs"),
+    ("staged_lr", False, "give the layers outside new_layers a smaller learning rate"),
+    ("new_layers", ["classifier"], "attributes of the model trained at the full rate"),
+    ("base_lr_mult", 0.1, "factor of the learning rate of the other layers", at_least(0)),
+    ("lr_scheduler", "single_step", "the schedule of the rate", one_of("single_step", "multi_step", "cosine")),
+    ("stepsize", [20], "epochs between drops (single_step: last entry) or epochs of the drops", COUNTS),
+    ("gamma", 0.1, "factor of each drop", POSITIVE),
+    ("print_freq", 20, "batches between two progress lines", at_least(1)),
+    ("seed", 1, "seed of all random numbers", at_least(0)),
+)
+_section(
+    "sgd",
+    ("momentum", 0.9, "momentum of SGD and RMSprop", between(0, 1)),
+    ("dampening", 0.0, "dampening of the momentum", between(0, 1)),
+    ("nesterov", False, "Nesterov momentum"),
+)
+_section("rmsprop", ("alpha", 0.99, "smoothing of the squared gradient", BELOW_1))
+_section(
+    "adam",
+    ("beta1", 0.9, "decay of the first moment (Adam and its relatives)", BELOW_1),
+    ("beta2", 0.999, "decay of the second moment", BELOW_1),
+)
+_section(
+    "loss",
+    ("name", "softmax", "identity cross entropy, or with the triplet loss", one_of("softmax", "triplet")),
+    ("softmax.label_smooth", True, "smooth the labels of the cross entropy"),
+    ("triplet.margin", 0.3, "distance margin; not used with amg.soft_margin", at_least(0)),
+    ("triplet.weight_t", 1.0, "weight of the triplet loss", at_least(0)),
+    ("triplet.weight_x", 0.0, "weight of the cross entropy beside it", at_least(0)),
+)
+_section(
+    "test",
+    ("batch_size", 100, "images per evaluation batch", at_least(1)),
+    ("dist_metric", "euclidean", "distance of features", one_of("euclidean", "cosine")),
+    ("normalize_feature", False, "L2-normalise features before distances"),
+    ("ranks", [1, 5, 10, 20], "CMC ranks to report; clamped to the gallery", COUNTS),
+    ("evaluate", False, "torchreid: only evaluate"),
+    (
+        "eval_freq",
+        -1,
+        "epochs between evaluations; -1: only at the end",
+        allowed(lambda value: value == -1 or value >= 1, "-1 (only at the end) or at least 1"),
+    ),
+    ("start_eval", 0, "first epoch with an evaluation", at_least(0)),
+    ("rerank", False, "k-reciprocal re-ranking"),
+    ("visrank", False, "save pictures of ranked galleries (with test.evaluate)"),
+    ("visrank_topk", 10, "gallery images per picture", at_least(1)),
+)
+_section(
+    "amg",
     # Network
-    amg.arch = ""  # timm name of a plain ViT; empty = that of model.name (vit_amg: ViT-B/16, _small: S, _tiny: Ti)
-    amg.stride = 0  # step between patches in pixels, at most the patch size; 0 = the patch size
-    amg.image_size = []  # [height, width] in pixels; empty = data.height, data.width
-    amg.override = CfgNode()  # departures from the architecture, for small networks trained from scratch
-    amg.override.embed_dim = 0  # embedding width; 0 = the architecture's own
-    amg.override.depth = 0  # blocks; 0 = the architecture's own
-    amg.override.num_heads = 0  # heads per block; 0 = the architecture's own
-    amg.override.patch_size = 0  # patch side in pixels; 0 = the architecture's own
-    amg.override.mlp_ratio = 0.0  # MLP hidden width / embedding width; 0 = the architecture's own
-    amg.override.qkv_bias = True  # False: queries, keys and values without bias
-    amg.override.attention_scale = 0.0  # factor of query times key; 0 = the architecture's own
-    amg.drop_path = 0.0  # stochastic depth rate of the last block
-    amg.weights = ""  # local .pth or .safetensors file of backbone weights
-    amg.neck_feat = "after"  # evaluation feature 'before' or 'after' the batch-norm neck
-    amg.head = "bnneck"  # 'bnneck' (batch-norm neck and one classifier) or 'parts' (LA-Transformer)
-    amg.parts = CfgNode()  # the head 'parts'
-    amg.parts.number = 14  # groups of patch tokens, one classifier each
-    amg.parts.hidden = 256  # hidden width of a part classifier
-    amg.parts.dropout = 0.5  # dropout rate of a part classifier
-    amg.sie = CfgNode()  # side information embedding (TransReID)
-    amg.sie.enabled = False  # add a learned vector per camera (and view) to every token
-    amg.sie.cameras = -1  # training cameras; -1 = as many as the training data has, 0 = cameras do not count
-    amg.sie.views = 0  # views of the training data; 0 = views do not count
-    amg.sie.coefficient = 3.0  # factor of the vector
-    amg.sie.unseen = "none"  # for cameras and views that training has not seen: 'none' (nothing) or 'mean'
-    amg.jpm = CfgNode()  # jigsaw patch module (TransReID)
-    amg.jpm.enabled = False  # a second copy of the last block over shuffled groups of patches
-    amg.jpm.parts = 4  # groups, one local feature each
-    amg.jpm.shift = 5  # the patches are rolled by shift - 1 places
-    amg.jpm.groups = 2  # piles that they are dealt out over
-
+    ("arch", "", "timm name of a plain ViT; empty = that of model.name (vit_amg: ViT-B/16, _small: S, _tiny: Ti)"),
+    ("stride", 0, "step between patches in pixels, at most the patch size; 0 = the patch size", at_least(0)),
+    (
+        "image_size",
+        [],
+        "[height, width] in pixels; empty = data.height, data.width",
+        allowed(
+            lambda value: len(value) in (0, 2) and all(item >= 1 for item in value),
+            "empty or [height, width], two integers of at least 1",
+        ),
+        int,
+    ),
+    # Departures from the architecture, for small networks trained from scratch
+    ("override.embed_dim", 0, "embedding width; 0 = the architecture's own", at_least(0)),
+    ("override.depth", 0, "blocks; 0 = the architecture's own", at_least(0)),
+    ("override.num_heads", 0, "heads per block; 0 = the architecture's own", at_least(0)),
+    ("override.patch_size", 0, "patch side in pixels; 0 = the architecture's own", at_least(0)),
+    ("override.mlp_ratio", 0.0, "MLP hidden width / embedding width; 0 = the architecture's own", at_least(0)),
+    ("override.qkv_bias", True, "False: queries, keys and values without bias"),
+    ("override.attention_scale", 0.0, "factor of query times key; 0 = the architecture's own", at_least(0)),
+    ("drop_path", 0.0, "stochastic depth rate of the last block", BELOW_1),
+    ("weights", "", "local .pth or .safetensors file of backbone weights"),
+    ("neck_feat", "after", "evaluation feature before or after the batch-norm neck", one_of("before", "after")),
+    ("head", "bnneck", "batch-norm neck and one classifier, or LA-Transformer's parts", one_of("bnneck", "parts")),
+    ("parts.number", 14, "groups of patch tokens, one classifier each", at_least(1)),
+    ("parts.hidden", 256, "hidden width of a part classifier", at_least(1)),
+    ("parts.dropout", 0.5, "dropout rate of a part classifier", BELOW_1),
+    ("sie.enabled", False, "TransReID: add a learned vector per camera (and view) to every token"),
+    (
+        "sie.cameras",
+        -1,
+        "training cameras; -1 = as many as the training data has, 0 = cameras do not count",
+        allowed(lambda value: value >= -1, "-1 (as many as the training data has) or at least 0"),
+    ),
+    ("sie.views", 0, "views of the training data; 0 = views do not count", at_least(0)),
+    ("sie.coefficient", 3.0, "factor of the vector", POSITIVE),
+    ("sie.unseen", "none", "what cameras and views get that training has not seen", one_of("none", "mean")),
+    ("jpm.enabled", False, "TransReID: a second copy of the last block over shuffled groups of patches"),
+    ("jpm.parts", 4, "groups, one local feature each", at_least(1)),
+    ("jpm.shift", 5, "the patches are rolled by shift - 1 places", at_least(1)),
+    ("jpm.groups", 2, "groups that they are dealt out over", at_least(1)),
     # Training
-    amg.engine = ""  # name in the engine registry; empty = amg_<loss.name>
-    amg.precision = "fp32"  # 'fp32' or 'bf16' (autocast in training; evaluation stays fp32)
-    amg.warmup_epochs = 0  # epochs of dense training over which the learning rate rises linearly
-    amg.warmup_start = 0.01  # where it starts, as a share of the learning rate
-    amg.min_lr_factor = 0.0  # where the schedule 'cosine' ends, as a share of the learning rate
-    amg.bias_lr_factor = 1.0  # factor of the learning rate of biases
-    amg.unfreeze = CfgNode()  # gradual unfreezing in dense training (LA-Transformer)
-    amg.unfreeze.every = 0  # epochs after which one more block is trained, from the top; 0 = all from the start
-    amg.soft_margin = False  # triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin
-    amg.batches_per_epoch = 0  # end each epoch of training after so many batches, for trials; 0 = all
-    amg.check_images = True  # open every image before training and name the unreadable ones
-    amg.skip_unreadable = False  # leave out unreadable images and queries without a match, in place of stopping
-
+    ("engine", "", "name in the engine registry; empty = amg_<loss.name>"),
+    ("hooks", [], "registered hooks that train and prune add to their own", each(one_of(HOOKS))),
+    ("imports", [], "modules or files with what users register, in a configuration file; relative to it"),
+    ("precision", "fp32", "bf16: autocast in training; evaluation stays fp32", one_of("fp32", "bf16")),
+    ("warmup_epochs", 0, "epochs of dense training over which the learning rate rises linearly", at_least(0)),
+    (
+        "warmup_start",
+        0.01,
+        "where it starts, as a share of the learning rate",
+        allowed(lambda value: 0 < value <= 1, "greater than 0 and at most 1"),
+    ),
+    ("min_lr_factor", 0.0, "where the schedule 'cosine' ends, as a share of the learning rate", BELOW_1),
+    ("bias_lr_factor", 1.0, "factor of the learning rate of biases", POSITIVE),
+    ("unfreeze.every", 0, "epochs after which one more block is trained, from the top; 0 = all at once", at_least(0)),
+    ("soft_margin", False, "triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin"),
+    ("batches_per_epoch", 0, "end each epoch of training after so many batches, for trials; 0 = all", at_least(0)),
+    ("check_images", True, "open every image before training and name the unreadable ones"),
+    ("skip_unreadable", False, "leave out unreadable images and queries without a match, in place of stopping"),
     # Occlusion of training images, with the transform random_occlusion
-    amg.occlusion = CfgNode()
-    amg.occlusion.probability = 0.5  # share of the training images that get an object in front of the person
-    amg.occlusion.min_coverage = 0.15  # smallest hidden share of such an image
-    amg.occlusion.max_coverage = 0.6  # largest; between the two the share follows a Beta(2, 3) distribution
-
+    ("occlusion.probability", 0.5, "share of the training images that get an object in front", between(0, 1)),
+    ("occlusion.min_coverage", 0.15, "smallest hidden share of such an image", between(0.05, 0.7)),
+    ("occlusion.max_coverage", 0.6, "largest; between the two: a Beta(2, 3) distribution", between(0.05, 0.7)),
     # Pruning
-    amg.token_variant = "block"  # a removed token skips the whole block ('block') or only its key and value ('kv')
-    amg.head_scorer = "amg"  # 'amg' (entropy), or for comparison 'random' or 'magnitude'
-    amg.token_scorer = "amg"  # 'amg' (attention x gradient), or for comparison 'random' or 'cls_attention'
-    amg.layer_growth = 0.005  # weight of later blocks when heads are compared over blocks, per block
-    amg.layer_decay = 0.015  # weight lost by later blocks when tokens are compared over blocks, per block
-    amg.normalize_entropy = False  # divide head entropies by log2 of the keys of their block
-    amg.min_heads_per_block = 1  # heads that every block keeps
-    amg.min_tokens_per_block = 1  # patch tokens that every block keeps
-    amg.round_tokens_to = 1  # kept and prefix tokens of a pruned block are a multiple of it
-    amg.schedule = []  # stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS
-    amg.final_epochs = 0  # epochs of fine-tuning after the last stage
-    amg.reducer = "amg"  # 'amg' (pruning), for comparison 'tome' or 'evit' (tokens merged or dropped per image), 'none'
-    amg.target_macs_saving = 0.0  # share of the dense model's MACs to save, instead of rates; 0 = rates count
-    amg.target_latency_saving = 0.0  # share of the dense model's latency to save; measured first
-    amg.latency = CfgNode()
-    amg.latency.form = "fast"  # what is timed, out of the forms of amg-reid bench
-    amg.latency.device = "cpu"  # 'cpu' or 'cuda'
-    amg.latency.threads = 1  # CPU threads
-    amg.latency.batch = 1  # images per pass
-    amg.latency.rounds = 20  # samples of each network
-    amg.head_token_balance = 0.3  # with a target: share of the saving that comes from heads, 0 to 1
-
+    ("token_variant", "block", "a removed token skips the block, or only its key and value", one_of("block", "kv")),
+    ("head_scorer", "amg", "how heads are scored: AMG's entropy, or for comparison", one_of(HEAD_SCORERS)),
+    ("token_scorer", "amg", "how tokens are scored: attention times gradient, or", one_of(TOKEN_SCORERS)),
+    ("layer_growth", 0.005, "weight of later blocks when heads are compared over blocks, per block", at_least(0)),
+    ("layer_decay", 0.015, "weight lost by later blocks when tokens are compared over blocks, per block", BELOW_1),
+    ("normalize_entropy", False, "divide head entropies by log2 of the keys of their block"),
+    ("min_heads_per_block", 1, "heads that every block keeps", at_least(1)),
+    ("min_tokens_per_block", 1, "patch tokens that every block keeps", at_least(1)),
+    ("round_tokens_to", 1, "kept and prefix tokens of a pruned block are a multiple of it", at_least(1)),
+    ("schedule", [], "stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS", None, dict),
+    ("final_epochs", 0, "epochs of fine-tuning after the last stage", at_least(0)),
+    ("reducer", "amg", "pruning, or for comparison tokens reduced per image", one_of("amg", REDUCERS, "none")),
+    ("target_macs_saving", 0.0, "share of the dense model's MACs to save; 0 = rates count", BELOW_1),
+    ("target_latency_saving", 0.0, "share of the dense model's latency to save; measured first", BELOW_1),
+    (
+        "latency.form",
+        "fast",
+        "what is timed, out of the forms of amg-reid bench",
+        one_of("eager", "fast", "onnx", "openvino", "torchscript", "exported_program"),
+    ),
+    ("latency.device", "cpu", "where it is timed", one_of("cpu", "cuda")),
+    ("latency.threads", 1, "CPU threads", at_least(1)),
+    ("latency.batch", 1, "images per pass", at_least(1)),
+    ("latency.rounds", 20, "samples of each network", at_least(1)),
+    ("head_token_balance", 0.3, "with a target: share of the saving that comes from heads", between(0, 1)),
     # Scoring
-    amg.calibration = CfgNode()
-    amg.calibration.batches = 0  # batches that are scored; 0 = one pass over the training loader
-    amg.calibration.mode = "eval"  # mode of the network while scoring: 'eval' or 'train'
-    amg.calibration.augment = False  # score augmented training images instead of plain ones
-
+    ("calibration.batches", 0, "batches that are scored; 0 = one pass over the training loader", at_least(0)),
+    ("calibration.mode", "eval", "mode of the network while scoring", one_of("eval", "train")),
+    ("calibration.augment", False, "score augmented training images instead of plain ones"),
     # Distillation
-    amg.distill = CfgNode()
-    amg.distill.enabled = True  # fine-tune towards the logits of the frozen dense model
-    amg.distill.alpha = 2.0  # weight of the distillation loss
-    amg.distill.tau = 10.0  # softmax temperature of the distillation loss
-    amg.distill.features = 0.0  # weight of the distance between student's and teacher's evaluation features; 0 = none
-    amg.distill.teacher = ""  # dense checkpoint to learn from; empty = the model that the run starts with
-    return amg
+    ("distill.enabled", True, "fine-tune towards the logits of the frozen dense model"),
+    ("distill.alpha", 2.0, "weight of the distillation loss", at_least(0)),
+    ("distill.tau", 10.0, "softmax temperature of the distillation loss", POSITIVE),
+    ("distill.features", 0.0, "weight of the distance of student's and teacher's features; 0 = none", at_least(0)),
+    ("distill.teacher", "", "dense checkpoint to learn from; empty = the model that the run starts with"),
+)

@@ -79,10 +79,10 @@ class AMGPruningHook(Hook):
             self.schedule.check_feasible(plan, blocks, self.rules.min_heads, self.rules.min_tokens)
         else:
             self._check_budget(model, plan, blocks)
-        weighted = self.rules.token_scorer == "amg" and "tokens" in self.schedule.targets
-        if weighted and self.rules.layer_decay * (len(blocks) - 1) >= 1:
+        decay = self.rules.token_weight if "tokens" in self.schedule.targets else 0.0
+        if decay * (len(blocks) - 1) >= 1:
             raise ConfigError(
-                f"amg.layer_decay is {self.rules.layer_decay:g}, but must be below 1/{len(blocks) - 1} for "
+                f"amg.layer_decay is {decay:g}, but must be below 1/{len(blocks) - 1} for "
                 f"{len(blocks)} prunable blocks: the token scores of every block need a weight above 0."
             )
 

@@ -9,7 +9,7 @@ from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.engine.calibration import build_calibration, scoring_mode
 from amg_plugin.plots.attention import lay_out, per_block_norm
 from amg_plugin.pruning.cut import prunable_blocks
-from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
 from amg_plugin.runs.setup import assemble, prepare, restore_model
 
 
@@ -35,8 +35,8 @@ def scored_maps(cfg: CfgNode, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     engine = assemble(cfg, datamanager, model, [], 1)
     blocks, plan = prunable_blocks(model), checkpoint.plan
     with scoring_mode(model, cfg.amg.calibration.mode):
-        entropy = HEAD_SCORERS["amg"](model, build_calibration(engine, "score heads"), blocks)
-        importance = TOKEN_SCORERS["amg"](model, build_calibration(engine, "score tokens"), blocks)
+        entropy = HEAD_SCORERS.load("amg")(model, build_calibration(engine, "score heads"), blocks)
+        importance = TOKEN_SCORERS.load("amg")(model, build_calibration(engine, "score tokens"), blocks)
     return (
         lay_out(entropy, blocks, plan.heads, max(plan.num_heads)),
         per_block_norm(lay_out(importance, blocks, plan.tokens, plan.num_patches)),

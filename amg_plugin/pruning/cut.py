@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from amg_plugin.errors import RunError
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning.budget import Goal, closest_cut, narrowed
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.schedule import Cut
-from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS, Calibration
+from amg_plugin.pruning.scorers import Calibration
 from amg_plugin.pruning.selection import select_heads, select_tokens
 from amg_plugin.pruning.surgery import apply_plan, current_plan
+from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +27,10 @@ class PruningRules:
     """How scores become choices.
 
     Attributes:
-        head_scorer: A name of ``HEAD_SCORERS``.
-        token_scorer: A name of ``TOKEN_SCORERS``.
-        layer_growth: Weight growth per block of head entropies (g).
-        layer_decay: Weight decay per block of token importances (d).
+        head_scorer: A registered head scorer.
+        token_scorer: A registered token scorer.
+        layer_growth: Weight growth per block of head scores (g), for scorers that are weighted.
+        layer_decay: Weight decay per block of token scores (d), for scorers that are weighted.
         min_heads: Heads that every block keeps.
         min_tokens: Patch tokens that every block keeps.
         round_tokens_to: Sequence lengths of pruned blocks are multiples of it.
@@ -54,6 +56,16 @@ class PruningRules:
             min_tokens=amg.min_tokens_per_block,
             round_tokens_to=amg.round_tokens_to,
         )
+
+    @property
+    def head_weight(self) -> float:
+        """Growth per block that applies to the head scorer."""
+        return self.layer_growth if HEAD_SCORERS.row(self.head_scorer).weighted else 0.0
+
+    @property
+    def token_weight(self) -> float:
+        """Decay per block that applies to the token scorer."""
+        return self.layer_decay if TOKEN_SCORERS.row(self.token_scorer).weighted else 0.0
 
 
 def prunable_blocks(model: nn.Module) -> list[int]:
@@ -86,19 +98,27 @@ def plan_cut(
         count = sum(kept[block] for block in blocks) if goal.cost.saving(plan) < goal.saving else 0
     if count <= 0:
         return plan
+    scores = _scores(model, cut.target, rules, calibration, [kept[block] for block in blocks], blocks)
     if heads:
-        scores = HEAD_SCORERS[rules.head_scorer](model, calibration, blocks)
-        weight = rules.layer_growth if rules.head_scorer == "amg" else 0.0
-        floor, select = rules.min_heads, select_heads
+        weight, floor, select = rules.head_weight, rules.min_heads, select_heads
     else:
-        scores = TOKEN_SCORERS[rules.token_scorer](model, calibration, blocks)
-        weight = rules.layer_decay if rules.token_scorer == "amg" else 0.0
         rounding = {"multiple": rules.round_tokens_to, "num_prefix_tokens": backbone_of(model).num_prefix_tokens}
-        floor, select = rules.min_tokens, partial(select_tokens, **rounding)
+        weight, floor, select = rules.token_weight, rules.min_tokens, partial(select_tokens, **rounding)
     if goal is not None:
         return closest_cut(plan, cut.target, blocks, scores, weight=weight, floor=floor, goal=goal)
     logger.debug("%d %s chosen for removal", count, cut.target)
     return narrowed(plan, cut.target, blocks, select(scores, count, weight, floor))
+
+
+def _scores(
+    model: nn.Module, target: str, rules: PruningRules, calibration: Calibration, sizes: list[int], blocks: list[int]
+) -> list[Tensor]:
+    """Scores of the heads or tokens that are left, per block; scorers may be a user's."""
+    table, name = (HEAD_SCORERS, rules.head_scorer) if target == "heads" else (TOKEN_SCORERS, rules.token_scorer)
+    scores = table.load(name)(model, calibration, blocks)
+    if [getattr(values, "shape", None) for values in scores] != [(size,) for size in sizes]:
+        raise RunError(f"The {table.kind} '{name}' must give one tensor per block with {sizes} scores of its {target}.")
+    return scores
 
 
 def carry_out(

@@ -1,7 +1,7 @@
 """How heads and tokens are scored: AMG, and simple rules to compare it with.
 
-Every head scorer gives larger values to heads that should go first, every token scorer smaller ones. Ablation scorers
-take part without AMG's weights per block.
+Every head scorer gives larger values to heads that should go first, every token scorer smaller ones. The tables of
+:mod:`amg_plugin.registries` name them and say which of them AMG's weights per block apply to.
 """
 
 from __future__ import annotations
@@ -120,15 +120,3 @@ def random_tokens(model: nn.Module, calibration: Calibration, blocks: Sequence[i
 def _random(sizes: Sequence[int], seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(size, generator=generator, dtype=torch.float64) for size in sizes]
-
-
-HEAD_SCORERS: dict[str, Scorer] = {
-    "amg": entropy_of_heads,
-    "random": random_heads,
-    "magnitude": magnitude_of_heads,
-}
-TOKEN_SCORERS: dict[str, Scorer] = {
-    "amg": importance_of_tokens,
-    "random": random_tokens,
-    "cls_attention": class_attention_of_tokens,
-}

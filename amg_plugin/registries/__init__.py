@@ -1,1 +1,29 @@
-"""What is open to users: tables of names, and the ways into them. Light: only the standard library."""
+"""What is open to users: tables of names, and the ways into them. Light: only the standard library is imported.
+
+Each ``register_...`` is a call, ``register_dataset("mine", MyData)``, or a decorator, ``@register_dataset("mine")``; the
+first line of the docstring says in lists what it is. See :meth:`amg_plugin.registries.registry.Registry.register`.
+"""
+
+from amg_plugin.registries.tables import DATASETS, HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS, TRANSFORMS
+
+register_head_scorer = HEAD_SCORERS.register
+register_token_scorer = TOKEN_SCORERS.register
+register_reducer = REDUCERS.register
+register_dataset = DATASETS.register
+register_transform = TRANSFORMS.register
+register_hook = HOOKS.register
+
+__all__ = [
+    "DATASETS",
+    "HEAD_SCORERS",
+    "HOOKS",
+    "REDUCERS",
+    "TOKEN_SCORERS",
+    "TRANSFORMS",
+    "register_dataset",
+    "register_head_scorer",
+    "register_hook",
+    "register_reducer",
+    "register_token_scorer",
+    "register_transform",
+]

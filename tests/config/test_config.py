@@ -13,8 +13,6 @@ from amg_plugin.config.load import (
     to_plain_dict,
     validate,
 )
-from amg_plugin.config.merge import flat_keys
-from amg_plugin.config.schema import EMPTY_LIST_ELEMENTS
 from amg_plugin.errors import ConfigError
 
 HEADS = {"target": "heads", "rate": 0.25, "iterations": 6, "epochs": 1}
@@ -44,12 +42,6 @@ def test_defaults_are_possible():
 def test_each_call_gives_fresh_defaults():
     get_default_config().data.sources.append("mine")
     assert get_default_config().data.sources == ["market1501"]
-
-
-def test_every_list_key_has_a_known_element_type():
-    cfg = get_default_config()
-    empty = {key for key in flat_keys(cfg) if _value(cfg, key) == []}
-    assert empty == set(EMPTY_LIST_ELEMENTS)
 
 
 def test_without_file_and_overrides_only_the_image_size_is_filled_in():

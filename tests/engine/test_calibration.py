@@ -7,7 +7,7 @@ from torch import nn
 
 from amg_plugin.engine.calibration import build_calibration, plain_train_loader, scoring_mode
 from amg_plugin.errors import AMGError
-from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
 
 AUGMENTED = {"data__transforms": ["random_flip", "random_crop", "random_erase"]}
 
@@ -74,7 +74,7 @@ def test_scoring_leaves_no_trace_in_the_model(make_engine, mode, scorers, name):
     engine = make_engine(amg__calibration__mode=mode)
     before, modes = statistics(engine.model), [module.training for module in engine.model.modules()]
     with scoring_mode(engine.model, mode):
-        scorers[name](engine.model, build_calibration(engine, "score"), [0, 1])
+        scorers.load(name)(engine.model, build_calibration(engine, "score"), [0, 1])
     assert all(torch.equal(value, before[name]) for name, value in statistics(engine.model).items())
     assert [module.training for module in engine.model.modules()] == modes
     assert all(parameter.grad is None and parameter.requires_grad for parameter in engine.model.parameters())

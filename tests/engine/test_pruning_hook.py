@@ -9,7 +9,7 @@ from amg_plugin.engine import pruning as module
 from amg_plugin.errors import ConfigError
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.schedule import PruningSchedule
-from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
 
 ALL_HEADS, ALL_TOKENS = DEPTH * HEADS, DEPTH * PATCHES
 

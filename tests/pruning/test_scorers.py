@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from amg_plugin.models.reid import ModelSpec, ReIDModel
 from amg_plugin.pruning import AttentionMapRecorder, TokenGradientRecorder, apply_plan, current_plan, head_entropy
-from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS, Calibration
+from amg_plugin.pruning.scorers import Calibration
+from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
 
 BLOCKS = [0, 1, 2]
 
@@ -45,7 +46,7 @@ def calibration_of(model, batches, **options):
 @pytest.mark.parametrize("name", HEAD_SCORERS)
 def test_head_scorers_give_one_finite_score_per_head_left(model, batches, name):
     apply_plan(model, current_plan(model).narrow(heads=[[0, 1], [3], [0, 1, 2]]))
-    scores = HEAD_SCORERS[name](model, calibration_of(model, batches), [2, 0])
+    scores = HEAD_SCORERS.load(name)(model, calibration_of(model, batches), [2, 0])
     assert [len(values) for values in scores] == [3, 2]
     assert all(torch.isfinite(values).all() for values in scores)
 
@@ -55,7 +56,7 @@ def test_head_scorers_give_one_finite_score_per_head_left(model, batches, name):
 def test_token_scorers_give_one_finite_score_per_token_left(model, batches, name, variant):
     plan = current_plan(model).with_variant(variant)
     apply_plan(model, plan.narrow(tokens=[range(5), range(8), [2]]))
-    scores = TOKEN_SCORERS[name](model, calibration_of(model, batches), [2, 0])
+    scores = TOKEN_SCORERS.load(name)(model, calibration_of(model, batches), [2, 0])
     assert [len(values) for values in scores] == [1, 5]
     assert all(torch.isfinite(values).all() for values in scores)
 
@@ -63,14 +64,14 @@ def test_token_scorers_give_one_finite_score_per_token_left(model, batches, name
 def test_amg_scores_heads_by_the_entropy_of_the_mean_map(model, batches):
     with AttentionMapRecorder(model) as recorder, torch.no_grad():
         model(torch.cat([images for images, _ in batches]))
-    scores = HEAD_SCORERS["amg"](model, calibration_of(model, batches), BLOCKS)
+    scores = HEAD_SCORERS.load("amg")(model, calibration_of(model, batches), BLOCKS)
     for values, mean in zip(scores, recorder.mean(), strict=True):
         assert torch.allclose(values, head_entropy(mean), rtol=1e-5)
 
 
 def test_normalised_entropies_are_those_divided_by_log2_of_the_keys(model, batches):
-    plain = HEAD_SCORERS["amg"](model, calibration_of(model, batches), BLOCKS)
-    shares = HEAD_SCORERS["amg"](model, calibration_of(model, batches, normalize_entropy=True), BLOCKS)
+    plain = HEAD_SCORERS.load("amg")(model, calibration_of(model, batches), BLOCKS)
+    shares = HEAD_SCORERS.load("amg")(model, calibration_of(model, batches, normalize_entropy=True), BLOCKS)
     for bits, share in zip(plain, shares, strict=True):
         assert torch.allclose(bits / torch.tensor(9.0).log2(), share)
 
@@ -81,7 +82,7 @@ def test_amg_scores_tokens_by_similarity_times_gradient_of_the_loss(model, batch
         for batch in batches:
             calibration.loss(batch).backward()
             recorder.end_batch()
-    scores = TOKEN_SCORERS["amg"](model, calibration, BLOCKS)
+    scores = TOKEN_SCORERS.load("amg")(model, calibration, BLOCKS)
     for values, expected in zip(scores, recorder.importance, strict=True):
         assert torch.allclose(values, expected, rtol=1e-4)
 
@@ -90,7 +91,7 @@ def test_amg_scores_tokens_by_similarity_times_gradient_of_the_loss(model, batch
 def test_token_scoring_leaves_no_gradient_and_no_changed_flag(model, batches, requires_grad):
     model.backbone.blocks[1].requires_grad_(requires_grad)
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    TOKEN_SCORERS["amg"](model, calibration_of(model, batches), BLOCKS)
+    TOKEN_SCORERS.load("amg")(model, calibration_of(model, batches), BLOCKS)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
 
@@ -100,8 +101,8 @@ def test_token_scoring_works_on_images_that_ask_for_no_gradient(model, batches):
         return F.cross_entropy(model.logits(batch[0]), batch[1])
 
     plain = Calibration(lambda: iter(batches), lambda batch: model(batch[0]), loss)
-    expected = TOKEN_SCORERS["amg"](model, calibration_of(model, batches), BLOCKS)
-    for values, same in zip(TOKEN_SCORERS["amg"](model, plain, BLOCKS), expected, strict=True):
+    expected = TOKEN_SCORERS.load("amg")(model, calibration_of(model, batches), BLOCKS)
+    for values, same in zip(TOKEN_SCORERS.load("amg")(model, plain, BLOCKS), expected, strict=True):
         assert torch.allclose(values, same, rtol=1e-5)
 
 
@@ -110,7 +111,7 @@ def test_a_failing_loss_leaves_the_model_usable(model, batches):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        TOKEN_SCORERS["amg"](model, Calibration(lambda: iter(batches), model, loss), BLOCKS)
+        TOKEN_SCORERS.load("amg")(model, Calibration(lambda: iter(batches), model, loss), BLOCKS)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(block.attn.observer is None for block in model.backbone.blocks)
 
@@ -121,23 +122,23 @@ def test_magnitude_marks_the_head_with_the_smallest_weights_for_removal(model, b
         for part in range(3):
             attention.qkv.weight[part * 32 + 16 : part * 32 + 24] *= 0.1
         attention.proj.weight[:, 16:24] *= 0.1
-    scores = HEAD_SCORERS["magnitude"](model, calibration_of(model, batches), BLOCKS)
+    scores = HEAD_SCORERS.load("magnitude")(model, calibration_of(model, batches), BLOCKS)
     assert scores[1].argmax() == 2
 
 
 def test_magnitude_is_relative_to_the_block(model, batches):
-    before = HEAD_SCORERS["magnitude"](model, calibration_of(model, batches), BLOCKS)
+    before = HEAD_SCORERS.load("magnitude")(model, calibration_of(model, batches), BLOCKS)
     with torch.no_grad():
         model.backbone.blocks[1].attn.qkv.weight *= 3
         model.backbone.blocks[1].attn.proj.weight *= 3
-    after = HEAD_SCORERS["magnitude"](model, calibration_of(model, batches), BLOCKS)
+    after = HEAD_SCORERS.load("magnitude")(model, calibration_of(model, batches), BLOCKS)
     assert torch.allclose(before[1], after[1])
 
 
 def test_class_attention_is_what_the_class_token_pays(model, batches):
     with AttentionMapRecorder(model) as recorder, torch.no_grad():
         model(torch.cat([images for images, _ in batches]))
-    scores = TOKEN_SCORERS["cls_attention"](model, calibration_of(model, batches), BLOCKS)
+    scores = TOKEN_SCORERS.load("cls_attention")(model, calibration_of(model, batches), BLOCKS)
     for values, mean in zip(scores, recorder.mean(), strict=True):
         assert torch.allclose(values, mean[:, 0, 1:].mean(0), rtol=1e-5)
 
@@ -146,7 +147,7 @@ def test_class_attention_without_a_class_token_is_that_of_all_queries(batches):
     model = build("vit_base_patch16_gap_224")
     with AttentionMapRecorder(model) as recorder, torch.no_grad():
         model(torch.cat([images for images, _ in batches]))
-    scores = TOKEN_SCORERS["cls_attention"](model, calibration_of(model, batches), BLOCKS)
+    scores = TOKEN_SCORERS.load("cls_attention")(model, calibration_of(model, batches), BLOCKS)
     for values, mean in zip(scores, recorder.mean(), strict=True):
         assert torch.allclose(values, mean.mean((0, 1)), rtol=1e-5)
 
@@ -154,15 +155,15 @@ def test_class_attention_without_a_class_token_is_that_of_all_queries(batches):
 @pytest.mark.parametrize("scorers", [HEAD_SCORERS, TOKEN_SCORERS], ids=["heads", "tokens"])
 def test_random_scores_are_fixed_by_the_seed_and_need_no_images(model, scorers):
     def scores(seed):
-        values = scorers["random"](model, calibration_of(model, None, seed=seed), BLOCKS)
+        values = scorers.load("random")(model, calibration_of(model, None, seed=seed), BLOCKS)
         return torch.cat(values).tolist()
 
     assert scores(1) == scores(1) != scores(2)
 
 
 def test_maps_are_averaged_over_processes(model, batches):
-    alone = HEAD_SCORERS["amg"](model, calibration_of(model, batches), BLOCKS)
+    alone = HEAD_SCORERS.load("amg")(model, calibration_of(model, batches), BLOCKS)
     # Two processes with the same images: sums and image counts double.
-    both = HEAD_SCORERS["amg"](model, calibration_of(model, batches, reduce=lambda tensor: 2 * tensor), BLOCKS)
+    both = HEAD_SCORERS.load("amg")(model, calibration_of(model, batches, reduce=lambda tensor: 2 * tensor), BLOCKS)
     for one, other in zip(alone, both, strict=True):
         assert torch.allclose(one, other)

@@ -13,7 +13,8 @@ from amg_plugin.pruning import current_plan
 from amg_plugin.pruning import cut as step
 from amg_plugin.pruning.cut import PruningRules, carry_out, plan_cut, prunable_blocks
 from amg_plugin.pruning.schedule import PruningSchedule, Stage
-from amg_plugin.pruning.scorers import HEAD_SCORERS, TOKEN_SCORERS, Calibration
+from amg_plugin.pruning.scorers import Calibration
+from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
 
 
 @pytest.fixture
