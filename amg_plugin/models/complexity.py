@@ -11,12 +11,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from amg_plugin.paper.accounting import published_accounting
-
-__all__ = [
-    "CLASSIFIERS", "count", "count_parameters", "explicit_attention", "is_classifier", "published_accounting"
-]  # fmt: skip
-
 #: Modules that a re-ID system does not run when it extracts features.
 CLASSIFIERS = (
     "classifier", "head", "head_dist", "classifiers", "local_classifiers", "classifier_global", "classifier_local"

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amg_plugin.errors import CheckpointError
-from amg_plugin.models.complexity import published_accounting
 from amg_plugin.models.la_transformer import part_averages
 from amg_plugin.paper import load_la_vit, load_transreid
+from amg_plugin.paper.accounting import published_accounting
 from amg_plugin.pruning import current_plan, select_heads, select_tokens
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.pruning.scorers import Calibration, entropy_of_heads, importance_of_tokens

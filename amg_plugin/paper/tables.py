@@ -20,6 +20,7 @@ from torch import nn
 from amg_plugin.errors import InputError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
+from amg_plugin.paper.accounting import published_accounting
 from amg_plugin.paper.measured import Measurement, Shape, read_measurements, same_data
 from amg_plugin.paper.rows import ROWS, Row
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
@@ -132,7 +133,7 @@ def describe(row: Row) -> Entry:
     """Build a row's network and count."""
     model, heads, tokens = build(row)
     counted = complexity.count(model, *row.spec.image_size)
-    formula = complexity.published_accounting(model)
+    formula = published_accounting(model)
     plan, blocks = current_plan(model), prunable_blocks(model)
     macs, params = formula["macs"] / 1e9, formula["msa_params"] / 1e6
     return Entry(

@@ -12,8 +12,9 @@ from amg_plugin.cli.prune import prune
 from amg_plugin.cli.train import train
 from amg_plugin.config.load import list_configs, load_config
 from amg_plugin.models.build import build_network
-from amg_plugin.models.complexity import count, published_accounting
+from amg_plugin.models.complexity import count
 from amg_plugin.models.factory import ARCHITECTURES, spec_from_config
+from amg_plugin.paper.accounting import published_accounting
 from amg_plugin.paper.rows import ROWS
 from amg_plugin.paper.tables import build, even_plan
 from amg_plugin.pruning import apply_plan, current_plan

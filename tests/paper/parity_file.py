@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from amg_plugin.models.complexity import published_accounting
 from amg_plugin.models.la_transformer import part_averages
 from amg_plugin.models.vit import build_backbone
+from amg_plugin.paper.accounting import published_accounting
 from amg_plugin.pruning import apply_plan, current_plan, select_heads, select_tokens
 from amg_plugin.pruning.scorers import Calibration, entropy_of_heads, importance_of_tokens
 

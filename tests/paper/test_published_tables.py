@@ -14,7 +14,7 @@ from torch import nn
 
 from amg_plugin.cli.main import main
 from amg_plugin.errors import InputError
-from amg_plugin.models.complexity import published_accounting
+from amg_plugin.paper.accounting import published_accounting
 from amg_plugin.paper.rows import ROWS
 from amg_plugin.paper.tables import HEADINGS, build, build_table, even_plan, render
 
