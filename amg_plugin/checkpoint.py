@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from amg_plugin.deploy.runtimes import file_format
 from amg_plugin.errors import AMGError, CheckpointError, RunError
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec, ReIDModel, unwrap
+from amg_plugin.models.reid import ReIDModel, unwrap
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.utils.files import replacing
 from amg_plugin.utils.preprocessing import Preprocessing

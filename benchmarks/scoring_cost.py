@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning.scorers import Calibration
 from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
 from amg_plugin.version import __version__

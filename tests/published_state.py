@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 
 ARCH = "vit_base_patch16_224"

@@ -11,7 +11,8 @@ import torch
 import amg_plugin
 from amg_plugin.checkpoint import FORMAT, VERSION, load_strictly, read_checkpoint, save_checkpoint
 from amg_plugin.errors import CheckpointError, RunError
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 
 SPEC = ModelSpec(

@@ -16,7 +16,7 @@ from amg_plugin.bench.subjects import Subject
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning import PruningPlan, apply_plan
 from amg_plugin.pruning.budget import PlanCost

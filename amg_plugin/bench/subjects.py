@@ -20,9 +20,8 @@ from amg_plugin.deploy.runtimes import open_exported
 from amg_plugin.errors import InputError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
-from amg_plugin.models.factory import ARCHITECTURES
 from amg_plugin.models.reducers.solve import with_reducer
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ARCHITECTURES, ModelSpec
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import PlanCost
 from amg_plugin.pruning.example_plans import example_plan

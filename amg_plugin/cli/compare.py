@@ -25,7 +25,7 @@ from amg_plugin.cli.test import evaluate, evaluation_config
 from amg_plugin.config.load import load_config
 from amg_plugin.errors import ConfigError, InputError
 from amg_plugin.plugin import backbones
-from amg_plugin.plugin.registry import MODELS
+from amg_plugin.plugin.models import MODELS
 from amg_plugin.runs import result as report
 from amg_plugin.runs.comparison_table import FORMATS, Row, render
 from amg_plugin.runs.setup import assemble, check_precision, restore_model, use_gpu

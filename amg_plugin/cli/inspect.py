@@ -8,7 +8,7 @@ from typing import Any
 
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.models import complexity
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.utils.tables import text_table
 

@@ -12,8 +12,8 @@ from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.deploy.info import ExportInfo
 from amg_plugin.deploy.runtimes import ExportedFile
 from amg_plugin.errors import ConfigError
-from amg_plugin.models.reid import ModelSpec
 from amg_plugin.models.side_information import SideInformation
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import PruningPlan
 
 

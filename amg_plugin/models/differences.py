@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from amg_plugin.models.la_transformer import HIDDEN
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import build_backbone
 
 _BACKBONE = {

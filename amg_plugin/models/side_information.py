@@ -43,6 +43,8 @@ class SideInformationSpec:
             )
         if self.unseen not in UNSEEN:
             raise ConfigError(f"amg.sie.unseen '{self.unseen}' is unknown; allowed: {', '.join(UNSEEN)}.")
+        table = {str(name): [int(number) for number in numbers] for name, numbers in self.camera_table.items()}
+        object.__setattr__(self, "camera_table", table)  # plain data, for checkpoints
         named = sum(len(numbers) for numbers in self.camera_table.values())
         if self.camera_table and named != self.cameras:
             raise ConfigError(f"Side information of {self.cameras} cameras cannot name {named} of them.")

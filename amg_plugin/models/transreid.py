@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from amg_plugin.models.head import FrozenBiasBatchNorm1d, build_classifier
 from amg_plugin.models.jigsaw import JigsawBranch
-from amg_plugin.models.reid import ModelSpec, ReIDModel, at_least_float32
+from amg_plugin.models.reid import ReIDModel, at_least_float32
 from amg_plugin.models.side_information import SideInformation
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
 
 Outputs = Tensor | list[Tensor]
@@ -65,8 +66,7 @@ class TransReID(ReIDModel):
         Raises:
             ConfigError: If they are not as many as the rows.
         """
-        plain = {str(name): [int(number) for number in numbers] for name, numbers in table.items()}
-        side = replace(self.spec.side_information, camera_table=plain)
+        side = replace(self.spec.side_information, camera_table=table)
         self.spec = replace(self.spec, side_information=side)
         self.side_information.spec = side
 

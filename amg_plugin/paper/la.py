@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amg_plugin.errors import CheckpointError
 from amg_plugin.models.la_transformer import LATransformer
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import build_backbone
 from amg_plugin.paper.state_dicts import (
     ARCH,

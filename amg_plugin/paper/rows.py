@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from amg_plugin.models.jigsaw import JigsawSpec
-from amg_plugin.models.reid import ModelSpec
 from amg_plugin.models.side_information import SideInformationSpec
+from amg_plugin.models.spec import ModelSpec
 
 MARKET, DUKE = "Market-1501", "Occluded-Duke"
 _IDENTITIES = {MARKET: 751, DUKE: 702}

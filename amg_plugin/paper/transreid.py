@@ -9,8 +9,8 @@ from torch import Tensor
 
 from amg_plugin.errors import CheckpointError
 from amg_plugin.models.jigsaw import JigsawSpec
-from amg_plugin.models.reid import ModelSpec
 from amg_plugin.models.side_information import SideInformationSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.transreid import TransReID
 from amg_plugin.paper.state_dicts import (
     ARCH,

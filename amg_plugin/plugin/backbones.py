@@ -14,7 +14,8 @@ from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.models import complexity
 from amg_plugin.models.published_files import read_published
 from amg_plugin.plugin.active import using_amg_config
-from amg_plugin.plugin.registry import MODELS, register
+from amg_plugin.plugin.models import MODELS
+from amg_plugin.plugin.registry import register
 
 #: Height and width in pixels that a network is built for; all others take any size.
 FIXED_SIZES = {"hacnn": (160, 64)}

@@ -2,12 +2,12 @@
 
 import inspect
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from amg_plugin import compat
 from amg_plugin.errors import ConfigError, InputError
+from amg_plugin.plugin.models import MODELS
 from amg_plugin.registries.registry import Registry, Row, is_same
 
 if TYPE_CHECKING:
@@ -33,40 +33,6 @@ for _name, _where, _loss in (
     ("amg_triplet", "amg_plugin.engine.image:AMGTripletEngine", "triplet"),
 ):
     ENGINES.register(_name, _where, loss=_loss, needs=("torchreid",))
-
-
-# torchreid's table holds these thin functions, so that registering does not import timm.
-
-
-def vit_amg(num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True) -> "nn.Module":
-    """ViT-B/16, or what the active `amg` node names; arguments as torchreid's ``build_model`` passes them."""
-    from amg_plugin.models import factory
-
-    return factory.vit_amg(num_classes, loss=loss, pretrained=pretrained, use_gpu=use_gpu)
-
-
-def vit_amg_small(
-    num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True
-) -> "nn.Module":
-    """ViT-S/16; arguments as torchreid's ``build_model`` passes them."""
-    from amg_plugin.models import factory
-
-    return factory.vit_amg_small(num_classes, loss=loss, pretrained=pretrained, use_gpu=use_gpu)
-
-
-def vit_amg_tiny(num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True) -> "nn.Module":
-    """ViT-Ti/16; arguments as torchreid's ``build_model`` passes them."""
-    from amg_plugin.models import factory
-
-    return factory.vit_amg_tiny(num_classes, loss=loss, pretrained=pretrained, use_gpu=use_gpu)
-
-
-#: Models by the name that ``model.name`` takes.
-MODELS: dict[str, Callable[..., "nn.Module"]] = {
-    "vit_amg": vit_amg,
-    "vit_amg_small": vit_amg_small,
-    "vit_amg_tiny": vit_amg_tiny,
-}
 
 
 def register() -> None:

@@ -17,11 +17,12 @@ from amg_plugin.data.cameras import TrainingCameras
 from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.differences import differences
-from amg_plugin.models.factory import ARCHITECTURES, fit_reducer, spec_from_config
 from amg_plugin.models.reducers import METHODS as REDUCERS
+from amg_plugin.models.reducers.solve import fit_reducer
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ARCHITECTURES, ModelSpec, spec_from_config
 from amg_plugin.models.weights import check_weight_file
-from amg_plugin.plugin.active import using_amg_config
-from amg_plugin.plugin.registry import ENGINES, MODELS, build_engine, register
+from amg_plugin.plugin.registry import ENGINES, build_engine, register
 from amg_plugin.utils.files import check_writable
 from amg_plugin.utils.preprocessing import Preprocessing
 
@@ -74,39 +75,34 @@ def check_precision(cfg: CfgNode) -> None:
         )
 
 
-def build_model(cfg: CfgNode, num_classes: int, cameras: TrainingCameras | None = None) -> nn.Module:
-    """The network of ``model.name``, by torchreid's ``build_model``.
+def build_model(cfg: CfgNode, num_classes: int, cameras: TrainingCameras | None = None) -> ReIDModel:
+    """The network of a configuration, on the CPU.
 
     Args:
         cfg: The configuration.
         num_classes: Training identities.
-        cameras: Cameras of the training data, for side information; they reach the network through the ``amg`` node,
-            since torchreid passes it only the number of identities.
+        cameras: Cameras of the training data, for side information.
 
     Raises:
         ConfigError: If the name is none of the plugin's, or ``amg.sie.cameras`` is another number than the data has.
     """
-    check_model_name(cfg)
-    amg, with_cameras = cfg.amg.clone(), cfg.amg.sie.enabled and cfg.amg.sie.cameras != 0
-    if with_cameras and cameras is not None:
-        if amg.sie.cameras not in (-1, cameras.count):
+    spec = _described(cfg, num_classes)
+    if cameras is not None and spec.side_information and cfg.amg.sie.cameras != 0:
+        if cfg.amg.sie.cameras not in (-1, cameras.count):
             raise ConfigError(
-                f"amg.sie.cameras is {amg.sie.cameras}, but the training data has {cameras.count} cameras; "
+                f"amg.sie.cameras is {cfg.amg.sie.cameras}, but the training data has {cameras.count} cameras; "
                 "leave it at -1 to have them counted."
             )
-        amg.defrost()
-        amg.sie.cameras = cameras.count
-    with using_amg_config(amg):
-        model = compat.torchreid().models.build_model(
-            name=cfg.model.name,
-            num_classes=num_classes,
-            loss=cfg.loss.name,
-            pretrained=cfg.model.pretrained,
-            use_gpu=use_gpu(cfg),
-        )
-    if with_cameras and cameras is not None:
-        model.name_cameras(cameras.table)
-    return model
+        side = replace(spec.side_information, cameras=cameras.count, camera_table=cameras.table)
+        spec = replace(spec, side_information=side)
+    return build_network(spec, cfg.model.pretrained, cfg.amg.weights)
+
+
+def _described(cfg: CfgNode, num_classes: int) -> ModelSpec:
+    check_model_name(cfg)
+    arch = ARCHITECTURES[cfg.model.name]
+    spec = spec_from_config(cfg.amg, num_classes=num_classes, loss=cfg.loss.name, default_arch=arch)
+    return fit_reducer(spec, cfg.amg)
 
 
 def check_model_name(cfg: CfgNode) -> None:
@@ -115,8 +111,8 @@ def check_model_name(cfg: CfgNode) -> None:
     Raises:
         ConfigError: If it is not.
     """
-    if cfg.model.name not in MODELS:
-        raise ConfigError(f"model.name is '{cfg.model.name}', but must be one of {', '.join(MODELS)}.")
+    if cfg.model.name not in ARCHITECTURES:
+        raise ConfigError(f"model.name is '{cfg.model.name}', but must be one of {', '.join(ARCHITECTURES)}.")
 
 
 def check_buildable(cfg: CfgNode) -> None:
@@ -127,11 +123,9 @@ def check_buildable(cfg: CfgNode) -> None:
         UnsupportedModelError: If it is not a plain ViT.
         InputError: If the file in ``amg.weights`` is missing.
     """
-    check_model_name(cfg)
+    spec = _described(cfg, 1)
     if cfg.amg.weights:
         check_weight_file(cfg.amg.weights)
-    spec = spec_from_config(cfg.amg, num_classes=1, loss=cfg.loss.name, default_arch=ARCHITECTURES[cfg.model.name])
-    spec = fit_reducer(spec, cfg.amg)
     with torch.device("meta"):
         build_network(replace(spec, drop_path=0.0))  # whose rates timm may read from a tensor, which meta has none of
 

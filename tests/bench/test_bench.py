@@ -22,7 +22,7 @@ from amg_plugin.config.load import load_config
 from amg_plugin.deploy.runtimes import open_exported
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.utils.files import write_text
 

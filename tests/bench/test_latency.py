@@ -11,7 +11,7 @@ from amg_plugin.bench.run import Settings
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.budget import PlanCost
 

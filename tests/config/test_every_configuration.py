@@ -13,7 +13,7 @@ from amg_plugin.cli.train import train
 from amg_plugin.config.load import list_configs, load_config
 from amg_plugin.models.build import build_network
 from amg_plugin.models.complexity import count
-from amg_plugin.models.factory import ARCHITECTURES, spec_from_config
+from amg_plugin.models.spec import ARCHITECTURES, spec_from_config
 from amg_plugin.paper.accounting import published_accounting
 from amg_plugin.paper.rows import ROWS
 from amg_plugin.paper.tables import build, even_plan

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from amg_plugin.models.complexity import count, count_parameters, explicit_attention
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import build_backbone
 from amg_plugin.pruning import AttentionMapRecorder, apply_plan, current_plan
 

@@ -6,8 +6,8 @@ import pytest
 
 from amg_plugin.models.differences import differences
 from amg_plugin.models.jigsaw import JigsawSpec
-from amg_plugin.models.reid import ModelSpec
 from amg_plugin.models.side_information import SideInformationSpec
+from amg_plugin.models.spec import ModelSpec
 
 PLAIN = ModelSpec("vit_tiny_patch16_224", (64, 32), 5)
 FULL = replace(PLAIN, side_information=SideInformationSpec(cameras=3), jigsaw=JigsawSpec(parts=2))

@@ -10,7 +10,7 @@ from amg_plugin.checkpoint import load_model, save_checkpoint
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.la_transformer import part_averages
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 
 TINY = {"depth": 2, "embed_dim": 16, "num_heads": 2}
 

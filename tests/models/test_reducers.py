@@ -13,7 +13,7 @@ from amg_plugin.models.reducers import ReducerSpec
 from amg_plugin.models.reducers.dropping import class_attention, drop
 from amg_plugin.models.reducers.merging import match, merge, proportional_bias
 from amg_plugin.models.reducers.solve import TOLERANCE, evit_stages, with_reducer
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import AttentionMapRecorder
 
 HEIGHT, WIDTH = 48, 32  # 24 patches of 8

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from amg_plugin.errors import CheckpointError, ConfigError
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 
 TINY = {"depth": 2, "embed_dim": 16, "num_heads": 2}
 
@@ -111,10 +112,6 @@ def test_the_description_builds_the_same_network():
     again = ReIDModel(ModelSpec.from_dict(spec.to_dict()))
     shapes = {name: value.shape for name, value in ReIDModel(spec).state_dict().items()}
     assert {name: value.shape for name, value in again.state_dict().items()} == shapes
-
-
-def test_the_number_of_identities_can_be_changed():
-    assert spec_of().with_classes(9) == ModelSpec("vit_tiny_patch16_224", (64, 32), 9, overrides=TINY)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from amg_plugin.checkpoint import load_model, save_checkpoint
 from amg_plugin.errors import ConfigError, InputError, PlanError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.transreid import TransReID
 from amg_plugin.models.vit import build_backbone
 from amg_plugin.pruning import apply_plan, current_plan

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from amg_plugin.errors import InputError
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import build_backbone
 from amg_plugin.models.weights import load_backbone_weights, read_state_dict
 from amg_plugin.pruning import apply_plan, current_plan

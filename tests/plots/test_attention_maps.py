@@ -5,7 +5,7 @@ import torch
 
 from amg_plugin.errors import PlanError
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.plots.attention import (
     attention_of_images,

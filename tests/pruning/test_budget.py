@@ -12,8 +12,8 @@ from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
 from amg_plugin.models.cost import BlockCost
 from amg_plugin.models.jigsaw import JigsawSpec
-from amg_plugin.models.reid import ModelSpec
 from amg_plugin.models.side_information import SideInformationSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import PruningPlan, apply_plan
 from amg_plugin.pruning.budget import (
     PREVIEWED,

@@ -7,7 +7,7 @@ import pytest
 from amg_plugin.errors import InputError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import PruningPlan, current_plan
 from amg_plugin.pruning.budget import PlanCost
 from amg_plugin.pruning.example_plans import example_cut, example_for_budget, example_plan

@@ -10,7 +10,8 @@ import torch
 from masked_reference import MaskedViT, build_tiny, images_for, random_choice
 from torch import nn
 
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
 from amg_plugin.pruning import (
     AttentionMapRecorder,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from amg_plugin.errors import InputError
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import current_plan, select_tokens
 from amg_plugin.pruning.cut import PruningRules, carry_out
 from amg_plugin.pruning.schedule import PruningSchedule, Stage

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import AttentionMapRecorder, TokenGradientRecorder, apply_plan, current_plan, head_entropy
 from amg_plugin.pruning.scorers import Calibration
 from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS

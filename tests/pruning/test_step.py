@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import current_plan
 from amg_plugin.pruning import cut as step
 from amg_plugin.pruning.cut import PruningRules, carry_out, plan_cut, prunable_blocks

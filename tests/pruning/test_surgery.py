@@ -12,7 +12,8 @@ from torch import nn
 
 from amg_plugin.errors import PlanError, UnsupportedModelError
 from amg_plugin.models.attention import HeadSubsetNorm
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 

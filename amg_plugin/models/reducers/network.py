@@ -9,7 +9,8 @@ from amg_plugin.errors import ConfigError
 from amg_plugin.models.attention import PrunableAttention, PrunableBlock
 from amg_plugin.models.reducers.dropping import class_attention, drop
 from amg_plugin.models.reducers.merging import match, merge, proportional_bias
-from amg_plugin.models.reid import ModelSpec, ReIDModel, at_least_float32
+from amg_plugin.models.reid import ReIDModel, at_least_float32
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
 
 

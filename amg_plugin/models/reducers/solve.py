@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from yacs.config import CfgNode
 
-from amg_plugin.errors import ConfigError
+from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
 from amg_plugin.models.cost import BlockCost
-from amg_plugin.models.reducers.spec import ReducerSpec, fewest
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.reducers.spec import METHODS, ReducerSpec, fewest
+from amg_plugin.models.spec import ModelSpec
 
 #: Largest distance between the saving that was asked for and the counted one, as a share of the dense MACs.
 TOLERANCE = 0.005
@@ -69,6 +70,29 @@ def with_reducer(spec: ModelSpec, method: str, saving: float) -> ModelSpec:
             f"is {reached:.3f}."
         )
     return replace(spec, reducer=ReducerSpec(method, tuple(tokens), saving))
+
+
+def fit_reducer(spec: ModelSpec, amg: CfgNode) -> ModelSpec:
+    """Give a network the reducer that the configuration asks for.
+
+    Args:
+        spec: The network, of a configuration or of a checkpoint.
+        amg: The node; ``amg.reducer`` and ``amg.target_macs_saving`` count.
+
+    Raises:
+        CheckpointError: If the network has another reducer.
+        ConfigError: If the target cannot be met.
+    """
+    wanted = amg.reducer if amg.reducer in METHODS else None
+    if spec.reducer is None:
+        return spec if wanted is None else with_reducer(spec, wanted, amg.target_macs_saving)
+    if (spec.reducer.method, spec.reducer.saving) != (wanted, amg.target_macs_saving):
+        raise CheckpointError(
+            f"The checkpoint's network has amg.reducer '{spec.reducer.method}' with amg.target_macs_saving "
+            f"{spec.reducer.saving:g}, the configuration says '{amg.reducer}' with {amg.target_macs_saving:g}; use the "
+            "checkpoint's values."
+        )
+    return spec
 
 
 def _merge_schedule(patches: int, depth: int, saved: Callable, saving: float) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amg_plugin.errors import InputError
-from amg_plugin.models.reid import ModelSpec
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.paper.rows import DUKE, MARKET, ROWS, Row
 
 #: The authors' repositories state no licence; Market-1501 and what is trained on it is for research.

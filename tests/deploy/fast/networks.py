@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ModelSpec, ReIDModel
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.cut import prunable_blocks
 

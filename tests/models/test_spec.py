@@ -5,10 +5,10 @@ import torch
 
 from amg_plugin.config.load import load_config
 from amg_plugin.errors import InputError
-from amg_plugin.models import factory
 from amg_plugin.models.build import build_network
-from amg_plugin.models.factory import spec_from_config
+from amg_plugin.models.spec import spec_from_config
 from amg_plugin.plugin.active import using_amg_config
+from amg_plugin.plugin.models import vit_amg
 
 
 def spec(*words, num_classes=5, default_arch="vit_base_patch16_224"):
@@ -79,4 +79,4 @@ def test_keys_of_side_information_and_jigsaw_reach_the_description():
 def test_weights_that_timm_does_not_have_are_not_asked_for(words):
     cfg = load_config(None, ["model.name", "vit_amg", *words])
     with using_amg_config(cfg.amg), pytest.raises(InputError, match=r"timm has no .*model\.pretrained to False"):
-        factory.vit_amg(5, pretrained=True)
+        vit_amg(5, pretrained=True)

@@ -1,0 +1,154 @@
+"""Descriptions of networks as plain data, and how they follow from a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from yacs.config import CfgNode
+
+from amg_plugin.errors import CheckpointError, ConfigError
+from amg_plugin.models.jigsaw import JigsawSpec
+from amg_plugin.models.reducers.spec import ReducerSpec
+from amg_plugin.models.side_information import SideInformationSpec
+
+#: Names that ``model.name`` takes, and what timm calls the ViT that each stands for.
+ARCHITECTURES = {
+    "vit_amg": "vit_base_patch16_224",
+    "vit_amg_small": "vit_small_patch16_224",
+    "vit_amg_tiny": "vit_tiny_patch16_224",
+}
+DEFAULT_IMAGE_SIZE = (256, 128)
+LOSSES = ("softmax", "triplet")
+NECK_FEATURES = ("before", "after")
+HEADS = ("bnneck", "parts")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that is needed to build the dense network again, as plain data.
+
+    Attributes:
+        arch: timm's name of the backbone.
+        image_size: (height, width) in pixels.
+        num_classes: Number of training identities.
+        stride: Patch stride in pixels, one number or (vertical, horizontal); 0 means the patch size.
+        loss: ``"softmax"`` or ``"triplet"``; decides what the network returns in training.
+        neck_feat: Evaluate features ``"before"`` or ``"after"`` the batch-norm neck.
+        drop_path: Stochastic depth rate.
+        overrides: Arguments that replace timm's own, for example ``{"depth": 4}``.
+        attention_scale: Factor of query times key; None for the architecture's own.
+        layer_norm_eps: Added to variances in layer norms; None for timm's.
+        head: ``"bnneck"`` or ``"parts"`` (LA-Transformer).
+        parts: Parts of the head ``"parts"``.
+        part_hidden: Hidden width of its classifiers; 0 means the published one.
+        part_dropout: Dropout rate of its classifiers.
+        side_information: TransReID's camera and view embedding, or None.
+        jigsaw: TransReID's jigsaw patch module, or None.
+        reducer: Token merging or dropping to compare AMG with, or None.
+    """
+
+    arch: str
+    image_size: tuple[int, int]
+    num_classes: int
+    stride: int | tuple[int, int] = 0
+    loss: str = "softmax"
+    neck_feat: str = "after"
+    drop_path: float = 0.0
+    overrides: dict[str, Any] = field(default_factory=dict)
+    attention_scale: float | None = None
+    layer_norm_eps: float | None = None
+    head: str = "bnneck"
+    parts: int = 14
+    part_hidden: int = 0
+    part_dropout: float = 0.5
+    side_information: SideInformationSpec | None = None
+    jigsaw: JigsawSpec | None = None
+    reducer: ReducerSpec | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
+        if not isinstance(self.stride, int):
+            object.__setattr__(self, "stride", tuple(int(step) for step in self.stride))
+        for name, kind in (
+            ("side_information", SideInformationSpec),
+            ("jigsaw", JigsawSpec),
+            ("reducer", ReducerSpec),
+        ):
+            if isinstance(value := getattr(self, name), dict):
+                object.__setattr__(self, name, kind(**value))
+        if self.loss not in LOSSES:
+            raise ConfigError(f"loss.name '{self.loss}' is unknown; allowed: {', '.join(LOSSES)}.")
+        if self.neck_feat not in NECK_FEATURES:
+            raise ConfigError(f"amg.neck_feat '{self.neck_feat}' is unknown; allowed: {', '.join(NECK_FEATURES)}.")
+        if self.head not in HEADS:
+            raise ConfigError(f"amg.head '{self.head}' is unknown; allowed: {', '.join(HEADS)}.")
+        if self.head == "parts" and (self.side_information or self.jigsaw):
+            raise ConfigError("amg.head 'parts' cannot be joined with side information (amg.sie) or amg.jpm.")
+        if self.reducer and (self.head == "parts" or self.side_information or self.jigsaw):
+            raise ConfigError(
+                f"amg.reducer '{self.reducer.method}' works on a plain ViT only: parts, the jigsaw module and side "
+                "information need every token in its place."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        data = {**asdict(self), "image_size": list(self.image_size)}
+        if isinstance(self.stride, tuple):
+            data["stride"] = list(self.stride)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            CheckpointError: If a field is missing or unknown.
+        """
+        try:
+            return cls(**data)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"The model description of the checkpoint cannot be read: {error}.") from error
+
+
+def spec_from_config(amg: CfgNode, *, num_classes: int, loss: str, default_arch: str = "") -> ModelSpec:
+    """Describe the network that an ``amg`` configuration node stands for.
+
+    Args:
+        amg: The node, see :mod:`amg_plugin.config.load`; ``amg.sie.cameras`` -1 counts as 1, see
+            :func:`amg_plugin.runs.setup.build_model`.
+        num_classes: Number of training identities.
+        loss: ``"softmax"`` or ``"triplet"``.
+        default_arch: timm's name that counts where ``amg.arch`` is empty.
+
+    Returns:
+        The description; nothing is built.
+    """
+    overrides = {key: value for key, value in dict(amg.override).items() if value}
+    attention_scale = overrides.pop("attention_scale", None)
+    if overrides.pop("qkv_bias", False) is False:
+        overrides["qkv_bias"] = False
+    side = jigsaw = None
+    if amg.sie.enabled:
+        # torchreid's build_model does not say how many cameras there are, and its engines pass none: one row will do.
+        cameras = 1 if amg.sie.cameras < 0 else amg.sie.cameras
+        side = SideInformationSpec(cameras, amg.sie.views, amg.sie.coefficient, amg.sie.unseen)
+    if amg.jpm.enabled:
+        jigsaw = JigsawSpec(amg.jpm.parts, amg.jpm.shift, amg.jpm.groups)
+    return ModelSpec(
+        arch=amg.arch or default_arch,
+        image_size=tuple(amg.image_size) or DEFAULT_IMAGE_SIZE,
+        num_classes=num_classes,
+        stride=amg.stride,
+        loss=loss,
+        neck_feat=amg.neck_feat,
+        drop_path=amg.drop_path,
+        overrides=overrides,
+        attention_scale=attention_scale,
+        head=amg.head,
+        parts=amg.parts.number,
+        part_hidden=amg.parts.hidden,
+        part_dropout=amg.parts.dropout,
+        side_information=side,
+        jigsaw=jigsaw,
+    )
