@@ -34,6 +34,9 @@ __all__ = [
     "validate_amg",
 ]
 
+#: Keys below ``amg`` that earlier releases wrote into checkpoints.
+GONE = ("round_tokens_to",)
+
 
 def load_config(
     path_or_name: str | Path | None,
@@ -67,13 +70,21 @@ def load_config(
     layers.append(override_layer(list(overrides)))
     cfg = get_default_config()
     if base is not None:
-        merge(cfg, Layer("the stored configuration", dict(base)))
+        merge(cfg, _stored(base))
     for layer in layers:
         _replace_budget(cfg, layer)
         merge(cfg, layer)
     if use_schedule:
         _refuse_epochs_given_twice(layers)
     return _finish(cfg)
+
+
+def _stored(values: Mapping[str, Any]) -> Layer:
+    """What a checkpoint or a result holds, without keys of earlier releases that are gone."""
+    kept = dict(values)
+    if isinstance(amg := kept.get("amg"), Mapping):
+        kept["amg"] = {key: value for key, value in amg.items() if key not in GONE}
+    return Layer("the stored configuration", kept)
 
 
 def _replace_budget(cfg: CfgNode, layer: Layer) -> None:
@@ -120,7 +131,7 @@ def from_plain_dict(values: Mapping[str, Any]) -> CfgNode:
     if not isinstance(values, Mapping):
         raise ConfigError(f"A stored configuration must be a mapping, not a {type(values).__name__}.")
     cfg = get_default_config()
-    merge(cfg, Layer("the stored configuration", dict(values)))
+    merge(cfg, _stored(values))
     return _finish(cfg)
 
 

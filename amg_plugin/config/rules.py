@@ -65,8 +65,6 @@ def _refuse(node: Mapping[str, Any], found: Iterator[Contradiction]) -> None:
 
 def _amg_contradictions(amg: CfgNode) -> Iterator[Contradiction]:
     override, hidden, reducer = amg.override, amg.occlusion, amg.reducer
-    if amg.round_tokens_to > 1 and has_budget(amg):
-        yield "amg.round_tokens_to", f"1 with {_BUDGETS}, which is met exactly"
     if amg.distill.features and not amg.distill.enabled:
         yield "amg.distill.features", "0 while amg.distill.enabled is False"
     if hidden.min_coverage > hidden.max_coverage:

@@ -321,7 +321,6 @@ _section(
     ("normalize_entropy", False, "divide head entropies by log2 of the keys of their block"),
     ("min_heads_per_block", 1, "heads that every block keeps", at_least(1)),
     ("min_tokens_per_block", 1, "patch tokens that every block keeps", at_least(1)),
-    ("round_tokens_to", 1, "kept and prefix tokens of a pruned block are a multiple of it", at_least(1)),
     ("schedule", [], "stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS", None, dict),
     ("final_epochs", 0, "epochs of fine-tuning after the last stage", at_least(0)),
     ("reducer", "amg", "pruning, or for comparison tokens reduced per image", one_of("amg", REDUCERS, "none")),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from amg_plugin.errors import RunError
-from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning.budget import Goal, closest_cut, narrowed
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.schedule import Cut
@@ -33,7 +31,6 @@ class PruningRules:
         layer_decay: Weight decay per block of token scores (d), for scorers that are weighted.
         min_heads: Heads that every block keeps.
         min_tokens: Patch tokens that every block keeps.
-        round_tokens_to: Sequence lengths of pruned blocks are multiples of it.
     """
 
     head_scorer: str = "amg"
@@ -42,7 +39,6 @@ class PruningRules:
     layer_decay: float = 0.015
     min_heads: int = 1
     min_tokens: int = 1
-    round_tokens_to: int = 1
 
     @classmethod
     def from_config(cls, amg: Any) -> PruningRules:
@@ -54,7 +50,6 @@ class PruningRules:
             layer_decay=amg.layer_decay,
             min_heads=amg.min_heads_per_block,
             min_tokens=amg.min_tokens_per_block,
-            round_tokens_to=amg.round_tokens_to,
         )
 
     @property
@@ -102,8 +97,7 @@ def plan_cut(
     if heads:
         weight, floor, select = rules.head_weight, rules.min_heads, select_heads
     else:
-        rounding = {"multiple": rules.round_tokens_to, "num_prefix_tokens": backbone_of(model).num_prefix_tokens}
-        weight, floor, select = rules.token_weight, rules.min_tokens, partial(select_tokens, **rounding)
+        weight, floor, select = rules.token_weight, rules.min_tokens, select_tokens
     if goal is not None:
         return closest_cut(plan, cut.target, blocks, scores, weight=weight, floor=floor, goal=goal)
     logger.debug("%d %s chosen for removal", count, cut.target)

@@ -49,14 +49,7 @@ def select_heads(entropy: Sequence[Tensor], count: int, layer_growth: float, min
     return _remove(weighted, count, min_heads, largest=True, what="heads")
 
 
-def select_tokens(
-    scores: Sequence[Tensor],
-    count: int,
-    layer_decay: float,
-    min_tokens: int = 1,
-    multiple: int = 1,
-    num_prefix_tokens: int = 0,
-) -> list[list[int]]:
+def select_tokens(scores: Sequence[Tensor], count: int, layer_decay: float, min_tokens: int = 1) -> list[list[int]]:
     """Remove the key/value tokens with the smallest weighted importance over all blocks together.
 
     The scores of a block are divided by their L2 norm and multiplied by ``1 - layer_decay * l``, ``l`` the index of the
@@ -67,9 +60,6 @@ def select_tokens(
         count: Number of (block, position) pairs to remove.
         layer_decay: Decay of the weight per block.
         min_tokens: Patch tokens that every block keeps, at least 1.
-        multiple: Sequence lengths (kept and prefix tokens) that devices like; blocks that lose tokens are rounded to
-            it by :func:`rounded_counts`, so that the total is off by less than ``multiple`` where floors allow it.
-        num_prefix_tokens: Prefix tokens of the sequence, for the rounding.
 
     Returns:
         Per block, the kept indices into the given tensors, ascending.
@@ -82,49 +72,7 @@ def select_tokens(
         values = torch.as_tensor(values).detach().double().cpu()
         norm = torch.linalg.vector_norm(values)
         weighted.append(values / norm.clamp_min(torch.finfo(torch.float64).tiny) * (1 - layer_decay * index))
-    kept = _remove(weighted, count, min_tokens, largest=False, what="tokens")
-    if multiple == 1:
-        return kept
-    sizes = rounded_counts(list(map(len, kept)), list(map(len, scores)), min_tokens, multiple, num_prefix_tokens)
-    return [
-        sorted(sorted(range(len(values)), key=lambda index, values=values: (float(values[index]), index))[-size:])
-        for values, size in zip(weighted, sizes, strict=True)
-    ]
-
-
-def rounded_counts(
-    kept: Sequence[int], left: Sequence[int], floor: int, multiple: int, num_prefix_tokens: int
-) -> list[int]:
-    """Numbers of tokens to keep, such that they and the prefix tokens are multiples.
-
-    Blocks that lose nothing, or that would have to lose or gain too much, may stay at what they have or at the floor.
-    Of all blocks those nearest to their next larger multiple are rounded up, as many as bring the total nearest to the
-    exact one.
-
-    Args:
-        kept: Per block, the exact number.
-        left: Per block, the number before.
-        floor: Smallest number.
-        multiple: What to round to, at least 1.
-        num_prefix_tokens: Prefix tokens of the sequence.
-    """
-    if multiple < 1:
-        raise InputError(f"Token counts cannot be rounded to multiples of {multiple}; at least 1 is needed.")
-    bounds = []
-    for count, most in zip(kept, left, strict=True):
-        below = (count + num_prefix_tokens) // multiple * multiple - num_prefix_tokens
-        above = below if below == count else below + multiple
-        least = min(floor, most)
-        bounds.append((count if count == most else max(below, least), min(above, most)))
-    chosen = [low for low, _ in bounds]
-    missing = sum(kept) - sum(chosen)
-    by_nearness = sorted(range(len(kept)), key=lambda block: (bounds[block][1] - kept[block], block))
-    for block in by_nearness:
-        gain = bounds[block][1] - bounds[block][0]
-        if gain and abs(missing - gain) < abs(missing):
-            chosen[block] += gain
-            missing -= gain
-    return chosen
+    return _remove(weighted, count, min_tokens, largest=False, what="tokens")
 
 
 def _remove(scores: list[Tensor], count: int, floor: int, *, largest: bool, what: str) -> list[list[int]]:

@@ -214,6 +214,12 @@ def test_plain_dict_without_newer_keys_gets_their_defaults():
     assert from_plain_dict({"amg": {"stride": 8}}).amg.distill.alpha == 2.0
 
 
+def test_keys_that_are_gone_are_left_out_of_stored_configurations():
+    stored = {"amg": {"stride": 8, "round_tokens_to": 1}}
+    assert "round_tokens_to" not in from_plain_dict(stored).amg
+    assert load_config(None, base=stored).amg.stride == 8
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [({"amg": {"strid": 8}}, "stored configuration.*'amg.stride'"), ([1], "must be a mapping")],

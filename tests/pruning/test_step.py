@@ -126,6 +126,5 @@ def test_rules_are_read_from_the_configuration():
         layer_decay=0.03,
         min_heads_per_block=2,
         min_tokens_per_block=3,
-        round_tokens_to=8,
     )
-    assert PruningRules.from_config(node) == PruningRules("random", "cls_attention", 0.02, 0.03, 2, 3, 8)
+    assert PruningRules.from_config(node) == PruningRules("random", "cls_attention", 0.02, 0.03, 2, 3)

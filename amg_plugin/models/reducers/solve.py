@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -123,7 +124,7 @@ def _drop_schedule(patches: int, depth: int, saved: Callable, saving: float) -> 
         counts, left = [], patches
         for block in range(depth):
             if block in stages:
-                keep = max(-int(-rate * left // 1), 1)  # rounded up: a stage keeps at least its share
+                keep = max(math.ceil(rate * left), 1)
                 left = min(left, keep + 1)
             counts.append(left)
         return counts
