@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from amg_plugin.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from amg_plugin.models.build import build_network
@@ -12,15 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelSpec", "ReducerSpec", "build_network"]
 
-#: Loaded on first use: the network needs timm, its parts import one another.
-_LAZY = {
-    "ModelSpec": "amg_plugin.models.spec",
-    "ReducerSpec": "amg_plugin.models.reducers.spec",
-    "build_network": "amg_plugin.models.build",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+# On first use: the network needs timm, and the parts of this folder import one another.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ModelSpec": "amg_plugin.models.spec",
+        "ReducerSpec": "amg_plugin.models.reducers.spec",
+        "build_network": "amg_plugin.models.build",
+    },
+)

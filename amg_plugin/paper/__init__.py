@@ -1,7 +1,16 @@
-"""Models of the published programs, read from their state dicts."""
+"""Models of the published programs, read from their state dicts, and the publications' figures."""
 
-from amg_plugin.models.published_files import read_published
-from amg_plugin.paper.la import load_la_transformer, load_la_vit
-from amg_plugin.paper.transreid import load_transreid
+from amg_plugin.utils.lazy import lazy_names
 
-__all__ = ["load_la_transformer", "load_la_vit", "load_transreid", "read_published"]
+__all__ = ["load_la_transformer", "load_la_vit", "load_transreid", "published_accounting", "read_published"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "load_la_transformer": "amg_plugin.paper.la",
+        "load_la_vit": "amg_plugin.paper.la",
+        "load_transreid": "amg_plugin.paper.transreid",
+        "published_accounting": "amg_plugin.paper.accounting",
+        "read_published": "amg_plugin.models.published_files",
+    },
+)

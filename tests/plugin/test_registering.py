@@ -157,3 +157,77 @@ def test_a_missing_package_is_named_by_registering_and_by_the_engines(messages, 
 def test_missing_torchreid_is_told_from_torchreids_missing_needs(messages):
     assert messages["torchreid"][0].startswith("torchreid is not installed")
     assert "undeclared dependency 'gdown'" in messages["gdown"][0]
+
+
+_ORDERS = {
+    "torchreid first": "import torchreid, amg_plugin",
+    "one of its modules first": "import amg_plugin.data.datasets.occluded, torchreid",
+    "looked for, then imported by several threads": """
+import importlib.util, threading, amg_plugin
+assert importlib.util.find_spec("torchreid").loader.get_source("torchreid")
+threads = [threading.Thread(target=__import__, args=("torchreid",)) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+import torchreid
+""",
+}
+
+
+@pytest.mark.parametrize("order", _ORDERS)
+def test_a_script_finds_the_names_in_whichever_order_it_imports(any_layout, tmp_path, order):
+    look = """
+import sys
+datasets = vars(torchreid.data.datasets)["__image_datasets"]
+assert {"vit_amg_tiny", "synthetic_reid"} <= {*vars(torchreid.models)["__model_factory"], *datasets}
+assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("amg_plugin")]
+"""
+    result = any_layout.run("-c", _ORDERS[order] + look, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_workers_that_are_spawned_find_the_names(any_layout, tmp_path):
+    (tmp_path / "script.py").write_text(
+        """
+import multiprocessing
+import amg_plugin
+
+def known(name):
+    import torchreid
+    return name in vars(torchreid.models)["__model_factory"]
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(known, ["vit_amg", "nobody"]) == [True, False]
+""",
+        encoding="utf-8",
+    )
+    result = any_layout.run("script.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+_BROKEN = {
+    "not installed": (None, "No module named 'torchreid'"),
+    "cannot be imported": ("raise OSError('no such library')", "no such library"),
+    "another package": ("", "is not the person re-ID library"),
+}
+
+
+@pytest.mark.parametrize("kind", _BROKEN)
+def test_torchreid_that_is_broken_stops_neither_the_package_nor_the_script(any_layout, tmp_path, kind):
+    content, expected = _BROKEN[kind]
+    if content is not None:
+        (tmp_path / "torchreid.py").write_text(content, encoding="utf-8")
+    code = """
+import sys
+sys.path.insert(0, "")
+import amg_plugin
+try:
+    import torchreid
+except (ImportError, OSError) as error:
+    print(error, file=sys.stderr)
+assert amg_plugin.get_default_config()
+"""
+    result = any_layout.run("-c", code, cwd=tmp_path, hide=["torchreid"] if content is None else [])
+    assert result.returncode == 0, result.stderr
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
