@@ -1,7 +1,7 @@
 """What is open to users: tables of names, and the ways into them. Light: only the standard library is imported.
 
-Each ``register_...`` is a call, ``register_dataset("mine", MyData)``, or a decorator, ``@register_dataset("mine")``; the
-first line of the docstring says in lists what it is. See :meth:`amg_plugin.registries.registry.Registry.register`.
+Each ``register_...`` is a call, ``register_dataset("mine", MyData)``, or a decorator, ``@register_dataset("mine")``.
+The first line of the docstring becomes the line in lists; :class:`amg_plugin.registries.registry.Registry` says more.
 """
 
 from amg_plugin.registries.tables import DATASETS, HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS, TRANSFORMS
