@@ -15,10 +15,10 @@ from amg_plugin.data.checks.leave_out import leave_out_of_tests, relabelled, rem
 from amg_plugin.data.occlusion.bars import Coverage
 from amg_plugin.data.short_epochs import shortened
 from amg_plugin.data.transforms import (
-    TORCHREID_TRANSFORMS,
     RandomOcclusion,
     check_transform_names,
-    place_plugin_transforms,
+    place_transforms,
+    stock_transforms,
 )
 from amg_plugin.errors import ConfigError
 
@@ -41,7 +41,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         targets: Name(s) of the test data sets; the sources if omitted.
         height: Image height in pixels.
         width: Image width in pixels.
-        transforms: Names out of :data:`amg_plugin.data.transforms.TRANSFORMS`.
+        transforms: Names out of :data:`amg_plugin.registries.TRANSFORMS`.
         check_images: Decode every image before the run, except those known to be fine from an earlier one.
         skip_unreadable: Leave out images that cannot be read, and queries without a match, in place of refusing them.
         transform_settings: Per transform of the plugin, further arguments of what places it.
@@ -77,11 +77,11 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
             targets=targets,
             height=height,
             width=width,
-            transforms=[name for name in names if name in TORCHREID_TRANSFORMS],
+            transforms=stock_transforms(names),
             **kwargs,
         )
         # The data sets share these two objects, so changing their lists is enough.
-        place_plugin_transforms(names, self.transform_tr, self.transform_te, height, width, transform_settings)
+        place_transforms(names, self.transform_tr, self.transform_te, height, width, transform_settings)
         #: What torchreid has added to the camera labels of each source when it added the training sets up.
         found = inspection.datasets
         self.camera_offsets = _camera_offsets(self.train_loader.dataset.train, [found[name] for name in sources])

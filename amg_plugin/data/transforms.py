@@ -1,12 +1,13 @@
-"""Named image transforms: torchreid's own and those it lacks.
+"""Named image transforms that torchreid lacks: the plugin's and those that users register.
 
 torchreid builds its transforms from a fixed list of names and silently ignores any other. Here unknown names are
-refused, and the plugin's own are put into the ``Compose`` objects that torchreid has built.
+refused, and the others of :data:`amg_plugin.registries.TRANSFORMS` are put into the ``Compose`` objects that torchreid
+has built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,10 @@ from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resiz
 
 from amg_plugin.data.occlusion.bars import Coverage, occlude
 from amg_plugin.errors import ConfigError, RunError
-
-TORCHREID_TRANSFORMS = ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase")
-"""Names that torchreid's ``build_transforms`` knows."""
+from amg_plugin.registries import TRANSFORMS
 
 PAD = 10
 """Width in pixels of the black border that ``pad_crop`` adds on each side."""
-
-Placement = Callable[..., None]
-"""Puts a transform into the training and the test pipeline; gets both, the image height and width, and its settings."""
 
 
 def place_pad_crop(train: Compose, test: Compose, height: int, width: int) -> None:
@@ -96,17 +92,6 @@ def place_random_occlusion(
     train.transforms.insert(_index_of(train, ToTensor), occlusion or RandomOcclusion())
 
 
-PLUGIN_TRANSFORMS: dict[str, Placement] = {
-    "pad_crop": place_pad_crop,
-    "bicubic": place_bicubic,
-    "random_occlusion": place_random_occlusion,
-}
-"""Transforms that the plugin adds: name -> what places it. They are placed in this order."""
-
-TRANSFORMS = (*TORCHREID_TRANSFORMS, *PLUGIN_TRANSFORMS)
-"""Every name that ``data.transforms`` takes."""
-
-
 def check_transform_names(names: str | Sequence[str] | None) -> list[str]:
     """Normalises the value of ``data.transforms``.
 
@@ -114,7 +99,7 @@ def check_transform_names(names: str | Sequence[str] | None) -> list[str]:
         names: One name, several or none; upper and lower case are the same.
 
     Returns:
-        The names in lower case, each once.
+        The names as they are registered, each once.
 
     Raises:
         ConfigError: A name is unknown or not a string.
@@ -123,17 +108,19 @@ def check_transform_names(names: str | Sequence[str] | None) -> list[str]:
         names = []
     elif isinstance(names, str):
         names = [names]
-    result: list[str] = []
+    known = {name.lower(): name for name in TRANSFORMS}
     for name in names:
-        lowered = name.lower() if isinstance(name, str) else name
-        if lowered not in TRANSFORMS:
+        if not isinstance(name, str) or name.lower() not in known:
             raise ConfigError(f"data.transforms: unknown transform {name!r}; allowed are {', '.join(TRANSFORMS)}.")
-        if lowered not in result:
-            result.append(lowered)
-    return result
+    return list(dict.fromkeys(known[name.lower()] for name in names))
 
 
-def place_plugin_transforms(
+def stock_transforms(names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that torchreid builds itself."""
+    return [name for name in names if TRANSFORMS.row(name).stock]
+
+
+def place_transforms(
     names: Sequence[str],
     train: Compose,
     test: Compose,
@@ -141,7 +128,9 @@ def place_plugin_transforms(
     width: int,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Puts those of ``names`` that are the plugin's into torchreid's pipelines.
+    """Puts those of ``names`` that torchreid does not know into its pipelines, in the order of their table.
+
+    What a user registers becomes the last step on the training image, before it is made a tensor.
 
     Args:
         names: Transform names as :func:`check_transform_names` returns them.
@@ -149,14 +138,20 @@ def place_plugin_transforms(
         test: Test pipeline, changed in place.
         height: Image height in pixels.
         width: Image width in pixels.
-        settings: Per transform, further arguments of its :data:`Placement`.
+        settings: Per transform, further arguments of what places it or makes its step.
 
     Raises:
         RunError: A pipeline has not the steps that torchreid is known to build.
     """
-    for name, place in PLUGIN_TRANSFORMS.items():
-        if name in names:
-            place(train, test, height, width, **(settings or {}).get(name, {}))
+    for row in TRANSFORMS.rows.values():
+        if row.name not in names or row.stock:
+            continue
+        entry, options = TRANSFORMS.load(row.name), (settings or {}).get(row.name, {})
+        if row.places:
+            entry(train, test, height, width, **options)
+        else:
+            step = entry(**options) if isinstance(entry, type) else entry
+            train.transforms.insert(_index_of(train, ToTensor), step)
 
 
 def _index_of(pipeline: Compose, kind: type[Any]) -> int:

@@ -8,23 +8,21 @@ from amg_plugin import compat
 from amg_plugin.data.occlusion.bars import Coverage
 from amg_plugin.data.transforms import (
     PAD,
-    TORCHREID_TRANSFORMS,
-    TRANSFORMS,
     RandomOcclusion,
     check_transform_names,
-    place_plugin_transforms,
+    place_transforms,
+    stock_transforms,
 )
 from amg_plugin.errors import ConfigError, RunError
+from amg_plugin.registries import TRANSFORMS, register_transform
 
 pytestmark = pytest.mark.skipif(not compat.is_installed(), reason="torchreid is not installed")
 
 
 def pipelines(names, height=40, width=20):
     data = vars(compat.torchreid().data)
-    train, test = data["transforms"].build_transforms(
-        height, width, transforms=[name for name in names if name in TORCHREID_TRANSFORMS]
-    )
-    place_plugin_transforms(names, train, test, height, width)
+    train, test = data["transforms"].build_transforms(height, width, transforms=stock_transforms(names))
+    place_transforms(names, train, test, height, width)
     return train, test
 
 
@@ -53,7 +51,7 @@ def test_unknown_names_are_refused_with_the_allowed_ones(given):
 
 def test_torchreid_knows_the_names_that_we_give_to_it():
     without, _ = pipelines([])
-    for name in TORCHREID_TRANSFORMS:
+    for name in stock_transforms(TRANSFORMS.names()):
         assert len(pipelines([name])[0].transforms) == len(without.transforms) + 1
 
 
@@ -115,7 +113,7 @@ def test_random_occlusion_repeats_from_torchs_seed_and_draws_anew_each_time():
 def test_the_settings_of_a_transform_reach_random_occlusion():
     step = RandomOcclusion(0.25, Coverage(0.1, 0.2))
     train = Compose([Resize((40, 20)), ToTensor()])
-    place_plugin_transforms(["random_occlusion"], train, train, 40, 20, {"random_occlusion": {"occlusion": step}})
+    place_transforms(["random_occlusion"], train, train, 40, 20, {"random_occlusion": {"occlusion": step}})
     assert train.transforms[1] is step
 
 
@@ -133,7 +131,7 @@ def test_without_plugin_names_the_pipelines_stay_as_they_are():
 def test_a_pipeline_without_resize_is_refused():
     pipeline = Compose([ToTensor(), Normalize([0.5], [0.5])])
     with pytest.raises(RunError, match="Resize"):
-        place_plugin_transforms(["bicubic"], pipeline, Compose([Resize((40, 20))]), 40, 20)
+        place_transforms(["bicubic"], pipeline, Compose([Resize((40, 20))]), 40, 20)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -141,3 +139,35 @@ def test_every_transform_gives_a_tensor_of_the_asked_size(name):
     image = Image.new("RGB", (33, 71), (200, 100, 50))
     for pipeline in pipelines([name]):
         assert pipeline(image).shape == (3, 40, 20)
+
+
+@pytest.fixture
+def open_table(monkeypatch):
+    monkeypatch.setattr(TRANSFORMS, "rows", dict(TRANSFORMS.rows))
+
+
+class Invert:
+    """Swaps dark and bright."""
+
+    def __call__(self, image):
+        return Image.eval(image, lambda value: 255 - value)
+
+
+def grey(image):
+    """Takes the colours away."""
+    return image.convert("L").convert("RGB")
+
+
+@pytest.mark.parametrize("transform", [Invert, grey])
+def test_a_transform_of_the_user_is_the_last_step_on_training_images(open_table, transform):
+    register_transform("Mine", transform)
+    train, test = pipelines(check_transform_names(["mine", "pad_crop"]))
+    assert kinds(train)[:2] == ["Resize", "RandomCrop"] and kinds(train)[3:] == ["ToTensor", "Normalize"]
+    assert train(Image.new("RGB", (33, 71), (200, 100, 50))).shape == (3, 40, 20)
+    assert kinds(test) == ["Resize", "ToTensor", "Normalize"]
+
+
+def test_a_transform_of_the_user_is_named_among_those_allowed(open_table):
+    register_transform("mine", grey)
+    with pytest.raises(ConfigError, match=r"unknown transform 'mien'; allowed are random_flip.*, mine"):
+        check_transform_names(["mien"])
