@@ -12,7 +12,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from amg_plugin import registries
 from amg_plugin.errors import AMGError, MissingDependencyError
+from amg_plugin.registries.imports import load_import
 from amg_plugin.version import __version__
 
 #: Subcommand -> module with HELP, DESCRIPTION, add_arguments and run.
@@ -68,9 +70,25 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
             description=getattr(module, "DESCRIPTION", module.HELP),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        sub.add_argument(
+            "--import",
+            action=_Import,
+            metavar="MODULE_OR_FILE",
+            help="load a module that registers data sets, scorers, formats, ... of yours; repeatable",
+        )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
     return parser
+
+
+class _Import(argparse.Action):
+    """Loads a user's module as soon as it is read: what it registers is known to help and to every check."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: str, *_: object) -> None:
+        known = set(registries.described())
+        load_import(values)
+        new = "\n".join(f"  {line}" for line in registries.described() if line not in known)
+        parser.epilog = f"{parser.epilog or ''}\nregistered by {values}:\n{new}" if new else parser.epilog
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from amg_plugin.config.merge import decode, merge, override_layer
 from amg_plugin.config.rules import BUDGET_KEYS, budget_targets, complete_schedule, has_budget, validate, validate_amg
 from amg_plugin.config.schema import DEFAULT_STAGES, get_default_config
 from amg_plugin.errors import ConfigError
+from amg_plugin.registries import imports
 
 __all__ = [
     "apply_amg_node",
@@ -61,13 +62,18 @@ def load_config(
         base: what :func:`to_plain_dict` made, for example out of a checkpoint; takes the place of the defaults.
 
     Returns:
-        The frozen configuration; ``amg.image_size`` is filled in, and stages of the schedule are complete.
+        The frozen configuration; ``amg.image_size`` is filled in, stages of the schedule are complete, and
+        ``amg.imports`` lists what this process has loaded for the user.
 
     Raises:
         ConfigError: file not found or malformed, unknown key, impossible value, or epochs given twice.
+        InputError: a module that a file names in ``amg.imports`` fails.
     """
     layers = read_layers(path_or_name) if path_or_name else []
+    _load_imports(layers)  # may add keys
     layers.append(override_layer(list(overrides)))
+    if "imports" in (layers[-1].values.get("amg") or {}):
+        raise ConfigError("'amg.imports' counts in a configuration file; on the command line, use --import.")
     cfg = get_default_config()
     if base is not None:
         merge(cfg, _stored(base))
@@ -79,11 +85,25 @@ def load_config(
     return _finish(cfg)
 
 
+def _load_imports(layers: Sequence[Layer]) -> None:
+    """Load what files name in ``amg.imports``, relative to themselves."""
+    for layer in layers:
+        amg = layer.values.get("amg", layer.values)
+        words = amg.get("imports") if isinstance(amg, Mapping) else None
+        words = decode(words) if isinstance(words, str) else words
+        if isinstance(words, list) and all(isinstance(word, str) for word in words):  # merging refuses anything else
+            for word in words:
+                imports.load_import(word, layer.where, Path(layer.where).parent)
+
+
 def _stored(values: Mapping[str, Any]) -> Layer:
-    """What a checkpoint or a result holds, without keys of earlier releases that are gone."""
+    """What a checkpoint or a result holds, without keys of earlier releases that are gone, and without imports.
+
+    Whoever asks for a checkpoint has not asked for the modules that it names.
+    """
     kept = dict(values)
     if isinstance(amg := kept.get("amg"), Mapping):
-        kept["amg"] = {key: value for key, value in amg.items() if key not in GONE}
+        kept["amg"] = {key: value for key, value in amg.items() if key not in (*GONE, "imports")}
     return Layer("the stored configuration", kept)
 
 
@@ -147,8 +167,10 @@ def apply_amg_node(path_or_name: str | Path) -> CfgNode:
     Raises:
         ConfigError: as for :func:`load_config`.
     """
+    layers = read_layers(path_or_name)
+    _load_imports(layers)
     cfg = get_default_config()
-    layers = [_as_whole_config(layer, cfg) for layer in read_layers(path_or_name)]
+    layers = [_as_whole_config(layer, cfg) for layer in layers]
     size_given = False
     for layer in layers:
         _replace_budget(cfg, layer)
@@ -171,6 +193,7 @@ def _finish(cfg: CfgNode) -> CfgNode:
     cfg.amg.schedule = _schedule(cfg.amg)
     validate(cfg)
     cfg.amg.image_size = [cfg.data.height, cfg.data.width]
+    cfg.amg.imports = list(imports.LOADED)
     cfg.freeze()
     return cfg
 

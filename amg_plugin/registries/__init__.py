@@ -6,6 +6,7 @@ The first line of the docstring becomes the line in lists; :class:`amg_plugin.re
 
 from amg_plugin.registries.tables import DATASETS, HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS, TRANSFORMS
 
+TABLES = (HEAD_SCORERS, TOKEN_SCORERS, REDUCERS, DATASETS, TRANSFORMS, HOOKS)
 register_head_scorer = HEAD_SCORERS.register
 register_token_scorer = TOKEN_SCORERS.register
 register_reducer = REDUCERS.register
@@ -13,13 +14,25 @@ register_dataset = DATASETS.register
 register_transform = TRANSFORMS.register
 register_hook = HOOKS.register
 
+
+def described() -> list[str]:
+    """A line on every entry: what it is, its name, its summary."""
+    return [
+        f"{table.kind} {row.name}{f': {row.summary}' if row.summary else ''}"
+        for table in TABLES
+        for row in table.rows.values()
+    ]
+
+
 __all__ = [
     "DATASETS",
     "HEAD_SCORERS",
     "HOOKS",
     "REDUCERS",
+    "TABLES",
     "TOKEN_SCORERS",
     "TRANSFORMS",
+    "described",
     "register_dataset",
     "register_head_scorer",
     "register_hook",
