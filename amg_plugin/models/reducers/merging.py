@@ -1,4 +1,4 @@
-"""Token merging, from "Token Merging: Your ViT But Faster" (arXiv 2210.03461): functions on tensors.
+"""Token merging, from "Token Merging: Your ViT But Faster" (arXiv 2210.09461): functions on tensors.
 
 Tokens are dealt alternately into two halves; each token of the first proposes the most similar one of the second; the
 most similar pairs are merged into averages that are weighted by how many patches each token stands for.

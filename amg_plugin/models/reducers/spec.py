@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from amg_plugin.errors import ConfigError
 
-#: ``tome``: token merging (arXiv 2210.03461); ``evit``: class-attention token dropping (arXiv 2202.07800).
+#: ``tome``: token merging (arXiv 2210.09461); ``evit``: class-attention token dropping (arXiv 2202.07800).
 METHODS = ("tome", "evit")
 
 
