@@ -20,6 +20,7 @@ from amg_plugin.errors import AMGError, CheckpointError, RunError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.reid import ReIDModel, unwrap
 from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.weights import load_strictly
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.utils.files import replacing
 from amg_plugin.utils.preprocessing import Preprocessing
@@ -74,29 +75,6 @@ class Checkpoint:
             raise CheckpointError(f"The checkpoint's structure cannot be rebuilt: {error}") from error
         load_strictly(model, self.weights)
         return model.eval()
-
-
-def load_strictly(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load a state dict; every tensor must be there and fit.
-
-    Raises:
-        CheckpointError: Naming how many tensors are missing, unknown or of another shape, and one of each.
-    """
-    expected = model.state_dict()
-    if foreign := sorted(str(name) for name, value in weights.items() if not isinstance(value, Tensor)):
-        raise CheckpointError(f"The weights do not fit the model: '{foreign[0]}' is no tensor.")
-    missing = sorted(set(expected) - set(weights))
-    unknown = sorted(set(weights) - set(expected))
-    shapes = [
-        f"{name} is {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in sorted(set(expected) & set(weights))
-        if weights[name].shape != expected[name].shape
-    ]
-    faults = [f"{len(names)} {kind} ({names[0]})" for kind, names in (
-        ("missing", missing), ("unknown", unknown), ("of another shape", shapes)) if names]  # fmt: skip
-    if faults:
-        raise CheckpointError(f"The weights do not fit the model: tensors {', '.join(faults)}.")
-    model.load_state_dict(weights)
 
 
 def save_checkpoint(

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import amg_plugin
-from amg_plugin.checkpoint import FORMAT, VERSION, load_strictly, read_checkpoint, save_checkpoint
+from amg_plugin.checkpoint import FORMAT, VERSION, read_checkpoint, save_checkpoint
 from amg_plugin.errors import CheckpointError, RunError
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.weights import load_strictly
 from amg_plugin.pruning import apply_plan, current_plan
 
 SPEC = ModelSpec(
@@ -237,7 +238,7 @@ NAME = "backbone.blocks.1.attn.qkv.weight"
         (lambda weights: weights.pop(NAME), f"1 missing \\({NAME}\\)"),
         (lambda weights: weights.update(odd=torch.zeros(1)), r"1 unknown \(odd\)"),
         (lambda weights: weights.update({NAME: torch.zeros(2, 2)}), f"{NAME} is \\(2, 2\\) instead of \\(24, 24\\)"),
-        (lambda weights: weights.update({NAME: [1.0]}), f"'{NAME}' is no tensor"),
+        (lambda weights: weights.update({NAME: [1.0]}), f"'{NAME}' is not a tensor"),
         (lambda weights: weights.clear(), "missing"),
     ],
     ids=["missing", "unknown", "misshapen", "no tensor", "nothing"],

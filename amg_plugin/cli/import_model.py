@@ -14,7 +14,8 @@ from amg_plugin.cli.inspect import describe, render
 from amg_plugin.config.load import load_config, to_plain_dict
 from amg_plugin.errors import InputError
 from amg_plugin.models.reid import ReIDModel
-from amg_plugin.paper import load_la_transformer, load_transreid, read_published
+from amg_plugin.models.weights import read_state_dict
+from amg_plugin.paper import load_la_transformer, load_transreid
 from amg_plugin.paper.state_dicts import check_family, clean, tensor
 from amg_plugin.pruning import current_plan
 from amg_plugin.utils.preprocessing import Preprocessing
@@ -79,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import; 0 on success."""
-    state = clean(read_published(args.file))
+    state = clean(read_state_dict(args.file))
     model = (import_transreid if args.source == "transreid" else import_la)(state, args)
     save_imported(args.out, model, args.source, Path(args.file).name, args.trained_on)
     checkpoint = read_checkpoint(args.out)

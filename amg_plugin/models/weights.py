@@ -1,65 +1,157 @@
-"""Local weight files for the backbone."""
+"""Files of weights: read as data only, loaded strictly."""
 
 from __future__ import annotations
 
 import logging
 import math
+import numbers
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
-from amg_plugin.errors import InputError
-from amg_plugin.models.safe_reading import NUMPY_NUMBERS
+from amg_plugin.errors import CheckpointError, InputError
 
 logger = logging.getLogger(__name__)
 
-_WRAPPERS = ("state_dict", "model", "teacher")
+#: Entries under which training programs keep the state dict.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "teacher")
 _PREFIXES = ("module.", "backbone.", "base.")
 _CLASSIFIERS = ("head.", "head_dist.", "fc.", "mask_token", "pre_logits.")
+_KINDS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
+          "float64")  # fmt: skip
+# numpy's own constructor of numbers, whose module was renamed in numpy 2.
+_scalar = np.float64(0).__reduce__()[0]
+#: numpy's numbers, under the old module name too: training programs write them beside the weights.
+_NUMPY_NUMBERS: list[Any] = [
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in _KINDS},
+]
 
 
 def check_weight_file(path: str | Path) -> Path:
     """Check that a weight file is there.
 
     Raises:
-        InputError: If it is not.
+        CheckpointError: If it is not.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"The weight file '{path}' (amg.weights) does not exist; give a local .pth or .safetensors file."
-        )
+        raise CheckpointError(f"The weight file '{path}' does not exist; give a local .pth or .safetensors file.")
     return path
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a ``.pth`` or ``.safetensors`` file of tensors, as data only; checkpoints of torchreid's engines too.
+    """Read the state dict of a file, as data only; training checkpoints of other programs too.
+
+    Pickles are read with ``weights_only=True`` and may hold tensors, parameters (also boolean ones), plain containers
+    and numbers, numpy's included. Numbers beside the tensors are left out.
+
+    Args:
+        path: A ``.pth``/``.pt`` or ``.safetensors`` file.
+
+    Returns:
+        Tensors by name, on the CPU.
 
     Raises:
-        InputError: If the file is missing, cannot be read safely or holds no state dict.
+        CheckpointError: If the file is missing, holds anything else than data, or no state dict.
     """
     path = check_weight_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # torchreid writes Rank-1 as a numpy number beside the weights.
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many types for foreign files
-        raise InputError(
-            f"The weight file '{path}' cannot be read as tensors ({type(error).__name__}); "
-            "give a .pth or .safetensors file that holds a state dict."
+        culprit = re.search(r"(?:GLOBAL|global:?) ([\w]+(?:\.[\w]+)+)", str(error))
+        if culprit:
+            raise CheckpointError(
+                f"The weight file '{path}' is refused: it names '{culprit[1]}', and only tensors, numbers and plain "
+                "containers are read, since anything else could run code."
+            ) from error
+        raise CheckpointError(
+            f"The weight file '{path}' cannot be read as tensors ({type(error).__name__}); it is truncated, or of "
+            "another format than .pth and .safetensors."
         ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        raise InputError(f"The weight file '{path}' holds no state dict; a dictionary of named tensors is needed.")
-    return state
+    return _state_dict_in(content, path)
+
+
+def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"The weight file '{path}' holds no state dict; a dictionary of named tensors is needed.")
+    others = {str(name): value for name, value in content.items() if not isinstance(value, Tensor)}
+    for name, value in others.items():
+        if not isinstance(value, numbers.Number | np.generic):
+            raise CheckpointError(
+                f"The entry '{name}' of the weight file '{path}' is a {type(value).__name__}; "
+                "only tensors and numbers are allowed in a state dict."
+            )
+    if others:
+        logger.info("%d entries of %s are numbers and are left out: %s", len(others), path, ", ".join(others))
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def check_fit(
+    expected: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    message: str = "The weights do not fit the model",
+    optional: Collection[str] = (),
+) -> None:
+    """Check that tensors are those of a state dict: all of them, no others, of the same shapes.
+
+    Args:
+        expected: The state dict.
+        given: What is there.
+        message: How an error begins.
+        optional: Names that may be missing.
+
+    Raises:
+        CheckpointError: Naming tensors that are missing, unknown or of another shape.
+    """
+    if foreign := sorted(str(name) for name, value in given.items() if not isinstance(value, Tensor)):
+        raise CheckpointError(f"{message}: '{foreign[0]}' is not a tensor.")
+    shapes = [
+        f"{name} is {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(set(expected) & set(given))
+        if given[name].shape != expected[name].shape
+    ]
+    faults = {
+        "missing": sorted(set(expected) - set(given) - set(optional)),
+        "unknown": sorted(set(given) - set(expected)),
+        "of another shape": shapes,
+    }
+    if any(faults.values()):
+        found = [
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in faults.items()
+            if names
+        ]
+        raise CheckpointError(f"{message}: tensors {'; '.join(found)}.")
+
+
+def load_strictly(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    message: str = "The weights do not fit the model",
+    optional: Collection[str] = (),
+) -> None:
+    """Load a state dict; every tensor must be there and fit, or the model stays as it is.
+
+    Arguments and errors as :func:`check_fit`.
+    """
+    check_fit(model.state_dict(), weights, message, optional)
+    model.load_state_dict(weights, strict=not optional)
 
 
 def load_backbone_weights(model: VisionTransformer, path: str | Path) -> None:
@@ -89,17 +181,7 @@ def load_backbone_weights(model: VisionTransformer, path: str | Path) -> None:
     if not isinstance(model, VisionTransformerDistilled):
         state.pop("dist_token", None)
     state = {name: value for name, value in state.items() if not name.startswith(_CLASSIFIERS)}
-    expected = model.state_dict()
-    missing = sorted(set(expected) - set(state))
-    extra = sorted(set(state) - set(expected))
-    wrong = sorted(name for name in set(state) & set(expected) if state[name].shape != expected[name].shape)
-    if missing or extra or wrong:
-        example = (wrong or missing or extra)[0]
-        raise InputError(
-            f"The weight file '{path}' does not fit the model: {len(missing)} tensors missing, {len(extra)} unknown, "
-            f"{len(wrong)} of another shape (for example '{example}'); check amg.arch and amg.override."
-        )
-    model.load_state_dict(state)
+    load_strictly(model, state, f"The weight file '{path}' does not fit the model; check amg.arch and amg.override")
     if embedding is not None:
         _warn_of_ambiguous_grid(model, embedding, path)
     logger.info("loaded %d tensors from %s", len(state), path)

@@ -2,7 +2,7 @@
 
 from amg_plugin.utils.lazy import lazy_names
 
-__all__ = ["load_la_transformer", "load_la_vit", "load_transreid", "published_accounting", "read_published"]
+__all__ = ["load_la_transformer", "load_la_vit", "load_transreid", "published_accounting"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -11,6 +11,5 @@ __getattr__, __dir__ = lazy_names(
         "load_la_vit": "amg_plugin.paper.la",
         "load_transreid": "amg_plugin.paper.transreid",
         "published_accounting": "amg_plugin.paper.accounting",
-        "read_published": "amg_plugin.models.published_files",
     },
 )

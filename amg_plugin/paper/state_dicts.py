@@ -18,6 +18,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from amg_plugin.errors import CheckpointError, InputError
+from amg_plugin.models.weights import check_fit
 from amg_plugin.pruning import PruningPlan
 
 logger = logging.getLogger(__name__)
@@ -302,21 +303,9 @@ def fill(
     Raises:
         CheckpointError: Naming what is missing, unknown or of another shape.
     """
-    expected = {name: (file_name(name), value) for name, value in model.state_dict().items()}
-    known = {name for name, _ in expected.values()}
-    values = {**state, **{name: value for name, value in replaced.items() if name in state}}
-    missing = sorted(known - set(state))
-    extra = sorted(name for name in set(state) - known if not re.fullmatch(unused, name))
-    shapes = sorted(
-        f"{name} is {tuple(values[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.values()
-        if name in values and values[name].shape != value.shape
-    )
-    faults = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
-        if names
-    ]
-    if faults:
-        raise CheckpointError(f"The state dict does not fit: tensors {'; '.join(faults)}.")
-    model.load_state_dict({name: values[source].to(value.dtype) for name, (source, value) in expected.items()})
+    source = {name: file_name(name) for name in model.state_dict()}
+    expected = {source[name]: value for name, value in model.state_dict().items()}
+    given = {name: value for name, value in state.items() if name in expected or not re.fullmatch(unused, name)}
+    given |= {name: value for name, value in replaced.items() if name in state}
+    check_fit(expected, given, "The state dict does not fit")
+    model.load_state_dict({name: given[place].to(expected[place].dtype) for name, place in source.items()})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amg_plugin import compat
 from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.models import complexity
-from amg_plugin.models.published_files import read_published
+from amg_plugin.models.weights import load_strictly, read_state_dict
 from amg_plugin.plugin.active import using_amg_config
 from amg_plugin.plugin.models import MODELS
 from amg_plugin.plugin.registry import register
@@ -111,18 +111,10 @@ def load_weights(model: nn.Module, name: str, file: str | Path) -> None:
         CheckpointError: If the file cannot be read as data, or does not fit.
     """
     try:
-        state = {key.removeprefix("module."): value for key, value in read_published(file).items()}
+        state = {key.removeprefix("module."): value for key, value in read_state_dict(file).items()}
     except CheckpointError as error:
         raise CheckpointError(f"{error} (A checkpoint of amg-reid is given with --checkpoint.)") from error
-    given, expected = without_classifier(state), without_classifier(model.state_dict())
+    features = without_classifier(model.state_dict())
     # Counters of batches, which files of old torch releases lack, take no part in the features.
-    needed = {key for key in expected if not key.endswith(".num_batches_tracked")}
-    faults = {
-        "missing": sorted(needed - set(given)),
-        "unknown": sorted(set(given) - set(expected)),
-        "of another shape": sorted(key for key in needed & set(given) if given[key].shape != expected[key].shape),
-    }
-    if any(faults.values()):
-        told = [f"{len(keys)} {kind} ({keys[0]})" for kind, keys in faults.items() if keys]
-        raise CheckpointError(f"The weights in '{file}' are not those of {name}: tensors {', '.join(told)}.")
-    model.load_state_dict(given, strict=False)
+    optional = {key for key in model.state_dict() if key not in features or key.endswith(".num_batches_tracked")}
+    load_strictly(model, without_classifier(state), f"The weights in '{file}' are not those of {name}", optional)

@@ -1,11 +1,7 @@
-"""Local weight files: what is read, what is fitted, what is refused."""
+"""Local weight files: what is fitted, what is refused."""
 
 from __future__ import annotations
 
-import os
-import pickle
-
-import numpy as np
 import pytest
 import timm
 import torch
@@ -16,7 +12,7 @@ from amg_plugin.errors import InputError
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import build_backbone
-from amg_plugin.models.weights import load_backbone_weights, read_state_dict
+from amg_plugin.models.weights import load_backbone_weights
 from amg_plugin.pruning import apply_plan, current_plan
 
 TINY = {"depth": 2, "embed_dim": 16, "num_heads": 2}
@@ -135,8 +131,8 @@ def damaged(change):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (lambda: damaged(lambda s: s.pop("norm.bias")), "1 tensors missing.*norm.bias"),
-        (lambda: damaged(lambda s: s.update(surprise=torch.ones(1))), "1 unknown.*surprise"),
+        (lambda: damaged(lambda s: s.pop("norm.bias")), r"1 missing \(norm\.bias\)"),
+        (lambda: damaged(lambda s: s.update(surprise=torch.ones(1))), r"1 unknown \(surprise\)"),
         (lambda: source(embed_dim=32, num_heads=4).state_dict(), "of another shape"),
         (lambda: source(depth=3).state_dict(), "unknown"),
         (lambda: source(arch="vit_small_patch14_reg4_dinov2", size=(28, 28)).state_dict(), "does not fit"),
@@ -159,63 +155,6 @@ def test_weights_of_a_pruned_model_are_refused(tmp_path):
     path = write_pth(tmp_path / "w.pth", pruned.state_dict())
     with pytest.raises(InputError, match=r"2 of another shape|3 of another shape"):
         load_backbone_weights(target(), path)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere.pth.*does not exist"):
-        read_state_dict(tmp_path / "nowhere.pth")
-    with pytest.raises(InputError, match="does not exist"):
-        read_state_dict(tmp_path)
-
-
-@pytest.mark.parametrize(("name", "write"), [("w.pth", write_pth), ("w.safetensors", write_safetensors)])
-def test_a_truncated_file_is_refused(tmp_path, name, write):
-    path = write(tmp_path / name, source().state_dict())
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(InputError, match="cannot be read"):
-        read_state_dict(path)
-
-
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not weights at all"])
-def test_a_file_of_something_else_is_refused(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_state_dict(tmp_path / name)
-
-
-class Code:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
-@pytest.mark.parametrize("legacy", [True, False])
-def test_code_in_a_file_is_refused_and_not_run(tmp_path, legacy):
-    path, trap = tmp_path / "w.pth", tmp_path / "trap"
-    if legacy:
-        path.write_bytes(pickle.dumps({"a": Code(trap)}, protocol=2))
-    else:
-        torch.save({"a": Code(trap)}, path)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_state_dict(path)
-    assert not trap.exists()
-
-
-@pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"epoch": 3}, [torch.ones(1)], torch.ones(1)], ids=str)
-def test_a_file_without_named_tensors_is_refused(tmp_path, content):
-    with pytest.raises(InputError, match="no state dict"):
-        read_state_dict(write_pth(tmp_path / "w.pth", content))
-
-
-def test_a_checkpoint_of_torchreids_engine_is_read_although_it_holds_a_numpy_number(tmp_path):
-    weights = {"backbone.cls_token": torch.ones(1, 1, 4)}
-    torch.save({"state_dict": weights, "epoch": 3, "rank1": np.float64(0.5)}, tmp_path / "model.pth.tar-3")
-    assert read_state_dict(tmp_path / "model.pth.tar-3").keys() == weights.keys()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from amg_plugin.models.reid import ReIDModel
-from amg_plugin.paper import load_la_transformer, load_transreid, read_published
+from amg_plugin.models.weights import read_state_dict
+from amg_plugin.paper import load_la_transformer, load_transreid
 from amg_plugin.paper.state_dicts import clean
 from amg_plugin.paper.tables import build
 from amg_plugin.paper.zoo.entries import ZooEntry
@@ -26,7 +27,7 @@ def import_entry(entry: ZooEntry, path: str | Path) -> ReIDModel:
     Raises:
         CheckpointError: If the file is no checkpoint of the entry's program or sizes.
     """
-    state, spec = clean(read_published(path)), entry.spec
+    state, spec = clean(read_state_dict(path)), entry.spec
     if entry.family == "la":
         return load_la_transformer(
             state, image_size=spec.image_size, num_heads=entry.num_heads, head_dim=entry.head_dim, parts=spec.parts

@@ -69,7 +69,7 @@ def published_form(row):
 @pytest.fixture
 def imported(monkeypatch):
     def run(entry, state):
-        monkeypatch.setattr("amg_plugin.paper.zoo.importing.read_published", lambda path: state)
+        monkeypatch.setattr("amg_plugin.paper.zoo.importing.read_state_dict", lambda path: state)
         with torch.device("meta"):
             return import_entry(entry, "file.pth")
 

@@ -1,4 +1,4 @@
-"""Published checkpoint files are read as data: numbers of numpy are fine, code is refused and does not run."""
+"""Files of weights are read as data: numbers of numpy are fine, code is refused and does not run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from published_state import transreid, transreid_state
 from safetensors.torch import save_file
 from torch import nn
 
 from amg_plugin.errors import CheckpointError
-from amg_plugin.paper import read_published
+from amg_plugin.models.weights import read_state_dict
 
 
 @pytest.fixture
@@ -25,16 +24,16 @@ def state():
 
 def test_boolean_parameters_are_read(state, tmp_path):
     torch.save(state, tmp_path / "model.pth")
-    read = read_published(tmp_path / "model.pth")
+    read = read_state_dict(tmp_path / "model.pth")
     assert read["mask"].tolist() == [True, False]
     assert torch.equal(read["weight"], state["weight"])
 
 
 @pytest.mark.parametrize("number", [np.int64(3), np.int32(3), np.float64(0.5), np.float32(0.5), np.bool_(True)])
-@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "net", "teacher"])
 def test_numbers_of_numpy_are_read_and_left_out(state, number, wrapper, tmp_path):
     torch.save({wrapper: {**state, "count": number}, "epoch": number}, tmp_path / "model.pth")
-    assert set(read_published(tmp_path / "model.pth")) == {"weight", "mask"}
+    assert set(read_state_dict(tmp_path / "model.pth")) == {"weight", "mask"}
 
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
@@ -55,12 +54,12 @@ def test_numpys_old_and_new_module_names_are_read(state, module, tmp_path, monke
     torch.save({**state, "heads": Number()}, tmp_path / "model.pth")
     monkeypatch.undo()
     assert module.encode() in (tmp_path / "model.pth").read_bytes()
-    assert set(read_published(tmp_path / "model.pth")) == {"weight", "mask"}
+    assert set(read_state_dict(tmp_path / "model.pth")) == {"weight", "mask"}
 
 
 def test_safetensors_are_read(state, tmp_path):
     save_file({name: value.detach() for name, value in state.items()}, tmp_path / "model.safetensors")
-    assert set(read_published(tmp_path / "model.safetensors")) == {"weight", "mask"}
+    assert set(read_state_dict(tmp_path / "model.safetensors")) == {"weight", "mask"}
 
 
 class Code:
@@ -80,7 +79,7 @@ def test_a_pickle_with_code_is_refused_and_the_code_does_not_run(state, tmp_path
     content = code if place == "alone" else {**state, "code": code}
     torch.save(content, tmp_path / "model.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match=r"refused.*mkdir"):
-        read_published(tmp_path / "model.pth")
+        read_state_dict(tmp_path / "model.pth")
     assert not (tmp_path / "it ran").exists()
 
 
@@ -92,38 +91,43 @@ def test_the_trap_of_these_tests_works(tmp_path):
 def test_a_whole_module_is_refused(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"refused.*torch\.nn\.modules\.linear\.Linear"):
-        read_published(tmp_path / "model.pth")
+        read_state_dict(tmp_path / "model.pth")
 
 
 def test_the_allow_list_ends_with_the_call(state, tmp_path):
     before = set(map(repr, torch.serialization.get_safe_globals()))  # torch keeps them in no fixed order
     torch.save(state, tmp_path / "model.pth")
-    read_published(tmp_path / "model.pth")
+    read_state_dict(tmp_path / "model.pth")
     assert set(map(repr, torch.serialization.get_safe_globals())) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
-def test_foreign_files_are_refused(tmp_path, content):
-    (tmp_path / "model.pth").write_bytes(content)
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all"])
+def test_foreign_files_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_published(tmp_path / "model.pth")
+        read_state_dict(tmp_path / name)
 
 
-def test_a_truncated_file_is_refused(tmp_path):
-    torch.save(transreid_state(transreid()), tmp_path / "model.pth")
-    data = (tmp_path / "model.pth").read_bytes()
-    (tmp_path / "model.pth").write_bytes(data[: len(data) // 2])
+@pytest.mark.parametrize(("name", "write"), [("model.pth", torch.save), ("model.safetensors", save_file)])
+def test_a_truncated_file_is_refused(tmp_path, name, write):
+    write({"weight": torch.zeros(2000)}, tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_published(tmp_path / "model.pth")
+        read_state_dict(tmp_path / name)
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="does not exist"):
-        read_published(tmp_path / "none.pth")
+    for path in (tmp_path / "none.pth", tmp_path):
+        with pytest.raises(CheckpointError, match="does not exist"):
+            read_state_dict(path)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"weight": torch.zeros(1), "names": ["a"]}])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {}}, torch.ones(1), {"weight": torch.zeros(1), "names": ["a"]}]
+)
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match="state dict"):
-        read_published(tmp_path / "model.pth")
+        read_state_dict(tmp_path / "model.pth")
