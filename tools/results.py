@@ -245,7 +245,7 @@ def seeds(args: argparse.Namespace) -> None:
         f"seeds {', '.join(numbers)}."
     )
     spread = ["Mean ± standard deviation over the seeds; differences are taken seed by seed."] * (len(numbers) > 1)
-    write(args, rows, "\n".join([markdown_table(header, table, left=len(header)), "", where, *spread]))
+    write(args, rows, "\n".join([markdown_table(header, table, left=range(len(header))), "", where, *spread]))
 
 
 # occlusion ------------------------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def exports(args: argparse.Namespace) -> None:
     header = ["model", "runtime", "MB", "largest difference", "cosine", "Rank-1 %", "mAP %", "mAP minus PyTorch's"]
     first = entries[0]
     where = f"Measured on {first['device']}, threads of torch: {first['threads']}; {versions_of(first)}."
-    write(args, entries, f"{markdown_table(header, rows, left=len(header))}\n\n{where}")
+    write(args, entries, f"{markdown_table(header, rows, left=range(len(header)))}\n\n{where}")
 
 
 # Command line ---------------------------------------------------------------------------------------------------------

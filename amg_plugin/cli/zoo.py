@@ -96,7 +96,7 @@ def row_of(entry: ZooEntry, folder: Path) -> dict[str, Any]:
         "model": row.model,
         "data": row.data,
         "rates": entry.rates,
-        "mAP_paper": row.mean_precision,
+        "mAP_paper": row.mAP,
         "rank1_paper": row.rank1,
         "macs_paper_giga": row.macs,
         "image_size": list(entry.spec.image_size),

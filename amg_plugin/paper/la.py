@@ -53,8 +53,7 @@ def load_la_vit(
         layer_norm_eps: Added to variances in layer norms.
 
     Returns:
-        A prunable timm ViT in eval mode; ``forward_features`` gives the tokens after the last norm, ``plan`` tells what
-        is pruned.
+        A prunable timm ViT in eval mode; ``forward_features`` gives the tokens after the last norm.
 
     Raises:
         CheckpointError: If tensors are missing, unknown, or contradict each other.
@@ -103,7 +102,7 @@ def load_la_transformer(
         layer_norm_eps: Added to variances in layer norms.
 
     Returns:
-        The network in eval mode; ``plan`` tells what is pruned.
+        The network in eval mode.
 
     Raises:
         CheckpointError: If tensors are missing, unknown, or contradict each other.

@@ -45,7 +45,7 @@ class Measurement:
         section: ``"dense"``, ``"start"``, ``"pruned"`` or ``"finetuned"``.
         model: The configuration's ``model.name``.
         data: The target's name.
-        mean_precision: mAP in per cent.
+        mAP: mAP in per cent.
         rank1: Rank-1 in per cent.
         macs: Counted MACs of one image.
         params: Parameters without classifiers.
@@ -58,7 +58,7 @@ class Measurement:
     section: str
     model: str
     data: str
-    mean_precision: float
+    mAP: float
     rank1: float
     macs: int
     params: int
@@ -125,7 +125,7 @@ def _measurement(file: str, result: dict[str, Any], name: str, target: str) -> M
         section=name,
         model=str(result["config"]["model"]["name"]),
         data=target,
-        mean_precision=100 * scores["mAP"],
+        mAP=100 * scores["mAP"],
         rank1=100 * scores["rank1"],
         macs=int(section["macs"]),
         params=int(section["params"]),

@@ -5,8 +5,6 @@ Nothing is trained and no data is read: networks are built without weights and p
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,6 +24,7 @@ from amg_plugin.paper.rows import ROWS, Row
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.pruning.selection import removal_count
+from amg_plugin.utils.tables import csv_table, markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +141,7 @@ def describe(row: Row) -> Entry:
         data=row.data,
         heads=f"{heads}/{sum(plan.num_heads[block] for block in blocks)}",
         tokens=f"{tokens}/{plan.num_patches * len(blocks)}",
-        paper_map=row.mean_precision,
+        paper_map=row.mAP,
         paper_rank1=row.rank1,
         published_macs=row.macs,
         formula_macs=macs,
@@ -208,7 +207,7 @@ def build_table(results: Sequence[str] = ()) -> list[Entry]:
     for key, measured in placed.items():
         entries[key] = replace(
             entries[key],
-            measured_map=measured.mean_precision,
+            measured_map=measured.mAP,
             measured_rank1=measured.rank1,
             note="; ".join(filter(None, [entries[key].note, measured.remark(shapes[key])])),
         )
@@ -233,7 +232,7 @@ def _split(argument: str, known: Mapping[str, Any]) -> tuple[str, Path]:
     if not separator or Path(argument).is_file():
         return "", Path(argument)
     if key not in known:
-        raise InputError(f"'{key}' is no row of the published tables; the rows are: {', '.join(known)}.")
+        raise InputError(f"'{key}' is not a row of the published tables; the rows are: {', '.join(known)}.")
     return key, Path(file)
 
 
@@ -242,7 +241,7 @@ def _further_row(measured: Measurement) -> Entry:
         key=f"{measured.file}:{measured.section}:{measured.data}",
         model=f"measured here: {measured.model}, {measured.section}",
         data=measured.data,
-        measured_map=measured.mean_precision,
+        measured_map=measured.mAP,
         measured_rank1=measured.rank1,
         counted_macs=measured.macs / 1e9,
         params=measured.params / 1e6,
@@ -272,11 +271,7 @@ def render(entries: Sequence[Entry], form: str) -> str:
     if form == "json":
         return json.dumps([asdict(entry) for entry in entries], indent=1) + "\n"
     if form == "csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(asdict(entries[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(entry) for entry in entries)
-        return text.getvalue()
+        return csv_table(list(asdict(entries[0])), [list(asdict(entry).values()) for entry in entries])
     return _markdown(entries)
 
 
@@ -298,11 +293,9 @@ totals, spread evenly over the prunable blocks; nothing is trained.
 
 
 def _markdown(entries: Sequence[Entry]) -> str:
-    rows = [list(HEADINGS.values()), ["---" if name in ("model", "data", "note") else "---:" for name in HEADINGS]]
-    for entry in entries:
-        values = asdict(entry)
-        rows.append([_cell(values[name], _DIGITS.get(name), name) for name in HEADINGS])
-    return f"{_PREFACE}\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    rows = [[_cell(getattr(entry, name), _DIGITS.get(name), name) for name in HEADINGS] for entry in entries]
+    left = [place for place, name in enumerate(HEADINGS) if name in ("model", "data", "note")]
+    return f"{_PREFACE}\n{markdown_table(list(HEADINGS.values()), rows, left=left)}\n"
 
 
 def _cell(value: Any, digits: int | None, name: str) -> str:

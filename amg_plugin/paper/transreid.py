@@ -16,6 +16,7 @@ from amg_plugin.paper.state_dicts import (
     ARCH,
     MASK,
     Layout,
+    Structure,
     block_numbers,
     check_family,
     clean,
@@ -63,16 +64,15 @@ def load_transreid(
         num_views: Views of the side information; 0 for none, and 1 beside cameras is as good as none.
         sie_coefficient: Factor of the side information.
         shift_num: Shift of the jigsaw module.
-        shuffle_groups: Piles of the jigsaw module.
+        shuffle_groups: Groups of the jigsaw module.
         divide_length: Parts of the jigsaw module.
         patch_size: Patch side in pixels.
         layer_norm_eps: Added to variances in layer norms.
         attention_scale: Factor of query times key; None for ``head_dim ** -0.5``.
 
     Returns:
-        The network in eval mode: ``model(images, camids=None)`` gives features before the neck ``[B, D]``, local ones
-        divided by their number; in training mode lists of logits and embeddings. ``current_plan(model)`` tells what is
-        pruned; its ``heads_known`` is False where only the number of kept heads is known.
+        The network in eval mode, with features before the neck ``[B, D]``, local ones divided by their number.
+        ``current_plan(model).heads_known`` is False where only the number of kept heads is known.
 
     Raises:
         CheckpointError: If tensors are missing, unknown, or contradict each other.
@@ -80,45 +80,48 @@ def load_transreid(
     """
     state = clean(state_dict)
     check_family(state, "TransReID")
-    jigsaw = any(name.startswith("b1.") for name in state)
-    layout = _layout(state, jigsaw)
-    structure = read_structure(state, layout, num_heads, head_dim)
-    _check_last_block(state, jigsaw)
+    has_jigsaw = any(name.startswith("b1.") for name in state)
+    structure = read_structure(state, _layout(state, has_jigsaw), num_heads, head_dim)
+    spec = ModelSpec(
+        ARCH, image_size, tensor(state, "classifier.weight", 2).shape[0], stride, loss="triplet", neck_feat="before",
+        overrides=structure.overrides(num_heads, patch_size), attention_scale=attention_scale,
+        layer_norm_eps=layer_norm_eps,
+        side_information=_side_information(state, num_cameras, num_views, sie_coefficient),
+        jigsaw=JigsawSpec(divide_length, shift_num, shuffle_groups) if has_jigsaw else None,
+    )  # fmt: skip
+    return _filled(TransReID(spec), state, structure, num_heads, head_dim)
+
+
+def _side_information(
+    state: Mapping[str, Tensor], num_cameras: int, num_views: int, coefficient: float
+) -> SideInformationSpec | None:
     if _SIDE in state and not num_cameras and not num_views:
         raise CheckpointError(
             f"The state dict has side information ('{_SIDE}', {len(state[_SIDE])} rows); give num_cameras or num_views."
         )
     if num_cameras and num_views == 1:  # a single view tells nothing, so that no labels of views are needed
         num_views = 0
-    side = SideInformationSpec(num_cameras, num_views, sie_coefficient) if num_cameras or num_views else None
-    spec = ModelSpec(
-        arch=ARCH,
-        image_size=image_size,
-        num_classes=tensor(state, "classifier.weight", 2).shape[0],
-        stride=stride,
-        loss="triplet",
-        neck_feat="before",
-        overrides=structure.overrides(num_heads, patch_size),
-        attention_scale=attention_scale,
-        layer_norm_eps=layer_norm_eps,
-        side_information=side,
-        jigsaw=JigsawSpec(divide_length, shift_num, shuffle_groups) if jigsaw else None,
-    )
-    model = TransReID(spec)
-    embed = model.backbone.patch_embed
+    return SideInformationSpec(num_cameras, num_views, coefficient) if num_cameras or num_views else None
+
+
+def _filled(
+    model: TransReID, state: Mapping[str, Tensor], structure: Structure, num_heads: int, head_dim: int
+) -> TransReID:
+    """Prune the network as the file is, then load the file's tensors."""
+    jigsaw = model.spec.jigsaw is not None
+    layout, embed = _layout(state, jigsaw), model.backbone.patch_embed
+    _check_last_block(state, jigsaw)
     apply_plan(model, read_plan(structure, layout, num_heads, embed.num_patches, "block"))
     replaced = stand_in_heads(state, structure, layout, head_dim)
     replaced["base.pos_embed"] = fitted_position_embedding(tensor(state, "base.pos_embed", 3), embed.grid_size)
     if _SIDE in state:
         replaced[_SIDE] = state[_SIDE].flatten(1)
     depth = len(layout.blocks)
-    fill(
-        model,
-        state,
-        file_name=lambda name: _file_name(name, depth if jigsaw else 0),
-        unused=_unused(depth, jigsaw),
-        replaced=replaced,
-    )
+
+    def file_name(name: str) -> str:
+        return _file_name(name, depth if jigsaw else 0)
+
+    fill(model, state, file_name=file_name, unused=_unused(depth, jigsaw), replaced=replaced)
     return model.eval()
 
 

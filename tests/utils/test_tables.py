@@ -35,7 +35,7 @@ def test_markdown_has_its_first_column_left_and_the_others_right_aligned():
 
 
 def test_markdown_has_as_many_left_columns_as_told():
-    assert markdown_table(["a", "b", "c"], [], left=2).splitlines()[1] == "| --- | --- | ---: |"
+    assert markdown_table(["a", "b", "c"], [], left=(0, 1)).splitlines()[1] == "| --- | --- | ---: |"
 
 
 def test_a_row_of_another_length_is_refused_by_text():

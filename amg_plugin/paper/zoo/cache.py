@@ -6,7 +6,6 @@ differs from its record, in the cache or downloaded anew, is an error.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,13 +19,12 @@ from pathlib import Path
 
 from amg_plugin.errors import InputError, MissingDependencyError, RunError
 from amg_plugin.paper.zoo.entries import ZooEntry
-from amg_plugin.utils.files import write_text
+from amg_plugin.utils.files import sha256, write_text
 
 logger = logging.getLogger(__name__)
 
 #: Environment variable that names the cache folder.
 CACHE_VARIABLE = "AMG_REID_CACHE"
-_CHUNK = 1 << 20
 
 #: Writes the file of a Google Drive id to a path.
 Download = Callable[[str, Path], None]
@@ -167,7 +165,7 @@ def _fetch_into(
     if record:
         _verify(entry, arrived, record, "The file given" if local_file else "The file on Google Drive")
     else:
-        size, digest = arrived.stat().st_size, _sha256(arrived)
+        size, digest = arrived.stat().st_size, sha256(arrived)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         # The record first: a file without one would never be verified.
         new = Record(entry.drive_id, size, digest, now)
@@ -216,7 +214,7 @@ def _refuse_web_page(entry: ZooEntry, file: Path) -> None:
 
 def _verify(entry: ZooEntry, file: Path, record: Record, what: str) -> None:
     size = file.stat().st_size
-    if size == record.size and (digest := _sha256(file)) == record.sha256:
+    if size == record.size and (digest := sha256(file)) == record.sha256:
         logger.info("%s verified: %d bytes, SHA-256 %s", entry.name, size, digest)
         return
     found = f"{size} bytes" if size != record.size else f"SHA-256 {digest}"
@@ -230,11 +228,3 @@ def _verify(entry: ZooEntry, file: Path, record: Record, what: str) -> None:
 
 def _record_path(entry: ZooEntry, folder: Path) -> Path:
     return folder / f"{entry.name}.json"
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
