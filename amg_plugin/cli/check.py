@@ -6,16 +6,14 @@ import argparse
 from typing import Any
 
 from amg_plugin.cli.arguments import add_config_arguments, config_from_arguments
-from amg_plugin.utils.tables import text_table
 
 HELP = "check data sets: folders, names, labels, matches, readable images"
 DESCRIPTION = """Check data sets as train, prune and test do before they start, and print every problem by name: missing
 folders, file names that do not parse, training labels with gaps, images that cannot be read, queries whose identity no
 other camera has in the gallery.
 
-Images that were fine are remembered by size and time of the file, in the user's cache folder, so that a second pass
-takes moments. -s alone checks data sets for training and for testing on them, -t alone for testing. The exit status is
-0 if a run could use the data, 2 if not.
+-s alone checks data sets for training and for testing on them, -t alone for testing. The exit status is 0 if a run
+could use the data, 2 if not.
 
 example: amg-reid check -s market1501 --root reid-data"""
 
@@ -56,17 +54,19 @@ def run(args: argparse.Namespace) -> int:
 
 def render(inspection: Any) -> str:
     """What was looked at, and everything that was found."""
+    from amg_plugin.data.layout import PARTS
+    from amg_plugin.utils.tables import text_table
+
     lines = []
     rows = [
         [name, part, str(len(items)), str(len({item[1] for item in items})), str(len({item[2] for item in items}))]
         for name, dataset in inspection.datasets.items()
-        for part, items in (("train", dataset.train), ("query", dataset.query), ("gallery", dataset.gallery))
+        for part, items in ((part, getattr(dataset, part)) for part in PARTS)
     ]
     if rows:
         lines += [text_table(["data set", "part", "images", "identities", "cameras"], rows), ""]
     if images := inspection.images:
-        known = f" ({images.cached} known from an earlier pass)" if images.cached else ""
-        lines += [f"{images.count} images looked at{known}", ""]
+        lines += [f"{images.count} images looked at", ""]
     for kind, found in (("warning", inspection.warnings), ("problem", inspection.problems)):
         for problem in found:
             lines.append(f"{kind}: {problem.text}{':' if problem.items else '.'}")

@@ -6,10 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from amg_plugin.data.occlusion.bars import Coverage
-from amg_plugin.data.occlusion.copy import MASK_DIR, PARTS, CopySettings, write_occluded_copy
+from amg_plugin.data.occlusion.settings import CopySettings, Coverage
 from amg_plugin.errors import DataError
-from amg_plugin.utils.tables import text_table
 
 HELP = "make an occluded copy of a data set, with masks"
 DESCRIPTION = """Make an occluded copy of a data set in Market-1501's layout.
@@ -66,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the copy; 0 on success."""
+    from amg_plugin.data.occlusion.copy import MASK_DIR, write_occluded_copy
+
     if args.threads < 0:
         raise DataError(f"--threads is {args.threads}, but must be 0 (one per processor) or larger.")
     settings = CopySettings(args.seed, args.gallery_share, args.cut_share, Coverage(*args.coverage))
@@ -79,22 +79,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def source_folder(source: str, root: str) -> Path:
-    """Where a data set lies: a registered name means its folder below ``root``, anything else is a folder.
+    """Where a data set is: a registered name means its folder below ``root``, anything else is a folder.
 
     Raises:
         DataError: It is neither.
     """
     from amg_plugin import compat
+    from amg_plugin.data.checks.folders import check_dataset_folder
     from amg_plugin.plugin.registry import register
 
     known = {}
     if compat.is_installed():
         register()
         known = compat.image_dataset_factory()
-    if source in known and (below := getattr(known[source], "dataset_dir", None)):
-        folder = Path(root).expanduser() / below
-        if not folder.is_dir():
-            raise DataError(f"The data set {source} is expected in {folder}, which does not exist (--root).")
+    if source in known and (folder := check_dataset_folder(source, root)):
         return folder
     if (folder := Path(source).expanduser()).is_dir():
         return folder
@@ -107,7 +105,7 @@ def target_folder(target: str, root: str) -> Path:
     """The folder to make: ``target`` is a name, not a path.
 
     Raises:
-        DataError: It is no plain name.
+        DataError: It is not a plain name.
     """
     if target in ("", ".", "..") or Path(target).name != target:
         raise DataError(f"The target '{target}' must be a plain name: the folder to make below --root.")
@@ -116,9 +114,11 @@ def target_folder(target: str, root: str) -> Path:
 
 def render(manifest: dict[str, Any]) -> str:
     """Counts and coverage of the copy as a table."""
+    from amg_plugin.utils.tables import text_table
+
     rows = []
-    for part in PARTS:
-        counts, covered = manifest["counts"][part], manifest["coverage"].get(part)
+    for part, counts in manifest["counts"].items():
+        covered = manifest["coverage"].get(part)
         shares = [f"{100 * covered[name]:.1f}" for name in ("mean", "min", "max")] if counts["occluded"] else [""] * 3
         rows.append([part, str(counts["images"]), str(counts["occluded"]), *shares])
     return text_table(["part", "images", "occluded", "hidden: mean %", "min %", "max %"], rows)

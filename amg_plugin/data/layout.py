@@ -1,18 +1,47 @@
-"""Where a data set's images lie: folders looked for, images listed, and messages that show expected and found."""
+"""Where a data set's images are: folder and file names, images listed, and messages that show expected and found."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from amg_plugin.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """What counts as an image, in upper or lower case; other files are left alone."""
 
+PARTS = ("train", "query", "gallery")
+"""Parts of a data set."""
+
+# Market-1501 (Zheng et al., ICCV 2015), whose folders and names many data sets have.
+TRAIN_DIR, QUERY_DIR, GALLERY_DIR = "bounding_box_train", "query", "bounding_box_test"
+MARKET_FOLDERS = {"train": TRAIN_DIR, "query": QUERY_DIR, "gallery": GALLERY_DIR}
+"""Part -> its folder."""
+MARKET_PARTS = {part: (folder,) for part, folder in MARKET_FOLDERS.items()}
+"""The same as a :class:`FolderLayout` has it."""
+MARKET_DIR = "market1501"
+"""Folder below the data root in which torchreid looks for it."""
+MARKET_IMAGES_DIR = "Market-1501-v15.09.15"
+"""The folder of the published archive, inside :data:`MARKET_DIR`."""
+MARKET_EXAMPLE = "0002_c1s1_000451_03.jpg"
+"""How its images are named: identity, camera and sequence, frame, number."""
+
+_IDENTITY_AND_CAMERA = re.compile(r"(-?\d+)_c(\d+)")
 _SHOWN = 8  # entries of a folder named in a message
+
+
+def market_name(pid: int, camera: int, frame: int, number: int) -> str:
+    """Name of an image as Market-1501 has them, sequence 1; cameras count from 1."""
+    return f"{pid:04d}_c{camera}s1_{frame:06d}_{number:02d}.jpg"
+
+
+def identity_and_camera(name: str) -> tuple[int, int] | None:
+    """Identity and camera (from 1) that a name of the kind ``PPPP_cC...`` says; None for one of another kind."""
+    match = _IDENTITY_AND_CAMERA.match(name)
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 @dataclass(frozen=True)
@@ -23,13 +52,13 @@ class FolderLayout:
         name: The data set's registered name.
         folders: Folders below the data root that may hold it, the usual one first. Each may hold the parts directly or
             in one folder of its own, as unpacked archives do.
-        parts: Part (``train``, ``query``, ``gallery``) -> the names its folder may have, the usual one first.
+        parts: Part -> the names its folder may have, the usual one first; Market-1501's if omitted.
         advice: What a user without the data set can do; ends the message about a missing one.
     """
 
     name: str
     folders: tuple[str, ...]
-    parts: Mapping[str, tuple[str, ...]]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MARKET_PARTS)
     advice: str = "docs/datasets.md says where it comes from"
 
     def locate(self, root: str | Path) -> Path:
@@ -54,12 +83,14 @@ class FolderLayout:
                 raise DataError(
                     f"The data set {self.name} is in {folder} more than once ({names}); leave one of them there."
                 )
-        expected = f"{root / self.folders[0]} with the folders {', '.join(map(_either, self.parts.values()))}"
-        if not there:
-            found = f"{root} holds {_listing(root)}" if root.is_dir() else f"{root} does not exist"
-            found = f"{root / self.folders[0]} does not exist; {found}"
-        else:
+        usual = root / self.folders[0]
+        expected = f"{usual} with the folders {', '.join(map(_either, self.parts.values()))}"
+        if there:
             found = "; ".join(f"{folder} holds {_listing(folder)}" for folder in there)
+        else:
+            found = f"{usual} does not exist"
+            if usual != root:
+                found += f"; {root} {f'holds {_listing(root)}' if root.is_dir() else 'does not exist'}"
         raise DataError(f"The data set {self.name} is expected in {expected}; found: {found} ({self.advice}).")
 
     def part_folders(self, folder: Path) -> dict[str, Path]:
@@ -108,7 +139,7 @@ def name_of(path: str) -> str:
     return path.rpartition(os.sep)[2]
 
 
-def first_of(names: list[str], shown: int = 5) -> str:
+def first_of(names: Sequence[str], shown: int = 5) -> str:
     """The first names of a list and how many more there are, for messages."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more

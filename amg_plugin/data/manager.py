@@ -12,7 +12,7 @@ from amg_plugin import compat
 from amg_plugin.data.checks.folders import check_training_set
 from amg_plugin.data.checks.inspection import DATASET_OPTIONS, Inspection, inspect_data
 from amg_plugin.data.checks.leave_out import leave_out_of_tests, relabelled, remake_train_loader, usable_items
-from amg_plugin.data.occlusion.bars import Coverage
+from amg_plugin.data.occlusion.settings import Coverage
 from amg_plugin.data.short_epochs import shortened
 from amg_plugin.data.transforms import (
     RandomOcclusion,
@@ -42,7 +42,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         height: Image height in pixels.
         width: Image width in pixels.
         transforms: Names out of :data:`amg_plugin.registries.TRANSFORMS`.
-        check_images: Decode every image before the run, except those known to be fine from an earlier one.
+        check_images: Decode every image before the run.
         skip_unreadable: Leave out images that cannot be read, and queries without a match, in place of refusing them.
         transform_settings: Per transform of the plugin, further arguments of what places it.
         **kwargs: Everything else that torchreid's manager takes, with its defaults.
@@ -235,8 +235,7 @@ def _check_input(
     )
     inspection.refuse()
     if images := inspection.images:
-        readable = images.count - len(images.unreadable)
-        logger.info("%d images can be read (%d known from an earlier pass)", readable, images.cached)
+        logger.info("%d images can be read", images.count - len(images.unreadable))
 
     unusable = inspection.unusable
     batch_size = options.get("batch_size_train", 32)

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize, ToTensor
 
-from amg_plugin.data.occlusion.bars import Coverage, occlude
+from amg_plugin.data.occlusion.bars import occlude
+from amg_plugin.data.occlusion.settings import Coverage
 from amg_plugin.errors import ConfigError, RunError
 from amg_plugin.registries import TRANSFORMS
 

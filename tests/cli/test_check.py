@@ -29,12 +29,6 @@ def test_good_data_is_summed_up(amg_reid, own_root):
     assert "The data can be used." in outcome.out
 
 
-def test_a_second_pass_knows_the_images(amg_reid, own_root):
-    amg_reid("check", *FLAGS, own_root)
-    number = sum(len(images(own_root, part)) for part in ("bounding_box_train", "query", "bounding_box_test"))
-    assert f"{number} images looked at ({number} known" in amg_reid("check", *FLAGS, own_root).out
-
-
 def test_every_problem_is_printed_by_name(amg_reid, own_root):
     bad = images(own_root, "bounding_box_train")[:13]
     for path in bad:

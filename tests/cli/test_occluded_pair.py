@@ -11,8 +11,9 @@ import pytest
 from tiny_run import DEPTH, PATCHES
 
 from amg_plugin.checkpoint import read_checkpoint
-from amg_plugin.data.occlusion.copy import CopySettings, write_occluded_copy
+from amg_plugin.data.occlusion.copy import write_occluded_copy
 from amg_plugin.data.occlusion.masks import write_mask
+from amg_plugin.data.occlusion.settings import CopySettings
 from amg_plugin.data.occlusion.target_masks import Grid, covered_by_masks
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "results.py"

@@ -5,7 +5,7 @@ from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, Normalize, RandomCrop, Resize, ToTensor
 
 from amg_plugin import compat
-from amg_plugin.data.occlusion.bars import Coverage
+from amg_plugin.data.occlusion.settings import Coverage
 from amg_plugin.data.transforms import (
     PAD,
     RandomOcclusion,

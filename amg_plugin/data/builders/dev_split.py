@@ -10,9 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,8 @@ from typing import Any
 from tqdm import tqdm
 
 from amg_plugin.config.load import configs_root
+from amg_plugin.data.layout import MARKET_DIR, MARKET_FOLDERS, MARKET_IMAGES_DIR, PARTS, TRAIN_DIR, first_of
+from amg_plugin.data.writing import copy_image, new_dataset, refuse_existing
 from amg_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -28,12 +27,6 @@ FORMAT = "amg_plugin.split"
 VERSION = 1
 DEFAULT_SPLIT = "market1501_dev_250_100"
 """The shipped split: 250 training and 100 test identities of Market-1501's training set."""
-
-DATASET_DIR = Path("market1501")
-IMAGES_DIR = Path("Market-1501-v15.09.15")
-SOURCE_DIR = "bounding_box_train"
-FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-"""Part of a split -> folder of it in Market-1501's layout."""
 
 _LISTED = 10  # missing files named in the message
 
@@ -59,7 +52,7 @@ class Split:
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Part -> names."""
-        return {part: getattr(self, part) for part in FOLDERS}
+        return {part: getattr(self, part) for part in PARTS}
 
     @property
     def names(self) -> list[str]:
@@ -103,7 +96,7 @@ def read_split(path_or_name: str | Path = DEFAULT_SPLIT) -> Split:
     split = Split(
         name=str(content.get("name", path.stem)),
         description=str(content.get("description", "")),
-        **{part: _checked_names(content.get(part), part, path) for part in FOLDERS},
+        **{part: _checked_names(content.get(part), part, path) for part in PARTS},
     )
     twice = len(split.names) - len(set(split.names))
     if twice:
@@ -135,15 +128,15 @@ def find_source(folder: str | Path) -> Path:
         DataError: There is no such folder; the message says where it was looked for.
     """
     folder = Path(folder).expanduser()
-    if folder.name == SOURCE_DIR and folder.is_dir():
+    if folder.name == TRAIN_DIR and folder.is_dir():
         return folder
-    below = [DATASET_DIR / IMAGES_DIR, DATASET_DIR, IMAGES_DIR, Path()]
-    for candidate in (folder / path / SOURCE_DIR for path in below):
-        if candidate.is_dir():
-            return candidate
+    usual = Path(MARKET_DIR, MARKET_IMAGES_DIR)
+    for below in (usual, MARKET_DIR, MARKET_IMAGES_DIR, "."):
+        if (folder / below / TRAIN_DIR).is_dir():
+            return folder / below / TRAIN_DIR
     raise DataError(
-        f"Market-1501 is not in {folder}: expected {folder / DATASET_DIR / IMAGES_DIR / SOURCE_DIR}, "
-        f"or give the folder that holds {SOURCE_DIR}."
+        f"Market-1501 is not in {folder}: expected {folder / usual / TRAIN_DIR}, or give the folder that holds "
+        f"{TRAIN_DIR}."
     )
 
 
@@ -156,18 +149,14 @@ def check_complete(source: Path, split: Split) -> None:
     present = {entry.name for entry in os.scandir(source)}
     missing = [name for name in split.names if name not in present]
     if missing:
-        more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
         raise DataError(
             f"{len(missing)} of the {len(split.names)} images of the split {split.name} are missing in {source}: "
-            f"{', '.join(missing[:_LISTED])}{more}."
+            f"{first_of(missing, _LISTED)}."
         )
 
 
 def write_split(market: str | Path, root: str | Path, split: Split, *, link: bool = False) -> Path:
-    """Make the data set of a split as ``root/market1501/Market-1501-v15.09.15``, where torchreid looks for it.
-
-    The images go into a temporary folder beside the final one, which is renamed at the end: the data set is either
-    complete or absent.
+    """Make the data set of a split below ``root``, where torchreid looks for Market-1501; it is complete or absent.
 
     Args:
         market: The user's Market-1501, see :func:`find_source`.
@@ -179,36 +168,19 @@ def write_split(market: str | Path, root: str | Path, split: Split, *, link: boo
         The folder of the data set, ``root/market1501``.
 
     Raises:
-        DataError: The target exists, images are missing, or something cannot be written.
+        DataError: The target exists, or images are missing.
+        InputError: The data root cannot be written.
+        RunError: The images cannot be written.
     """
-    target = Path(root).expanduser() / DATASET_DIR
-    if target.exists() or target.is_symlink():
-        raise DataError(f"{target} exists already and is left as it is; choose another root for the split.")
+    target = Path(root).expanduser() / MARKET_DIR
+    refuse_existing(target)
     source = find_source(market)
     check_complete(source, split)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{DATASET_DIR}-", dir=target.parent))
-    except OSError as error:
-        raise DataError(f"The data root {target.parent} cannot be written: {error}.") from error
-    try:
+    with new_dataset(target, link) as work:
         for part, names in split.parts.items():
-            _fill(source, work / IMAGES_DIR / FOLDERS[part], names, link, part)
-        work.chmod(0o755)  # mkdtemp makes it private
-        work.rename(target)
-    except OSError as error:
-        hint = "; without --link images are copied" if link else ""
-        raise DataError(f"The split {split.name} could not be written to {target}: {error}{hint}.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            folder = work / MARKET_IMAGES_DIR / MARKET_FOLDERS[part]
+            folder.mkdir(parents=True)
+            for name in tqdm(names, desc=part, unit="image", leave=False, disable=None):
+                copy_image(source / name, folder / name, link)
     logger.info("%s: %d images", target, len(split.names))
     return target
-
-
-def _fill(source: Path, folder: Path, names: Sequence[str], link: bool, label: str) -> None:
-    folder.mkdir(parents=True)
-    for name in tqdm(names, desc=label, unit="image", leave=False, disable=None):
-        if link:
-            os.link(source / name, folder / name)
-        else:
-            shutil.copyfile(source / name, folder / name)

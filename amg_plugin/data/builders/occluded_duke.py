@@ -1,7 +1,6 @@
 """Builds Occluded-DukeMTMC (Miao et al., ICCV 2019) from a user's own DukeMTMC-reID and the published name lists.
 
-Nothing is downloaded. The data set appears under its name only when it is complete: it is made in a temporary folder
-beside the target, which is renamed at the end and removed if anything goes wrong.
+Nothing is downloaded. The data set appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,30 +15,30 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from amg_plugin.data.builders.image_sources import ImageSource, open_source
-from amg_plugin.data.layout import first_of
+from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, PARTS, FolderLayout, first_of
+from amg_plugin.data.writing import copy_image, new_dataset, refuse_existing
 from amg_plugin.errors import DataError, RunError
 
 logger = logging.getLogger(__name__)
 
 DATASET_DIR = "occluded_duke"
-PARTS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-"""Part -> its folder, in DukeMTMC-reID and in what is built. Its list is named ``PART.list``."""
 OFFICIAL = {"train": (15_618, 702), "query": (2_210, 519), "gallery": (17_661, 1_110)}
 """Part -> published numbers of images and identities."""
 
-MAX_IMAGE_BYTES = 16 * 2**20
-"""Largest image accepted; those of DukeMTMC-reID are far below 1 MiB."""
-MAX_TOTAL_BYTES = 8 * 2**30
-"""Most that all images may hold together."""
-
-_FALLBACK = "bounding_box_test"  # Occluded-DukeMTMC moves images from Duke's gallery to query and training
+_SOURCE = FolderLayout(
+    "DukeMTMC-reID", (".", "dukemtmc-reid", "DukeMTMC-reID"), advice="give the folder that its archive is unpacked into"
+)
+_FALLBACK = GALLERY_DIR  # Occluded-DukeMTMC moves images from Duke's gallery to query and training
 _NAME = re.compile(r"(\d{4})_c\d_f\d{7}\.jpg")
 _MAX_LIST_BYTES = 64 * 2**20
 _LISTED = 10  # names in a message
 
 Lists = Mapping[str, Sequence[str]]
 """Part -> file names."""
+Sizes = dict[str, dict[str, int]]
+"""Folder of DukeMTMC-reID -> name -> bytes."""
+Plan = dict[str, list[tuple[str, str]]]
+"""Part -> folder of DukeMTMC-reID and name of every image."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Built:
     Attributes:
         folder: The data set.
         counts: Part -> numbers of images and identities.
-        moved: Part -> number of images that lay in another split of DukeMTMC-reID.
+        moved: Part -> number of images that are in another split of DukeMTMC-reID.
     """
 
     folder: Path
@@ -117,114 +114,88 @@ def build_occluded_duke(source: str | Path, lists: str | Path, root: str | Path,
     """Builds ``root/occluded_duke``.
 
     Args:
-        source: DukeMTMC-reID, the published zip archive or its unpacked folder.
+        source: DukeMTMC-reID's folder, or one above it.
         lists: Folder with the name lists.
         root: Data root; made if it does not exist.
-        link: Make hard links instead of copies; the source must be a folder on the same file system.
+        link: Make hard links instead of copies; the source must be on the same file system.
 
     Returns:
         The folder and its counts.
 
     Raises:
         DataError: The target exists, or source or lists cannot be used; listed images that are missing are named.
+        InputError: The data root cannot be written.
         RunError: The data set cannot be written.
     """
-    root = Path(root).expanduser().resolve()
-    target = root / DATASET_DIR
-    if os.path.lexists(target):
-        raise DataError(f"{target} exists already; remove it or choose another --root. Nothing was changed.")
+    target = Path(root).expanduser().resolve() / DATASET_DIR
+    refuse_existing(target)
     names = read_lists(lists)
-    with open_source(source) as images:
-        plan = _plan(images, names)
-        made_root = not root.exists()
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            _check_space(root, sum(images.sizes[split][name] for part in PARTS for split, name in plan[part]), link)
-            _write(images, plan, target, link)
-        except OSError as error:
-            hint = "; without --link images are copied" if link else ""
-            raise RunError(f"{target} could not be written: {error}{hint}.") from error
-        finally:
-            if made_root and root.is_dir() and not any(root.iterdir()):
-                root.rmdir()
+    duke = _find_source(Path(source).expanduser())
+    sizes = {folder: _sizes(duke / folder) for folder in MARKET_FOLDERS.values()}
+    plan = _plan(duke, sizes, names)
+    with new_dataset(target, link) as work:
+        _write(duke, plan, work, link)
+        _verify(work, sizes, plan)
     built = Built(
         target,
         {part: _count(names[part]) for part in PARTS},
-        {part: sum(split != folder for split, _ in plan[part]) for part, folder in PARTS.items()},
+        {part: sum(folder != own for folder, _ in plan[part]) for part, own in MARKET_FOLDERS.items()},
     )
     if not built.is_official:
         logger.warning("%s", _difference(built.counts))
     return built
 
 
-def _plan(images: ImageSource, names: Lists) -> dict[str, list[tuple[str, str]]]:
-    """Part -> split and name of every image; complains of all that cannot be copied before anything is written."""
-    plan: dict[str, list[tuple[str, str]]] = {}
+def _find_source(source: Path) -> Path:
+    if source.is_file():
+        raise DataError(f"The source {source} is a file, not a folder; unpack the archive and give the folder.")
+    return _SOURCE.locate(source)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error}.") from error
+
+
+def _plan(duke: Path, sizes: Sizes, names: Lists) -> Plan:
+    """Where every image is; complains of all that cannot be copied before anything is written."""
+    plan: Plan = {part: [] for part in PARTS}
     missing: list[str] = []
-    for part, own in PARTS.items():
-        plan[part] = []
+    for part, own in MARKET_FOLDERS.items():
         for name in names[part]:
-            split = own if name in images.sizes[own] else _FALLBACK
-            if name in images.sizes[split]:
-                plan[part].append((split, name))
+            folder = own if name in sizes[own] else _FALLBACK
+            if name in sizes[folder]:
+                plan[part].append((folder, name))
             else:
                 missing.append(f"{part}: {name}")
-    total = sum(map(len, names.values()))
     if missing:
         raise DataError(
-            f"{len(missing):,} of {total:,} listed images are missing in {images.place} (looked for in their own split "
-            f"and in {_FALLBACK}): {first_of(missing, _LISTED)}."
+            f"{len(missing):,} of {sum(map(len, names.values())):,} listed images are missing in {duke} (looked for in "
+            f"their own split and in {_FALLBACK}): {first_of(missing, _LISTED)}."
         )
-    sizes = {image: images.sizes[image[0]][image[1]] for part in PARTS for image in plan[part]}
-    for reason, unusable in (
-        ("empty", [name for (_, name), size in sizes.items() if size == 0]),
-        (
-            f"larger than {MAX_IMAGE_BYTES >> 20} MiB, which no image of DukeMTMC-reID is",
-            [name for (_, name), size in sizes.items() if size > MAX_IMAGE_BYTES],
-        ),
-    ):
-        if unusable:
-            raise DataError(f"{len(unusable)} images in {images.place} are {reason}: {first_of(unusable, _LISTED)}.")
-    if sum(sizes.values()) > MAX_TOTAL_BYTES:
-        raise DataError(
-            f"The listed images in {images.place} hold {sum(sizes.values()) / 2**30:.1f} GiB, more than "
-            f"{MAX_TOTAL_BYTES >> 30} GiB; refused."
-        )
+    if empty := [name for part in PARTS for folder, name in plan[part] if not sizes[folder][name]]:
+        raise DataError(f"{len(empty)} images in {duke} are empty: {first_of(empty, _LISTED)}.")
     return plan
 
 
-def _check_space(root: Path, needed: int, link: bool) -> None:
-    free = shutil.disk_usage(root).free
-    if not link and needed > free:
-        raise RunError(f"{root} has {free / 2**20:.0f} MiB free, but {needed / 2**20:.0f} MiB are needed.")
+def _write(duke: Path, plan: Plan, work: Path, link: bool) -> None:
+    with tqdm(total=sum(map(len, plan.values())), desc=f"building {DATASET_DIR}", unit="image", disable=None) as bar:
+        for part, own in MARKET_FOLDERS.items():
+            (work / own).mkdir()
+            for folder, name in plan[part]:
+                copy_image(duke / folder / name, work / own / name, link)
+                bar.update()
 
 
-def _write(images: ImageSource, plan: Mapping[str, list[tuple[str, str]]], target: Path, link: bool) -> None:
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        total = sum(map(len, plan.values()))
-        with tqdm(total=total, desc="building occluded_duke", unit="image", disable=None) as bar:
-            for part, folder in PARTS.items():
-                (work / folder).mkdir()
-                for split, name in plan[part]:
-                    images.copy(split, name, work / folder / name, link)
-                    bar.update()
-        _verify(work, images, plan)
-        work.chmod(0o755)  # mkdtemp makes it private
-        work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _verify(work: Path, images: ImageSource, plan: Mapping[str, list[tuple[str, str]]]) -> None:
+def _verify(work: Path, sizes: Sizes, plan: Plan) -> None:
     """Compares what was written with the lists: names and sizes."""
-    for part, folder in PARTS.items():
-        with os.scandir(work / folder) as entries:
-            written = {entry.name: entry.stat().st_size for entry in entries}
-        wanted = {name: images.sizes[split][name] for split, name in plan[part]}
-        if written != wanted:
-            wrong = [name for name in wanted.keys() | written.keys() if wanted.get(name) != written.get(name)]
-            raise RunError(f"{len(wrong)} images of {part} were not written as they are: {first_of(sorted(wrong))}.")
+    for part, own in MARKET_FOLDERS.items():
+        written, wanted = _sizes(work / own), {name: sizes[folder][name] for folder, name in plan[part]}
+        if wrong := sorted(name for name in wanted if wanted[name] != written.get(name)):
+            raise RunError(f"{len(wrong)} images of {part} were not written as they are: {first_of(wrong)}.")
 
 
 def _count(names: Sequence[str]) -> tuple[int, int]:

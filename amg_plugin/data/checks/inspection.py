@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amg_plugin import compat
-from amg_plugin.data.checks.cache import CheckCache
 from amg_plugin.data.checks.folders import check_dataset_folder
 from amg_plugin.data.checks.readable import TINY, ReadableImages, read_images
+from amg_plugin.data.datasets.local import queries_without_match
 from amg_plugin.data.datasets.names import NO_TRAINING_DATA
+from amg_plugin.data.layout import MARKET_EXAMPLE, MARKET_FOLDERS, identity_and_camera
 from amg_plugin.errors import AMGError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -26,8 +25,6 @@ LISTED = 10
 DATASET_OPTIONS = ("combineall", "split_id", "cuhk03_labeled", "cuhk03_classic_split", "market1501_500k")
 #: Data sets with Market-1501's file names, whose classes do not list those they cannot read: name -> cameras.
 _MARKET_NAMES = {"market1501": 6, "dukemtmcreid": 8, "synthetic_reid": 6}
-_MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
-_MARKET_NAME = re.compile(r"-?\d+_c(\d)")
 
 Item = tuple[Any, ...]
 
@@ -118,7 +115,7 @@ def inspect_data(
         sources: Training data sets.
         targets: Test data sets.
         train_targets: The training parts of the targets are used as well.
-        decode: Read every image, except those known from an earlier pass.
+        decode: Read every image.
         skip: Unreadable images and queries without a match are left out (see ``unusable`` and ``unmatched``) in place
             of being problems.
         workers: Threads that read; 0 takes one per processor.
@@ -145,7 +142,7 @@ def inspect_data(
 
     bad: dict[str, str] = {}
     if decode:
-        bad = _inspect_images(found, root, parts, workers, skip)
+        bad = _inspect_images(found, parts, workers, skip)
     for name in dict.fromkeys(targets):
         if name in found.datasets:
             _inspect_matches(found, name, found.datasets[name], bad, skip)
@@ -164,26 +161,11 @@ def find_label_gaps(name: str, train: Sequence[Item]) -> Problem | None:
     return Problem(name, text, items)
 
 
-def queries_without_match(query: Iterable[Item], gallery: Iterable[Item]) -> list[Item]:
-    """Queries whose identity no other camera has in the gallery; torchreid's evaluator leaves them out silently.
-
-    Args:
-        query: Items (path, pid, camid, ...).
-        gallery: Items, likewise.
-    """
-    cameras: defaultdict[int, set[int]] = defaultdict(set)
-    for item in gallery:
-        cameras[item[1]].add(item[2])
-    return [item for item in query if not cameras[item[1]] - {item[2]}]
-
-
 def _inspect_images(
-    found: Inspection, root: str | Path, parts: Sequence[tuple[str, str, Sequence[Item]]], workers: int, skip: bool
+    found: Inspection, parts: Sequence[tuple[str, str, Sequence[Item]]], workers: int, skip: bool
 ) -> dict[str, str]:
     """Reads the images of ``parts`` and adds what is wrong; gives the unreadable ones with the reason."""
-    cache = CheckCache(root)
-    images = found.images = read_images((item[0] for _, _, items in parts for item in items), workers, cache)
-    cache.save()
+    images = found.images = read_images((item[0] for _, _, items in parts for item in items), workers)
     if images.unreadable:
         items = tuple(f"{path} ({reason})" for path, reason in images.unreadable.items())
         text = f"{len(items)} of {images.count} images cannot be read"
@@ -242,7 +224,7 @@ def _open_dataset(found: Inspection, name: str, root: str | Path, mode: str, opt
 
 def _why_not_opened(name: str, folder: str | Path, error: Exception) -> Problem:
     if foreign := _foreign_names(name, Path(folder)):
-        text = f"{len(foreign)} images of {name} are not named IDENTITY_cCAMERA..., as 0002_c1s1_000451_03.jpg is"
+        text = f"{len(foreign)} images of {name} are not named IDENTITY_cCAMERA..., as {MARKET_EXAMPLE} is"
         return Problem(name, f"{text}, with a camera from 1 to {_MARKET_NAMES[name]}", tuple(foreign))
     if isinstance(error, AMGError):
         return Problem(name, str(error).rstrip("."))
@@ -257,8 +239,8 @@ def _foreign_names(name: str, folder: Path) -> list[str]:
     if name not in _MARKET_NAMES:
         return []
     foreign = []
-    for path in sorted(path for part in _MARKET_FOLDERS for path in folder.glob(f"**/{part}/*.jpg")):
-        match = _MARKET_NAME.match(path.name)
-        if match is None or not 1 <= int(match[1]) <= _MARKET_NAMES[name]:
+    for path in sorted(path for part in MARKET_FOLDERS.values() for path in folder.glob(f"**/{part}/*.jpg")):
+        said = identity_and_camera(path.name)
+        if said is None or not 1 <= said[1] <= _MARKET_NAMES[name]:
             foreign.append(str(path))
     return foreign

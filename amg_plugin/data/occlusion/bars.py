@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from amg_plugin.data.occlusion.settings import Coverage
 from amg_plugin.errors import DataError
 
 SIDES = ("below", "left", "right")
@@ -21,8 +22,6 @@ SIDE_SHARES = (0.5, 0.25, 0.25)
 """How often it comes from there."""
 DRAWN = ("bar", "box", "vehicle")
 """Objects that are drawn, equally often; ``cut`` is the one cut out of another image."""
-LOWEST, HIGHEST = 0.05, 0.7
-"""Limits of the share of an image that can be asked for."""
 SMALLEST_SIDE = 8
 """Smallest height and width in pixels of an image that can be partly covered."""
 MARGIN = 0.2
@@ -34,35 +33,6 @@ _ENLARGEMENT = 2  # of background textures; what is missing is filled by reflect
 Point = tuple[float, float]
 Shape = list[list[Point]]
 """Polygons in a box of 1 x 1; y counts from the top."""
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Distribution of the covered share: ``low + (high - low) * Beta(2, 3)``, with the mean ``0.6 low + 0.4 high``.
-
-    Attributes:
-        low: Smallest share of the image's area.
-        high: Largest share.
-    """
-
-    low: float = 0.15
-    high: float = 0.6
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            DataError: A limit is out of range, or the two are in the wrong order.
-        """
-        if not LOWEST <= self.low <= self.high <= HIGHEST:
-            raise DataError(
-                f"The covered share is {self.low:g} to {self.high:g}, but must lie between {LOWEST} and {HIGHEST}, "
-                "the smaller limit first."
-            )
-
-    def draw(self, rng: np.random.Generator) -> float:
-        """A random share."""
-        return self.low + (self.high - self.low) * float(rng.beta(2.0, 3.0))
 
 
 @dataclass(frozen=True)

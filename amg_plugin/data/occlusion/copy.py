@@ -14,12 +14,10 @@ import json
 import logging
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,70 +25,35 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from amg_plugin.data.layout import list_images, name_of
-from amg_plugin.data.occlusion.bars import Coverage, occlude
+from amg_plugin.data.layout import (
+    GALLERY_DIR,
+    MARKET_EXAMPLE,
+    MARKET_FOLDERS,
+    QUERY_DIR,
+    TRAIN_DIR,
+    FolderLayout,
+    first_of,
+    identity_and_camera,
+    list_images,
+    name_of,
+)
+from amg_plugin.data.occlusion.bars import occlude
 from amg_plugin.data.occlusion.masks import write_mask
-from amg_plugin.errors import DataError, RunError
+from amg_plugin.data.occlusion.settings import CopySettings
+from amg_plugin.data.writing import copy_image, new_dataset, refuse_existing
+from amg_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-TRAIN_DIR, QUERY_DIR, GALLERY_DIR = "bounding_box_train", "query", "bounding_box_test"
-PARTS = (TRAIN_DIR, QUERY_DIR, GALLERY_DIR)
 MASK_DIR, MANIFEST = "masks", "occlusion.json"
 FORMAT, VERSION = "amg_plugin.occlusion", 1
 JPEG_QUALITY = 95
 """Of occluded images whose names end in .jpg or .jpeg; colours are not subsampled. Other formats are lossless."""
 
-_NAME = re.compile(r"(-?\d+)_c(\d+)")
+_SOURCE = FolderLayout("in Market-1501's layout", (".",), advice="amg-reid occlude copies no other")
+_FOLDERS = tuple(MARKET_FOLDERS.values())
 _LISTED = 10
 _TRIES = 50  # draws of a donor with another identity
-
-
-@dataclass(frozen=True)
-class CopySettings:
-    """What an occluded copy looks like.
-
-    Attributes:
-        seed: Seed of everything random, 0 or larger.
-        gallery_share: Share of the gallery images that are occluded; junk images (identity -1) do not count.
-        cut_share: Share of the objects that are cut from other images' margins; the rest is drawn.
-        coverage: Distribution of the covered share of an image.
-    """
-
-    seed: int = 1
-    gallery_share: float = 0.1
-    cut_share: float = 0.5
-    coverage: Coverage = field(default_factory=Coverage)
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            DataError: A value is out of its range.
-        """
-        if self.seed < 0:
-            raise DataError(f"The seed is {self.seed}, but must be 0 or larger.")
-        for name in ("gallery_share", "cut_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"The {name.replace('_', ' ')} is {getattr(self, name):g}, but must be from 0 to 1.")
-
-
-def find_market_layout(folder: str | Path) -> Path:
-    """The folder that holds the three parts: ``folder`` itself, or one folder inside it.
-
-    Raises:
-        DataError: There is none, or more than one; the message says what was expected and found.
-    """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"The source {folder} does not exist or is not a folder.")
-    inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    found = [path for path in (folder, *inside) if all((path / part).is_dir() for part in PARTS)]
-    if len(found) != 1:
-        names = ", ".join(path.name for path in inside[:_LISTED]) or "no folder"
-        what = f"several folders have them ({', '.join(map(str, found))})" if found else f"it holds {names}"
-        raise DataError(f"{folder} is not in Market-1501's layout: expected {', '.join(PARTS)} in it, but {what}.")
-    return found[0]
 
 
 def list_part(folder: Path) -> list[str]:
@@ -100,14 +63,16 @@ def list_part(folder: Path) -> list[str]:
         DataError: There is no image, or names do not say identity and camera.
     """
     names = list(map(name_of, list_images(folder)))
-    if foreign := [name for name in names if not _NAME.match(name)]:
+    if foreign := [name for name in names if not identity_and_camera(name)]:
         raise DataError(
             f"{len(foreign)} names in {folder} do not start with identity and camera as Market-1501's do "
-            f"(0002_c1s1_000451_03.jpg): {_some(foreign)}."
+            f"({MARKET_EXAMPLE}): {first_of(foreign, _LISTED)}."
         )
     masks = Counter(map(mask_name, names))
     if twice := [name for name, count in masks.items() if count > 1]:
-        raise DataError(f"Images in {folder} differ in their suffix only, so their masks would too: {_some(twice)}.")
+        raise DataError(
+            f"Images in {folder} differ in their suffix only, so their masks would too: {first_of(twice, _LISTED)}."
+        )
     return names
 
 
@@ -120,13 +85,10 @@ def write_occluded_copy(
     link: bool = False,
     threads: int = 0,
 ) -> dict[str, Any]:
-    """Write the occluded copy of a data set.
-
-    Everything goes into a temporary folder beside the target, which is renamed at the end: the target is either
-    complete or absent.
+    """Write the occluded copy of a data set; the target is either complete or absent.
 
     Args:
-        source: Folder of the data set, see :func:`find_market_layout`.
+        source: Folder that holds the three parts, or the one above it.
         target: Folder of the new data set; must not exist.
         settings: What to do; the defaults if omitted.
         source_name: Name of the source in the manifest; the folder's name if omitted.
@@ -139,29 +101,17 @@ def write_occluded_copy(
     Raises:
         DataError: The target exists, the source is not in the layout, or images cannot be read or covered (all of
             them are tried, the first ten are named).
+        InputError: The folder above the target cannot be written.
         RunError: Something cannot be written.
     """
     settings, target = settings or CopySettings(), Path(target).expanduser()
-    if target.exists() or target.is_symlink():
-        raise DataError(f"{target} exists already and is left as it is; remove it or choose another target.")
-    source = find_market_layout(source)
-    names = {part: list_part(source / part) for part in PARTS}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise DataError(f"The folder {target.parent} cannot be written: {error}.") from error
-    try:
+    refuse_existing(target)
+    source = _SOURCE.locate(source)
+    names = {part: list_part(source / part) for part in _FOLDERS}
+    with new_dataset(target, link) as work:
         manifest = _Copy(source, work, names, settings, link).run(threads or (os.cpu_count() or 1))
         manifest = {**manifest, "source": {"name": source_name or source.name, **manifest["source"]}}
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        work.chmod(0o755)  # mkdtemp makes it private
-        work.rename(target)
-    except OSError as error:
-        hint = "; without --link images are copied" if link else ""
-        raise RunError(f"The occluded copy could not be written to {target}: {error}{hint}.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     logger.info("%s: %s", target, manifest["counts"])
     return manifest
 
@@ -184,11 +134,11 @@ class _Copy:
 
     def run(self, threads: int) -> dict[str, Any]:
         """Write all images and masks; returns the manifest."""
-        for part in PARTS:
+        for part in _FOLDERS:
             (self.work / part).mkdir()
         for part in self.occluded:
             (self.work / MASK_DIR / part).mkdir(parents=True)
-        tasks = [(part, name) for part in PARTS for name in self.names[part]]
+        tasks = [(part, name) for part in _FOLDERS for name in self.names[part]]
         pool = ThreadPoolExecutor(threads)
         try:
             results = pool.map(self._one, tasks)
@@ -197,7 +147,7 @@ class _Copy:
         finally:
             pool.shutdown(cancel_futures=True)
         if failed := [f"{part}/{name} ({result})" for (part, name), result in done.items() if isinstance(result, str)]:
-            raise DataError(f"{len(failed)} images of {self.source} cannot be used: {_some(failed)}.")
+            raise DataError(f"{len(failed)} images of {self.source} cannot be used: {first_of(failed, _LISTED)}.")
         return self._manifest(done)
 
     def _one(self, task: tuple[str, str]) -> tuple[str, dict[str, Any] | None] | str:
@@ -210,10 +160,7 @@ class _Copy:
             return error.strerror or str(error)
         digest = hashlib.sha256(content).hexdigest()
         if name not in self.occluded.get(part, ()):
-            if self.link:
-                os.link(path, self.work / part / name)
-            else:
-                (self.work / part / name).write_bytes(content)
+            copy_image(path, self.work / part / name, self.link)
             return digest, None
         rng = np.random.default_rng(list(_digest(self.settings.seed, part, name)))
         try:
@@ -262,7 +209,7 @@ class _Copy:
             "parameters": {**parameters, "distribution": "low + (high - low) * Beta(2, 3)"},
             "jpeg": {"quality": JPEG_QUALITY, "subsampling": "4:4:4"},
             "counts": {
-                part: {"images": len(self.names[part]), "occluded": len(images.get(part, ()))} for part in PARTS
+                part: {"images": len(self.names[part]), "occluded": len(images.get(part, ()))} for part in _FOLDERS
             },
             "coverage": {part: _statistics([e["coverage"] for e in images[part].values()]) for part in images},
             "images": images,
@@ -276,7 +223,7 @@ def mask_name(name: str) -> str:
 
 def identity_of(name: str) -> int:
     """Identity that a file name says."""
-    return int(_NAME.match(name)[1])
+    return identity_and_camera(name)[0]
 
 
 def _digest(*words: object) -> bytes:
@@ -309,8 +256,3 @@ def _statistics(values: list[float]) -> dict[str, Any]:
         "max": max(values),
         "tenths": tenths.tolist(),
     }
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from amg_plugin.data.layout import first_of
 from amg_plugin.data.occlusion.copy import FORMAT, MANIFEST, MASK_DIR, mask_name
 from amg_plugin.data.occlusion.masks import covered_patches, read_mask
 from amg_plugin.errors import DataError
@@ -66,9 +67,8 @@ def masked_images(images: Iterable[str | Path]) -> dict[str, Path]:
         elif image.name in listed[folder].get(image.parent.name, ()):
             missing.append(str(mask))
     if missing:
-        more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
         raise DataError(
-            f"{len(missing)} masks of occluded images are missing: {', '.join(missing[:_LISTED])}{more}; make the "
+            f"{len(missing)} masks of occluded images are missing: {first_of(missing, _LISTED)}; make the "
             "occluded data set again with amg-reid occlude."
         )
     return found

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,16 +16,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, QUERY_DIR, TRAIN_DIR, market_name
 from amg_plugin.data.synthetic.appearance import Appearance, difference, sample_appearance
 from amg_plugin.data.synthetic.figures import FigurePainter, sample_pose
 from amg_plugin.data.synthetic.scenes import MARGIN, Camera, paint_background, paint_occluder, photograph, sample_camera
+from amg_plugin.data.writing import new_dataset
 from amg_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "synthetic_reid"
 """Name of the data set's folder below the data root."""
-TRAIN_DIR, QUERY_DIR, GALLERY_DIR = "bounding_box_train", "query", "bounding_box_test"
 _INFO_FILE = "dataset.json"
 _VERSION = 1  # raise it whenever the same specification gives other images
 _SUPERSAMPLING = 2
@@ -92,16 +91,10 @@ class SyntheticSpec:
                 raise DataError(f"synthetic_reid: {name} is {value}, allowed is {low} to {high}.")
 
 
-def dataset_folder(root: str | Path) -> Path:
-    """Folder of the drawn data set below the data root ``root``."""
-    return Path(root).expanduser() / FOLDER
-
-
 def write_synthetic_reid(root: str | Path, spec: SyntheticSpec | None = None, seed: int = 0) -> Path:
     """Draws the data set into ``root/synthetic_reid``; keeps one that is already there and equal.
 
-    The images are drawn into a temporary folder beside the final one, which is renamed at the end: the folder is
-    either complete or absent.
+    The folder is either complete or absent.
 
     Args:
         root: Data root, as in ``data.root``; made if missing.
@@ -112,35 +105,25 @@ def write_synthetic_reid(root: str | Path, spec: SyntheticSpec | None = None, se
         The folder of the data set.
 
     Raises:
-        DataError: Another data set is already there, the folder cannot be written, or the seed is negative.
+        DataError: Another data set is already there, or the seed is negative.
+        InputError: The data root cannot be written.
+        RunError: The images cannot be written.
     """
     spec = spec or SyntheticSpec()
     if seed < 0:
         raise DataError(f"synthetic_reid: the seed is {seed}, allowed is 0 or larger.")
-    folder = dataset_folder(root)
+    folder = Path(root).expanduser() / FOLDER
     info = {"name": FOLDER, "version": _VERSION, "seed": int(seed), "spec": asdict(spec)}
     if folder.exists():
         _check_equal(folder, info)
         logger.info("%s is already there", folder)
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=folder.parent))
-    except OSError as error:
-        raise DataError(f"The data root {folder.parent} cannot be written: {error}.") from error
-    try:
-        for name in (TRAIN_DIR, QUERY_DIR, GALLERY_DIR):
+    with new_dataset(folder) as work:
+        for name in MARKET_FOLDERS.values():
             (work / name).mkdir()
-        plan = list(_plan(spec, seed))
-        for shot in tqdm(plan, desc=f"drawing {FOLDER}", unit="image", disable=None):
+        for shot in tqdm(list(_plan(spec, seed)), desc=f"drawing {FOLDER}", unit="image", disable=None):
             shot.draw(spec).save(work / shot.path, quality=92)
         (work / _INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        work.chmod(0o755)  # mkdtemp makes it private
-        work.rename(folder)
-    except OSError as error:
-        raise DataError(f"The data set could not be written to {folder}: {error}.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
@@ -203,7 +186,7 @@ def _plan(spec: SyntheticSpec, seed: int) -> Iterator[_Shot]:
             for camid in seen_by:
                 for k in range(count):
                     frame = 100 * index + k + (50 if stream == _QUERY else 0)
-                    name = f"{pid:04d}_c{camid + 1}s1_{frame:06d}_{k + 1:02d}.jpg"
+                    name = market_name(pid, camid + 1, frame, k + 1)
                     yield _Shot(f"{folder}/{name}", person, cameras[camid], occluded, (seed, stream, pid, camid, k))
 
 

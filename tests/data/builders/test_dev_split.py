@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amg_plugin.data.builders.dev_split import FOLDERS, Split, find_source, read_split, write_split
-from amg_plugin.errors import DataError
+from amg_plugin.data.builders.dev_split import Split, find_source, read_split, write_split
+from amg_plugin.data.layout import MARKET_FOLDERS
+from amg_plugin.errors import DataError, RunError
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "make_dev_split.py"
 SPLIT = Split(
@@ -44,7 +45,7 @@ def split_file(tmp_path):
 
 
 def images_of(root, part):
-    folder = root / "market1501" / "Market-1501-v15.09.15" / FOLDERS[part]
+    folder = root / "market1501" / "Market-1501-v15.09.15" / MARKET_FOLDERS[part]
     return {path.name for path in folder.iterdir()}
 
 
@@ -117,7 +118,7 @@ def test_a_failure_half_way_leaves_nothing(market, root, monkeypatch):
         target.touch()
 
     monkeypatch.setattr("shutil.copyfile", fail_at_the_query)
-    with pytest.raises(DataError, match="disk full"):
+    with pytest.raises(RunError, match="disk full"):
         write_split(market, root, SPLIT)
     assert leftovers(root) == []
 

@@ -13,7 +13,8 @@ from amg_plugin.errors import ConfigError, DataError
 if not compat.is_installed():
     pytest.skip("torchreid is not installed", allow_module_level=True)
 
-from amg_plugin.data.checks.inspection import Inspection, Problem, find_label_gaps, inspect_data, queries_without_match
+from amg_plugin.data.checks.inspection import Inspection, Problem, find_label_gaps, inspect_data
+from amg_plugin.data.datasets.local import queries_without_match
 from amg_plugin.data.manager import AMGImageDataManager
 
 NAME = "synthetic_reid"

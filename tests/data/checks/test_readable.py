@@ -1,17 +1,12 @@
-"""Reading images: what counts as readable, and what is remembered between passes."""
+"""Reading images: what counts as readable."""
 
-import json
-import os
 import random
-import stat
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from amg_plugin import compat
-from amg_plugin.data.checks import readable
-from amg_plugin.data.checks.cache import CheckCache, cache_folder
 from amg_plugin.data.checks.readable import read_images
 
 
@@ -26,28 +21,6 @@ def images(tmp_path):
     for path in paths:
         picture().save(path)
     return paths
-
-
-@pytest.fixture
-def cache(tmp_path):
-    def fresh():
-        return CheckCache(tmp_path / "root", tmp_path / "cache")
-
-    return fresh
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """Paths that were opened."""
-    opened = []
-    plain = Image.open
-
-    def noted(path, *args, **kwargs):
-        opened.append(str(path))
-        return plain(path, *args, **kwargs)
-
-    monkeypatch.setattr(readable.Image, "open", noted)
-    return opened
 
 
 def test_good_images_are_counted_once_each(images):
@@ -122,109 +95,8 @@ def test_transparency_is_dropped_and_gives_no_warning(tmp_path, recwarn):
     assert compat.torchreid().utils.read_image(str(path)).getpixel((0, 0)) == (200, 10, 20)
 
 
-def test_an_image_of_one_pixel_is_readable_but_named_as_tiny(tmp_path, images, cache):
+def test_an_image_of_one_pixel_is_readable_but_named_as_tiny(tmp_path, images):
     dot = tmp_path / "dot.png"
     picture(size=(1, 1)).save(dot)
-    held = cache()
-    for _ in range(2):  # the second time from the cache
-        found = read_images([*images, dot], cache=held)
-        assert (found.unreadable, found.tiny) == ({}, [str(dot)])
-
-
-def test_what_was_fine_is_not_decoded_again(images, cache, decoded):
-    held = cache()
-    assert read_images(images, cache=held).cached == 0
-    held.save()
-    decoded.clear()
-    assert read_images(images, cache=cache()).cached == 14
-    assert decoded == []
-
-
-def test_only_what_changed_is_decoded_again(images, cache, decoded):
-    held = cache()
-    read_images(images, cache=held)
-    held.save()
-    truncate(images[3])
-    picture(size=(32, 32)).save(images[4])
-    status = images[5].stat()
-    os.utime(images[5], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    decoded.clear()
-    found = read_images(images, cache=cache())
-    assert list(found.unreadable) == [str(images[3])]
-    assert sorted(decoded) == sorted(map(str, images[3:6]))
-
-
-def test_a_bad_image_is_read_again_every_time(images, cache):
-    truncate(images[0])
-    held = cache()
-    assert read_images(images, cache=held).unreadable
-    held.save()
-    assert read_images(images, cache=cache()).unreadable
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda content: b"{",
-        lambda content: b"\xff\x00",
-        lambda content: b"[]",
-        lambda content: content.replace(b'"version":1', b'"version":2'),
-        lambda content: content.replace(b'"pillow":"', b'"pillow":"0'),
-        lambda content: b'{"format":"amg_plugin.checked_images"}',
-    ],
-    ids=["cut", "binary", "list", "version", "pillow", "incomplete"],
-)
-def test_a_cache_that_cannot_be_used_is_replaced(images, cache, change):
-    held = cache()
-    read_images(images, cache=held)
-    held.save()
-    whole = held.path.read_bytes()
-    held.path.write_bytes(change(whole))
-    assert held.path.read_bytes() != whole
-    again = cache()
-    assert read_images(images, cache=again).cached == 0
-    again.save()
-    assert held.path.read_bytes() == whole
-
-
-@pytest.mark.parametrize("entry", [None, [1], ["a", "b", "c"], {"size": 1}, [True, True, True]])
-def test_a_damaged_entry_does_not_pass_for_a_good_file(images, cache, entry):
-    held = cache()
-    read_images(images, cache=held)
-    held.save()
-    content = json.loads(held.path.read_text())
-    content["files"][str(images[0])] = entry
-    held.path.write_text(json.dumps(content))
-    truncate(images[0])
-    found = read_images(images, cache=cache())
-    assert list(found.unreadable) == [str(images[0])]
-    assert found.cached == 13
-
-
-def test_a_cache_folder_that_cannot_be_written_is_done_without(images, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    cache = CheckCache(tmp_path, tmp_path / "file" / "cache")
-    assert read_images(images, cache=cache).unreadable == {}
-    cache.save()
-    assert (tmp_path / "file").read_text() == "in the way"
-
-
-def test_a_data_root_that_is_read_only_stays_as_it_is(images, tmp_path, cache):
-    root = images[0].parent
-    before = sorted(path.name for path in root.iterdir())
-    root.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    try:
-        held = CheckCache(root)
-        read_images(images, cache=held)
-        held.save()
-        assert held.path.is_file()
-    finally:
-        root.chmod(stat.S_IRWXU)
-    assert sorted(path.name for path in root.iterdir()) == before
-
-
-def test_the_cache_lies_in_the_users_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "amg_plugin"
-    assert CheckCache("a").path.parent == tmp_path / "amg_plugin"
-    assert CheckCache("a").path != CheckCache("b").path
+    found = read_images([*images, dot])
+    assert (found.unreadable, found.tiny) == ({}, [str(dot)])

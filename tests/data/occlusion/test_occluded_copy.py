@@ -8,22 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amg_plugin.data.occlusion.bars import Coverage
-from amg_plugin.data.occlusion.copy import (
-    GALLERY_DIR,
-    MANIFEST,
-    MASK_DIR,
-    PARTS,
-    QUERY_DIR,
-    TRAIN_DIR,
-    CopySettings,
-    find_market_layout,
-    identity_of,
-    list_part,
-    mask_name,
-    write_occluded_copy,
-)
+from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, QUERY_DIR, TRAIN_DIR
+from amg_plugin.data.occlusion.copy import MANIFEST, MASK_DIR, identity_of, list_part, mask_name, write_occluded_copy
 from amg_plugin.data.occlusion.masks import read_mask
+from amg_plugin.data.occlusion.settings import CopySettings, Coverage
 from amg_plugin.errors import DataError, RunError
 
 ALL = CopySettings(seed=7, gallery_share=0.5)
@@ -55,7 +43,7 @@ def first(source, part):
 
 def test_every_image_has_its_copy(source, target):
     write_occluded_copy(source, target, ALL)
-    for part in PARTS:
+    for part in MARKET_FOLDERS.values():
         assert list_part(target / part) == list_part(source / part)
 
 
@@ -293,7 +281,7 @@ def test_a_dangling_link_counts_as_existing(source, target):
 
 def test_a_source_without_the_layout_is_told_what_was_expected_and_found(source, target):
     shutil.move(source / QUERY_DIR, source / "queries")
-    refused(source, target, rf"expected {', '.join(PARTS)} in it, but it holds .*queries")
+    refused(source, target, rf"with the folders {', '.join(MARKET_FOLDERS.values())}; found: .*queries/")
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path, target):
@@ -301,11 +289,12 @@ def test_a_source_that_is_not_there_is_named(tmp_path, target):
         write_occluded_copy(tmp_path / "nowhere", target)
 
 
-def test_the_layout_is_found_one_folder_below(source):
-    assert find_market_layout(source.parent) == source
+def test_the_layout_is_found_one_folder_below(source, tmp_path):
+    manifest = write_occluded_copy(source.parent, tmp_path / "one")
+    assert manifest["source"]["name"] == source.name
     shutil.copytree(source, source.parent / "second")
-    with pytest.raises(DataError, match="several folders"):
-        find_market_layout(source.parent)
+    with pytest.raises(DataError, match="more than once"):
+        write_occluded_copy(source.parent, tmp_path / "two")
 
 
 def test_an_empty_part_is_named(source, target):

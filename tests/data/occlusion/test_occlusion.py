@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amg_plugin.data.occlusion.bars import DRAWN, HIGHEST, LOWEST, SIDES, SMALLEST_SIDE, Coverage, occlude
+from amg_plugin.data.occlusion.bars import DRAWN, SIDES, SMALLEST_SIDE, occlude
+from amg_plugin.data.occlusion.settings import HIGHEST, LOWEST, Coverage
 from amg_plugin.errors import DataError
 
 

@@ -1,0 +1,203 @@
+"""Base of the plugin's data sets: read from a local folder, evaluated by torchreid as any other, never downloaded."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from amg_plugin import compat
+from amg_plugin.data.layout import FolderLayout, first_of, identity_and_camera, list_images, name_of
+from amg_plugin.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Item = tuple[str, int, int, int]
+"""Path of the image, identity, camera (both from 0), data set."""
+Named = tuple[str, int, int | None]
+"""Path of the image, identity, and the camera that its name tells."""
+
+_IDENTITY = re.compile(r"(\d+)[_.]")
+_JUNK = -1  # Market-1501's detections that show nobody
+
+
+class LocalDataset(compat.torchreid().data.ImageDataset):
+    """A data set in a local folder; a subclass says how its folders and files are named.
+
+    Args:
+        root: Data root.
+        mode: ``train``, ``query`` or ``gallery``; None takes ``train``, or ``query`` where there is no training part.
+        combineall: Train on query and gallery images as well.
+        verbose: Print torchreid's summary.
+        **kwargs: What torchreid gives every image data set (``transform``, ``k_tfm``, ...).
+
+    Raises:
+        DataError: The data set is missing, laid out otherwise or misnamed, or has no training part and ``mode`` is
+            ``train``. Nothing is ever downloaded.
+    """
+
+    layout: ClassVar[FolderLayout]
+    official: ClassVar[Mapping[str, tuple[int, int]]] = {}
+    """Part -> published numbers of images and identities; a warning says where they differ."""
+    nested: ClassVar[bool] = False
+    """Whether each part has a folder per identity."""
+    naming: ClassVar[str] = "PPPP_cC_*.jpg (identity, camera)"
+    """How images are named, for messages."""
+
+    def __init__(
+        self,
+        root: str | Path = "",
+        mode: str | None = None,
+        combineall: bool = False,
+        verbose: bool = True,
+        **kwargs: Any,
+    ):
+        has_train = "train" in self.layout.parts
+        if mode is None:
+            mode = "train" if has_train else "query"
+        if mode == "train" and not (has_train or combineall):
+            raise DataError(
+                f"The data set {self.layout.name} has no training part, so it cannot be a source (data.sources, -s); "
+                "make it a target (data.targets, -t) and train on another data set."
+            )
+        folder = self.locate(root)
+        parts = self.read(folder)
+        query, gallery = parts["query"], parts["gallery"]
+        # torchreid's constructor looks at the first image of each part, so a missing one is emptied after it.
+        super().__init__(parts.get("train") or query[:1], query, gallery, mode=mode, verbose=False, **kwargs)
+        if not has_train:
+            self.train = []
+            self.num_train_pids = self.num_train_cams = self.num_datasets = 0
+        self.verbose = verbose
+        self.combineall = combineall
+        if combineall and mode == "train":
+            self._check_combination(folder)
+            self.combine_all()
+        self.data = getattr(self, mode)
+        self._warn(folder, parts)
+        if verbose:
+            self.show_summary()
+
+    @classmethod
+    def locate(cls, root: str | Path) -> Path:
+        """The folder of the data set below ``root``.
+
+        Raises:
+            DataError: There is none; shows expected and found folders.
+        """
+        return cls.layout.locate(root)
+
+    def read(self, folder: Path) -> dict[str, list[Item]]:
+        """Lists the images of every part.
+
+        Args:
+            folder: What :meth:`locate` found.
+
+        Returns:
+            Part -> items; identities of ``train`` count from 0.
+
+        Raises:
+            DataError: A part has no images, or images whose names do not parse.
+        """
+        found = {part: self._read_part(path) for part, path in self.layout.part_folders(folder).items()}
+        items = self._with_cameras(folder, found)
+        if "train" in items:
+            labels = {pid: label for label, pid in enumerate(sorted({item[1] for item in items["train"]}))}
+            items["train"] = [(path, labels[pid], camera, 0) for path, pid, camera, _ in items["train"]]
+        return items
+
+    def _read_part(self, folder: Path) -> list[Named]:
+        named, bad = [], []
+        for path in list_images(folder, self.nested):
+            parsed = self._parse(name_of(path))
+            if parsed is None:
+                bad.append(path)
+            elif parsed[0] != _JUNK:
+                named.append((path, *parsed))
+        if bad:
+            raise DataError(
+                f"{len(bad)} of {len(bad) + len(named)} images in {folder} are not named {self.naming}: "
+                f"{first_of(list(map(name_of, bad)))}."
+            )
+        if not named:
+            raise DataError(f"{folder} holds nothing but junk images (identity {_JUNK}).")
+        return named
+
+    @staticmethod
+    def _parse(name: str) -> tuple[int, int | None] | None:
+        """Identity and camera (from 0) that a name tells; None for a name of another kind."""
+        said = identity_and_camera(name)
+        if said is None or said[0] < _JUNK or said[1] < 1:
+            return None
+        return said[0], said[1] - 1
+
+    def _with_cameras(self, folder: Path, found: dict[str, list[Named]]) -> dict[str, list[Item]]:
+        return {part: [(path, pid, camera or 0, 0) for path, pid, camera in named] for part, named in found.items()}
+
+    def _check_combination(self, folder: Path) -> None:
+        missing = {item[1] for item in self.query} - {item[1] for item in self.gallery} - set(self._junk_pids)
+        if missing:
+            raise DataError(
+                f"combineall needs every query identity in the gallery, but {len(missing)} of {folder} are not "
+                f"({first_of(sorted(map(str, missing)))})."
+            )
+
+    def _warn(self, folder: Path, parts: Mapping[str, list[Item]]) -> None:
+        """Says where the counts are not the published ones, and which queries torchreid will leave out."""
+        differences = []
+        for part, (images, identities) in self.official.items():
+            counted = (len(parts[part]), len({item[1] for item in parts[part]}))
+            if counted != (images, identities):
+                differences.append(
+                    f"{part} has {counted[0]:,} images of {counted[1]:,} identities instead of {images:,} of "
+                    f"{identities:,}"
+                )
+        if differences:
+            _warn_once(
+                f"{folder} is not the published {self.layout.name}: {'; '.join(differences)}. "
+                "Figures from it do not compare with published ones."
+            )
+        if alone := queries_without_match(parts["query"], parts["gallery"]):
+            _warn_once(
+                f"{len(alone)} of {len(parts['query'])} queries in {folder} have no image of their identity from "
+                f"another camera in the gallery and do not count: {first_of([name_of(item[0]) for item in alone])}"
+            )
+
+
+class TwoCameraDataset(LocalDataset):
+    """A data set without camera labels: query and gallery count as two cameras, so that no match is filtered out."""
+
+    naming = "PPP_*.tif or .jpg (identity)"
+
+    @staticmethod
+    def _parse(name: str) -> tuple[int, int | None] | None:
+        match = _IDENTITY.match(name)
+        return None if match is None else (int(match[1]), None)
+
+    def _with_cameras(self, folder: Path, found: dict[str, list[Named]]) -> dict[str, list[Item]]:
+        return {
+            part: [(path, pid, int(part == "gallery"), 0) for path, pid, _ in named] for part, named in found.items()
+        }
+
+
+def queries_without_match(query: Iterable[Item], gallery: Iterable[Item]) -> list[Item]:
+    """Queries whose identity no other camera has in the gallery; torchreid's evaluator leaves them out silently.
+
+    Args:
+        query: Items (path, pid, camid, ...).
+        gallery: Items, likewise.
+    """
+    cameras: defaultdict[int, set[int]] = defaultdict(set)
+    for item in gallery:
+        cameras[item[1]].add(item[2])
+    return [item for item in query if not cameras[item[1]] - {item[2]}]
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_once(message: str) -> None:
+    """Logs a warning; torchreid opens each data set several times."""
+    logger.warning("%s", message)

@@ -1,0 +1,72 @@
+"""How much of an image is hidden, and which images of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from amg_plugin.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LOWEST, HIGHEST = 0.05, 0.7
+"""Limits of the share of an image that can be asked for."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Distribution of the covered share: ``low + (high - low) * Beta(2, 3)``, with the mean ``0.6 low + 0.4 high``.
+
+    Attributes:
+        low: Smallest share of the image's area.
+        high: Largest share.
+    """
+
+    low: float = 0.15
+    high: float = 0.6
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            DataError: A limit is out of range, or the two are in the wrong order.
+        """
+        if not LOWEST <= self.low <= self.high <= HIGHEST:
+            raise DataError(
+                f"The covered share is {self.low:g} to {self.high:g}, but must lie between {LOWEST} and {HIGHEST}, "
+                "the smaller limit first."
+            )
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """A random share."""
+        return self.low + (self.high - self.low) * float(rng.beta(2.0, 3.0))
+
+
+@dataclass(frozen=True)
+class CopySettings:
+    """What an occluded copy looks like.
+
+    Attributes:
+        seed: Seed of everything random, 0 or larger.
+        gallery_share: Share of the gallery images that are occluded; junk images (identity -1) do not count.
+        cut_share: Share of the objects that are cut from other images' margins; the rest is drawn.
+        coverage: Distribution of the covered share of an image.
+    """
+
+    seed: int = 1
+    gallery_share: float = 0.1
+    cut_share: float = 0.5
+    coverage: Coverage = field(default_factory=Coverage)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            DataError: A value is out of its range.
+        """
+        if self.seed < 0:
+            raise DataError(f"The seed is {self.seed}, but must be 0 or larger.")
+        for name in ("gallery_share", "cut_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"The {name.replace('_', ' ')} is {getattr(self, name):g}, but must be from 0 to 1.")
