@@ -121,8 +121,3 @@ def _table(module: ModuleType, name: str) -> dict[str, Any]:
             "(supported are PyPI's 0.2.5 and git master 1.4.0)"
         )
     return table
-
-
-def register_image_dataset(name: str, cls: type) -> None:
-    """Give torchreid an image data set; a name that is there already raises ``ValueError``."""
-    torchreid().data.register_image_dataset(name, cls)

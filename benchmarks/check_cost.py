@@ -1,9 +1,8 @@
 """What checking images costs: time of the check pass / time of decoding the same images with Pillow in as many threads.
 
-Cold, without anything remembered, and cached, with every image known from an earlier pass. The runs are interleaved
-(decode, cold, cached, decode, ...), so that a slow phase of the machine meets all three; the table shows medians,
-and of the ratios of neighbouring runs the median and the quartiles. The files are read once before, so that no run
-waits for the disk. Without --folder the images of the drawn data set are used.
+The runs are interleaved (decode, check, decode, ...), so that a slow phase of the machine meets both; the table shows
+medians, and of the ratios of neighbouring runs the median and the quartiles. The files are read once before, so that
+no run waits for the disk. Without --folder the images of the drawn data set are used.
 
 Usage:
   python benchmarks/check_cost.py --threads 1 2 --repeats 9
@@ -26,12 +25,11 @@ from typing import Any
 import PIL
 from PIL import Image
 
-from amg_plugin.data.checks.cache import CheckCache
 from amg_plugin.data.checks.readable import read_images
+from amg_plugin.data.layout import list_images
 from amg_plugin.data.synthetic.reid import SyntheticSpec, write_synthetic_reid
 from amg_plugin.version import __version__
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 #: Market-1501's size of images.
 DRAWN = SyntheticSpec(train_ids=400, test_ids=200)
 
@@ -49,11 +47,9 @@ def decode_all(paths: list[str], threads: int) -> None:
             pass
 
 
-def check_all(paths: list[str], threads: int, cache_folder: Path) -> None:
-    """The check pass as a run does it: read the cache file, look at every image, write the cache file."""
-    cache = CheckCache("benchmark", cache_folder)
-    found = read_images(paths, threads, cache)
-    cache.save()
+def check_all(paths: list[str], threads: int) -> None:
+    """The check pass as a run does it."""
+    found = read_images(paths, threads)
     if found.unreadable:
         raise SystemExit(f"unreadable: {next(iter(found.unreadable))}")
 
@@ -67,26 +63,18 @@ def timed(work: Callable[..., Any], *args: Any) -> float:
 
 def measure(paths: list[str], threads: int, repeats: int) -> dict[str, Any]:
     """Interleaved runs with ``threads`` threads: medians in seconds, ratios to decoding."""
-    runs: dict[str, list[float]] = {"decode": [], "cold": [], "cached": []}
-    with tempfile.TemporaryDirectory() as folder:
-        warm = Path(folder) / "warm"
-        check_all(paths, threads, warm)
-        decode_all(paths, threads)
-        for number in range(repeats):
-            runs["decode"].append(timed(decode_all, paths, threads))
-            runs["cold"].append(timed(check_all, paths, threads, Path(folder) / f"cold{number}"))
-            runs["cached"].append(timed(check_all, paths, threads, warm))
-    result: dict[str, Any] = {"decode_s": statistics.median(runs["decode"])}
-    for name in ("cold", "cached"):
-        ratios = [taken / plain for plain, taken in zip(runs["decode"], runs[name], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if repeats > 1 else ratios * 3
-        result[name] = {
-            "check_s": statistics.median(runs[name]),
-            "ratio": statistics.median(ratios),
-            "ratio_quartiles": [low, high],
-            "ratios": ratios,
-        }
-    return result
+    decode_all(paths, threads)
+    check_all(paths, threads)
+    runs = [(timed(decode_all, paths, threads), timed(check_all, paths, threads)) for _ in range(repeats)]
+    ratios = [check / decode for decode, check in runs]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if repeats > 1 else ratios * 3
+    return {
+        "decode_s": statistics.median(decode for decode, _ in runs),
+        "check_s": statistics.median(check for _, check in runs),
+        "ratio": statistics.median(ratios),
+        "ratio_quartiles": [low, high],
+        "ratios": ratios,
+    }
 
 
 def processor_name() -> str:
@@ -112,9 +100,7 @@ def main() -> None:
     options = parse_arguments()
     with tempfile.TemporaryDirectory() as drawn:
         folder = options.folder or write_synthetic_reid(drawn, DRAWN, options.seed)
-        paths = [str(path) for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
-        if not paths:
-            raise SystemExit(f"{folder} holds no images.")
+        paths = list_images(folder, nested=True)
         result: dict[str, Any] = {
             "environment": {
                 "device": processor_name(),
@@ -131,16 +117,14 @@ def main() -> None:
             "threads": {},
         }
         print(json.dumps(result["environment"]))
-        print(f"{'threads':<9}{'pass':<8}{'decode s':>10}{'check s':>10}{'ratio':>8}  quartiles")
+        print(f"{'threads':<9}{'decode s':>10}{'check s':>10}{'ratio':>8}  quartiles")
         for threads in options.threads:
             row = result["threads"][str(threads)] = measure(paths, threads, options.repeats)
-            for name in ("cold", "cached"):
-                part = row[name]
-                low, high = part["ratio_quartiles"]
-                print(
-                    f"{threads:<9}{name:<8}{row['decode_s']:>10.3f}{part['check_s']:>10.3f}{part['ratio']:>8.3f}"
-                    f"  {low:.3f} to {high:.3f}"
-                )
+            low, high = row["ratio_quartiles"]
+            print(
+                f"{threads:<9}{row['decode_s']:>10.3f}{row['check_s']:>10.3f}{row['ratio']:>8.3f}"
+                f"  {low:.3f} to {high:.3f}"
+            )
     if options.output:
         options.output.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -1,9 +1,8 @@
 """What building Occluded-DukeMTMC and loading a data set cost, against a plain copy and torchreid's own loader.
 
-Four ratios, on drawn noise of the size of real crops (80x200, JPEG) under the official file names or made-up ones:
+Three ratios, on drawn noise of the size of real crops (80x200, JPEG) under the official file names or made-up ones:
 
-  build, folder   build-occluded-duke from a folder  / copying the same files one by one with shutil.copyfile
-  build, archive  build-occluded-duke from a zip     / the same copy
+  build           build-occluded-duke                / copying the same files one by one with shutil.copyfile
   listing         opening the data set               / torchreid's DukeMTMCreID on the same files
   loading         reading, decoding and resizing gallery images in a DataLoader / the same with torchreid's class
 
@@ -29,7 +28,6 @@ import statistics
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +39,8 @@ from PIL import Image
 
 import amg_plugin
 from amg_plugin import compat
-from amg_plugin.data.builders.occluded_duke import OFFICIAL, PARTS, build_occluded_duke, read_lists
+from amg_plugin.data.builders.occluded_duke import OFFICIAL, build_occluded_duke, read_lists
+from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, PARTS
 
 SHARED = 1870
 """Official queries that are gallery images as well."""
@@ -83,30 +82,22 @@ def make_duke(folder: Path, names: dict[str, list[str]], images: list[bytes]) ->
     Returns:
         Folder in Occluded-DukeMTMC, folder in DukeMTMC-reID and name of every listed image.
     """
-    for split in PARTS.values():
+    for split in MARKET_FOLDERS.values():
         (folder / split).mkdir(parents=True)
     gallery = set(names["gallery"])
     listed = []
-    for part, own in PARTS.items():
+    for part, own in MARKET_FOLDERS.items():
         for name in names[part]:
-            split = "bounding_box_test" if name in gallery else own
+            split = GALLERY_DIR if name in gallery else own
             if not (folder / split / name).exists():
                 (folder / split / name).write_bytes(images[len(listed) % len(images)])
             listed.append((own, split, name))
     return listed
 
 
-def make_archive(folder: Path, path: Path) -> Path:
-    """Zip the folder, deflated as the published archive is."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(folder.rglob("*.jpg")):
-            archive.write(file, Path("DukeMTMC-reID") / file.relative_to(folder))
-    return path
-
-
 def plain_copy(duke: Path, listed: list[tuple[str, str, str]], target: Path) -> None:
     """Copy the same files one by one."""
-    for part in PARTS.values():
+    for part in MARKET_FOLDERS.values():
         (target / part).mkdir(parents=True)
     for part, split, name in listed:
         shutil.copyfile(duke / split / name, target / part / name)
@@ -150,8 +141,7 @@ def summary(runs: list[tuple[float, float]]) -> dict[str, Any]:
 
 
 def building(options: argparse.Namespace, work: Path, lists: Path, duke: Path, listed: list[Any]) -> dict[str, Any]:
-    """Ratios of building from a folder and from an archive."""
-    archive = make_archive(duke, work / "DukeMTMC-reID.zip")
+    """Ratios of building."""
     target = work / "made"
 
     def copy() -> None:
@@ -160,12 +150,7 @@ def building(options: argparse.Namespace, work: Path, lists: Path, duke: Path, l
     def clean() -> None:
         shutil.rmtree(target)
 
-    return {
-        f"build, {kind}": compare(
-            copy, lambda source=source: build_occluded_duke(source, lists, target), options.repeats, clean
-        )
-        for kind, source in (("folder", duke), ("archive", archive))
-    }
+    return {"build": compare(copy, lambda: build_occluded_duke(duke, lists, target), options.repeats, clean)}
 
 
 def loading(options: argparse.Namespace, work: Path, lists: Path, duke: Path) -> dict[str, Any]:
@@ -182,7 +167,7 @@ def loading(options: argparse.Namespace, work: Path, lists: Path, duke: Path) ->
         return classes[name](root=str(root), mode="gallery", transform=transform, verbose=False)
 
     # The same files in the same order for both.
-    files = sorted(path.name for path in (built / PARTS["gallery"]).iterdir())
+    files = sorted(path.name for path in (built / GALLERY_DIR).iterdir())
     chosen = random.Random(options.seed).sample(files, k=options.load_images)
     loaders = {}
     for name in ("dukemtmcreid", "occluded_duke"):

@@ -35,9 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     from amg_plugin.data.checks.inspection import inspect_data
     from amg_plugin.data.manager import dataset_options
-    from amg_plugin.plugin.registry import register
 
-    register()
     inspection = inspect_data(
         cfg.data.root,
         sources,

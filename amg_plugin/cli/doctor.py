@@ -247,7 +247,7 @@ def _datasets() -> str:
     from amg_plugin.plugin import registry
 
     registry.register()
-    from amg_plugin.data.datasets.names import DATASETS
+    from amg_plugin.registries import DATASETS
 
     return ", ".join(name for name in DATASETS if name in compat.image_dataset_factory())
 

@@ -85,15 +85,15 @@ def source_folder(source: str, root: str) -> Path:
         DataError: It is neither.
     """
     from amg_plugin import compat
-    from amg_plugin.data.checks.folders import check_dataset_folder
-    from amg_plugin.plugin.registry import register
 
     known = {}
     if compat.is_installed():
-        register()
-        known = compat.image_dataset_factory()
-    if source in known and (folder := check_dataset_folder(source, root)):
-        return folder
+        from amg_plugin.data.checks.folders import check_dataset_folder
+        from amg_plugin.data.datasets.names import known_datasets
+
+        known = known_datasets()
+        if source in known and (folder := check_dataset_folder(source, root)):
+            return folder
     if (folder := Path(source).expanduser()).is_dir():
         return folder
     raise DataError(

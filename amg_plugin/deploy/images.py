@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from amg_plugin.data.layout import list_images
 from amg_plugin.errors import DataError, InputError
 from amg_plugin.utils.preprocessing import Preprocessing
-
-#: Files that a folder of images is searched for.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def as_image(source: Any) -> Image.Image:
@@ -92,10 +90,7 @@ def images_below(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"The folder of images '{folder}' does not exist.")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
-        raise DataError(f"The folder '{folder}' holds no images; known are {', '.join(SUFFIXES)}.")
-    return found
+    return sorted(map(Path, list_images(folder, nested=True)))
 
 
 def spread(items: list[Any], count: int) -> list[Any]:

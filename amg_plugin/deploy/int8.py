@@ -39,7 +39,7 @@ def calibration_files(data: str, root: str | None) -> list[Path]:
     from amg_plugin import compat
 
     is_folder = Path(data).is_dir()
-    is_dataset = compat.is_installed() and data in compat.image_dataset_factory()
+    is_dataset = compat.is_installed() and data in _known_datasets()
     if root is None and is_folder:
         if is_dataset:  # such a folder holds test images as well
             raise DataError(
@@ -59,13 +59,19 @@ def calibration_files(data: str, root: str | None) -> list[Path]:
 
     check_dataset_folder(data, root)
     try:
-        dataset = compat.image_dataset_factory()[data](root=root, mode="train", verbose=False)
+        dataset = _known_datasets()[data](root=root, mode="train", verbose=False)
     except Exception as error:  # a stock class raises whatever its parser meets
         raise DataError(f"The data set {data} below {root} cannot be read: {first_line(error)}.") from error
     files = [Path(item[0]) for item in dataset.train]
     if not files:
         raise DataError(f"The data set {data} below {root} has no training images.")
     return files
+
+
+def _known_datasets() -> dict[str, type]:
+    from amg_plugin.data.datasets.names import known_datasets
+
+    return known_datasets()
 
 
 class Calibration:

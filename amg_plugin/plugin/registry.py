@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from amg_plugin import compat
 from amg_plugin.errors import ConfigError, InputError
 from amg_plugin.plugin.models import MODELS
-from amg_plugin.registries.registry import Registry, Row, is_same
+from amg_plugin.registries.registry import Registry, Row, refuse_taken
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,29 +46,12 @@ def register() -> None:
         InputError: A name is already taken by someone else.
     """
     models = compat.model_factory()
-    datasets = compat.image_dataset_factory()
-    from amg_plugin.data.datasets.names import DATASETS
+    from amg_plugin.data.datasets.names import known_datasets
 
     with _lock:
-        _refuse_taken("model", models, MODELS)
-        _refuse_taken("data set", datasets, DATASETS)
+        refuse_taken("model", models, MODELS)
+        known_datasets()
         models.update(MODELS)
-        for name, cls in DATASETS.items():
-            if name in datasets:
-                datasets[name] = cls  # ours; torchreid's own function refuses every second call
-            else:
-                compat.register_image_dataset(name, cls)
-
-
-def _refuse_taken(kind: str, table: dict[str, Any], ours: dict[str, Any]) -> None:
-    for name, obj in ours.items():
-        if name in table and not is_same(table[name], obj):
-            other = table[name]
-            owner = f"{getattr(other, '__module__', '?')}.{getattr(other, '__qualname__', repr(other))}"
-            raise InputError(
-                f"The {kind} name '{name}' is already taken in torchreid by {owner}; "
-                "amg_plugin does not overwrite it: remove that registration or import only one of the two"
-            )
 
 
 def build_engine(

@@ -138,6 +138,22 @@ def is_same(there: Any, obj: Any) -> bool:
     return there is obj or (_place(there) is not None and _place(there) == _place(obj))
 
 
+def refuse_taken(kind: str, table: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Refuse to enter ``ours`` into torchreid's ``table`` of models or data sets over somebody else's entries.
+
+    Raises:
+        InputError: A name is taken.
+    """
+    for name, obj in ours.items():
+        if name in table and not is_same(table[name], obj):
+            other = table[name]
+            owner = f"{getattr(other, '__module__', '?')}.{getattr(other, '__qualname__', repr(other))}"
+            raise InputError(
+                f"The {kind} name '{name}' is already taken in torchreid by {owner}; "
+                "amg_plugin does not overwrite it: remove that registration or import only one of the two"
+            )
+
+
 def _place(obj: Any) -> str | None:
     if isinstance(obj, str):
         return obj

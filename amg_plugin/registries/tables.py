@@ -55,8 +55,8 @@ REDUCERS.register(
     "evit", "amg_plugin.models.reducers.dropping:TokenDropping", summary="token dropping (arXiv 2202.07800)"
 )
 for _name, _class, _line in (
-    ("synthetic_reid", "names:SyntheticReID", "people drawn as coloured figures (amg-reid demo)"),
-    ("occluded_duke", "occluded:OccludedDuke", "Occluded-DukeMTMC (CVPR 2019)"),
+    ("synthetic_reid", "occluded:SyntheticReID", "people drawn as coloured figures (amg-reid demo)"),
+    ("occluded_duke", "occluded:OccludedDuke", "Occluded-DukeMTMC (ICCV 2019)"),
     ("occluded_reid", "occluded:OccludedREID", "Occluded-REID (ICME 2018), to evaluate on"),
     ("partial_reid", "occluded:PartialREID", "Partial-REID (ICCV 2015), to evaluate on"),
     ("p_dukemtmc", "occluded:PDukeMTMC", "P-DukeMTMC-reID (ICME 2018)"),

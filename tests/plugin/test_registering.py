@@ -51,10 +51,10 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "amg_plug
     del sys.modules[name]
 import amg_plugin as again
 from amg_plugin.plugin import registry as new_registry
-from amg_plugin.data.datasets.names import DATASETS
+from amg_plugin.data.datasets.occluded import SyntheticReID
 facts["reloaded"] = [
     models["vit_amg"] is new_registry.MODELS["vit_amg"] and models["vit_amg"] is not old[0],
-    datasets["synthetic_reid"] is DATASETS["synthetic_reid"] and datasets["synthetic_reid"] is not old[1],
+    datasets["synthetic_reid"] is SyntheticReID and datasets["synthetic_reid"] is not old[1],
 ]
 print(json.dumps(facts))
 """

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from amg_plugin import compat
+from amg_plugin.data.datasets.names import known_datasets
 from amg_plugin.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def check_dataset_folder(name: str, root: str | Path) -> Path | None:
         ConfigError: No such data set is registered.
         DataError: The root or the folder is missing, or holds no file.
     """
-    known = compat.image_dataset_factory()
+    known = known_datasets()
     if name not in known:
         raise ConfigError(
             f"Unknown data set {name!r} (data.sources, data.targets); known are {', '.join(sorted(known))}."

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amg_plugin import compat
 from amg_plugin.data.checks.folders import check_dataset_folder
 from amg_plugin.data.checks.readable import TINY, ReadableImages, read_images
 from amg_plugin.data.datasets.local import queries_without_match
-from amg_plugin.data.datasets.names import NO_TRAINING_DATA
+from amg_plugin.data.datasets.names import NO_TRAINING_DATA, known_datasets
 from amg_plugin.data.layout import MARKET_EXAMPLE, MARKET_FOLDERS, identity_and_camera
 from amg_plugin.errors import AMGError, ConfigError, DataError
 
@@ -211,7 +210,7 @@ def _open_dataset(found: Inspection, name: str, root: str | Path, mode: str, opt
     try:
         folder = check_dataset_folder(name, root)
         chosen = {key: options[key] for key in DATASET_OPTIONS if key in options}
-        dataset = compat.image_dataset_factory()[name](root=str(root), mode=mode, verbose=False, **chosen)
+        dataset = known_datasets()[name](root=str(root), mode=mode, verbose=False, **chosen)
     except ConfigError:
         raise
     except Exception as error:  # a stock class raises whatever its parser meets

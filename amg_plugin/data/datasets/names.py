@@ -1,19 +1,28 @@
-"""Data set classes that the plugin registers with torchreid."""
+"""Every image data set by name: torchreid's own, what is registered with torchreid, and what the plugin's table has."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from amg_plugin import compat
-from amg_plugin.data.datasets.occluded import (
-    OccludedDuke,
-    OccludedMarket1501,
-    OccludedREID,
-    PartialREID,
-    PDukeMTMC,
-    SyntheticReID,
-)
 from amg_plugin.errors import DataError
+from amg_plugin.registries import DATASETS
+from amg_plugin.registries.registry import refuse_taken
+
+
+def known_datasets() -> dict[str, type]:
+    """torchreid's table, name -> class, with the entries of :data:`amg_plugin.registries.DATASETS` in it.
+
+    Raises:
+        MissingDependencyError: torchreid is missing.
+        InputError: A name is taken by someone else; nothing is entered then.
+    """
+    known = compat.image_dataset_factory()
+    ours = {NO_TRAINING_DATA: NoTrainingData, **{name: DATASETS.load(name) for name in DATASETS}}
+    refuse_taken("data set", known, ours)
+    known.update(ours)
+    return known
+
 
 NO_TRAINING_DATA = "no_training_data"
 
@@ -42,13 +51,3 @@ class NoTrainingData(compat.torchreid().data.ImageDataset):
 
     def show_summary(self) -> None:
         """Prints nothing."""
-
-
-DATASETS: dict[str, type] = {
-    **{
-        cls.layout.name: cls
-        for cls in (SyntheticReID, OccludedDuke, OccludedREID, PartialREID, PDukeMTMC, OccludedMarket1501)
-    },
-    NO_TRAINING_DATA: NoTrainingData,
-}
-"""What is registered with torchreid: data set name -> class."""

@@ -9,7 +9,6 @@ from amg_plugin.errors import DataError
 if not compat.is_installed():
     pytest.skip("torchreid is not installed", allow_module_level=True)
 
-from amg_plugin.data.datasets.names import DATASETS
 from amg_plugin.data.datasets.occluded import SyntheticReID
 
 
@@ -79,4 +78,4 @@ def test_torchreid_knows_it():
     import amg_plugin
 
     amg_plugin.register()
-    assert compat.image_dataset_factory()["synthetic_reid"] is DATASETS["synthetic_reid"]
+    assert compat.image_dataset_factory()["synthetic_reid"] is SyntheticReID
