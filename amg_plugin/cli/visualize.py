@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from amg_plugin.cli.arguments import add_config_arguments, config_from_arguments
-from amg_plugin.errors import CheckpointError, InputError
-
-if TYPE_CHECKING:
-    from amg_plugin.checkpoint import Checkpoint
+from amg_plugin.errors import InputError
 
 HELP = "draw what each block keeps and where its heads look"
 DESCRIPTION = """Draw figures of a checkpoint, pruned or not.
@@ -26,8 +22,6 @@ entropy and positions by importance. With --dense the dense network is scored, s
 values too.
 
 example: amg-reid visualize log/pruned/best.pth --dense log/dense/last.pth --images photos/0001.jpg"""
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,31 +46,23 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--dpi {args.dpi} is out of range; 50 to 600 is allowed.")
 
     from amg_plugin.checkpoint import read_checkpoint
-    from amg_plugin.plots.attention import check_comparable
+    from amg_plugin.plots.checkpoints import check_drawable, figure_of_network, figures_of_images
     from amg_plugin.plots.style import save_figure
 
     checkpoint = read_checkpoint(args.checkpoint)
     dense = read_checkpoint(args.dense) if args.dense else None
-    for given in (checkpoint, dense):
-        if given is not None and given.spec.reducer is not None:
-            raise CheckpointError(
-                f"A network with the reducer '{given.spec.reducer.method}' chooses tokens anew for every image and has "
-                "no fixed positions to draw; figures are made of networks that AMG prunes, and of dense ones."
-            )
-    if dense is not None:
-        check_comparable(dense.plan, checkpoint.plan)
-        if (dense.spec.arch, dense.spec.image_size) != (checkpoint.spec.arch, checkpoint.spec.image_size):
-            raise CheckpointError(
-                f"--dense is {dense.spec.arch} for images of {dense.spec.image_size}, but the checkpoint "
-                f"{checkpoint.spec.arch} for {checkpoint.spec.image_size}; give the one that it was pruned from."
-            )
+    check_drawable(checkpoint, dense)
     folder = Path(args.output) if args.output else Path(args.checkpoint).parent / "visualize"
     if args.images:
         files = image_files(args.images)
-        figures = image_figures(checkpoint, dense, files, args.checkpoint)
+        figures = figures_of_images(checkpoint, dense, files, args.checkpoint)
         names = figure_names(files)
     else:
-        figures = iter([model_figure(args, checkpoint, dense, folder)])
+        cfg = None
+        if args.calibrate:
+            args.opts = [*args.opts, "data.save_dir", str(folder)]
+            cfg = config_from_arguments(args, use_schedule=False, base=(dense or checkpoint).config)
+        figures = iter([figure_of_network(checkpoint, dense, args.checkpoint, cfg)])
         names = [f"{Path(args.checkpoint).stem}_model"]
     for name, figure in zip(names, figures, strict=True):
         path = folder / f"{name}.{args.format}"
@@ -91,18 +77,13 @@ def image_files(words: Sequence[str]) -> list[Path]:
     Raises:
         InputError: If one does not exist, or a folder holds no images.
     """
+    from amg_plugin.data.layout import list_images
+
     files: list[Path] = []
     for word in words:
         path = Path(word)
         if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.iterdir()
-                if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")  # ._NAME, which macOS adds
-            )
-            if not inside:
-                raise InputError(f"The folder '{path}' (--images) holds no images ({', '.join(_SUFFIXES)}).")
-            files += inside
+            files += map(Path, list_images(path))
         elif path.is_file():
             files.append(path)
         else:
@@ -120,63 +101,3 @@ def figure_names(files: Sequence[Path]) -> list[str]:
             name = f"{file.stem}-{number}"
         names.append(name)
     return names
-
-
-def image_figures(checkpoint: Checkpoint, dense: Checkpoint | None, files: Sequence[Path], name: str) -> Any:
-    """Yield the figure of each file."""
-    from amg_plugin.plots.attention import attention_of_images
-    from amg_plugin.plots.image_figure import draw_image
-    from amg_plugin.plots.preparation import prepare_image
-
-    model = checkpoint.build()
-    before_model = dense.build() if dense is not None else None
-    pruned = not checkpoint.plan.is_dense
-    for file in files:
-        picture, inputs = prepare_image(file, checkpoint)
-        after = attention_of_images(model, inputs)[0]
-        before = None
-        if before_model is not None:
-            before = attention_of_images(before_model, prepare_image(file, dense)[1])[0]
-        note = "" if before or not pruned else "--dense would show the mean before pruning"
-        yield draw_image(
-            picture,
-            after,
-            before,
-            title=f"Attention in {file.name}",
-            subtitle=_summary(checkpoint, name, note),
-            after_title="mean\nafter" if pruned else "mean",
-        )
-
-
-def model_figure(args: argparse.Namespace, checkpoint: Checkpoint, dense: Checkpoint | None, folder: Path) -> Any:
-    """The figure of the network."""
-    from amg_plugin.models.vit import backbone_of
-    from amg_plugin.plots.model_figure import ModelMaps, draw_model
-
-    entropy = importance = None
-    scored = checkpoint if dense is None else dense
-    if args.calibrate:
-        from amg_plugin.plots.calibration import scored_maps
-
-        args.opts = [*args.opts, "data.save_dir", str(folder)]
-        cfg = config_from_arguments(args, use_schedule=False, base=scored.config)
-        entropy, importance = scored_maps(cfg, scored)
-    grid = tuple(backbone_of(checkpoint.build()).patch_embed.grid_size)
-    note = ""
-    if args.calibrate:
-        note = f"scores of the {'dense' if scored.plan.is_dense else 'pruned'} network on its training data"
-    return draw_model(
-        ModelMaps(checkpoint.plan, grid, entropy, importance),
-        title="Heads and positions that are kept",
-        subtitle=_summary(checkpoint, args.checkpoint, note),
-    )
-
-
-def _summary(checkpoint: Checkpoint, name: str, note: str = "") -> str:
-    plan, spec = checkpoint.plan, checkpoint.spec
-    heads, tokens = sum(plan.heads_per_block), sum(plan.tokens_per_block)
-    return (
-        f"{Path(name).parent.name}/{Path(name).name}: {spec.arch}, {spec.image_size[0]}x{spec.image_size[1]}; "
-        f"{heads} of {sum(plan.num_heads)} heads, {tokens} of {plan.num_patches * plan.depth} positions "
-        f"(variant {plan.variant})\n{note}"
-    )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from amg_plugin.plots.attention import ImageAttention, kept_heads, kept_tokens
-from amg_plugin.plots.style import FAINT, FONT, NO_KEY, bare, colour_bar, cross, header_text, heat_map, new_figure
+from amg_plugin.plots.style import FAINT, FONT, NO_KEY, Sheet, bare, colour_bar, cross, header_text, heat_map
 
 _LEFT, _RIGHT, _BOTTOM, _HEADER = 0.62, 0.25, 0.62, 1.12  # margins in inches
 _GAP, _WIDE_GAP = 0.05, 0.22
@@ -43,108 +45,89 @@ def draw_image(
         before_title: Heading of the column of ``before``.
         after_title: Heading of the last column.
     """
-    plan = after.plan
-    depth, heads = plan.depth, max(plan.num_heads)
-    height, width = picture.shape[:2]
-    panel_height = min(1.0, 0.62 * (height / width) ** 0.5)
-    panel_width = panel_height * width / height
-    means = 1 if before is None else 2
-    columns = [panel_width] * (1 + heads + means)
-    gaps = [_WIDE_GAP, *[_GAP] * (heads - 1), _WIDE_GAP, *[_GAP] * (means - 1)]
-    full_width = max(_LEFT + sum(columns) + sum(gaps) + _RIGHT, 6.4)
-    full_height = _HEADER + depth * (panel_height + _GAP) + _BOTTOM
+    places = _Places(after.plan.depth, max(after.plan.num_heads), 1 if before is None else 2, *picture.shape[:2])
     with mpl.rc_context(FONT):
-        figure = new_figure(full_width, full_height)
-        lefts = [_LEFT + sum(columns[:i]) + sum(gaps[:i]) for i in range(len(columns))]
-
-        def panel(row: int, column: int) -> mpl.axes.Axes:
-            bottom = _BOTTOM + (depth - 1 - row) * (panel_height + _GAP)
-            box = (
-                lefts[column] / full_width,
-                bottom / full_height,
-                panel_width / full_width,
-                panel_height / full_height,
-            )
-            axes = figure.add_axes(box)
-            bare(axes)
-            return axes
-
-        header_text(figure, title, subtitle)
-        names = ["kept", *map(str, range(heads)), *([before_title] if before else []), after_title]
-        bold = {0, len(names) - 1, len(names) - means}
-        shown_heads, shown_tokens = kept_heads(plan).numpy(), kept_tokens(plan).numpy()
-        columns_of_means = [before, after] if before else [after]
-        stacked = np.stack([_laid_out(part.mean().numpy(), after.grid) for part in columns_of_means])
-        for row in range(depth):
-            axes = panel(row, 0)
-            _draw_kept(axes, picture, _laid_out(shown_tokens[row], after.grid))
-            axes.set_ylabel(f"block {row}", rotation=0, ha="right", va="center", labelpad=6, fontsize=8)
-            for head in range(heads):
-                axes = panel(row, 1 + head)
-                values = _laid_out(after.maps[row, head].numpy(), after.grid)
-                _draw_heat(axes, values, np.nanmax(values) if shown_heads[row, head] else 0.0)
-            for place in range(means):
-                _draw_heat(panel(row, 1 + heads + place), stacked[place, row], np.nanmax(stacked[:, row]))
-        for column, name in enumerate(names):
-            x = (lefts[column] + panel_width / 2) / full_width
-            figure.text(
-                x,
-                (full_height - _HEADER + 0.06) / full_height,
-                name,
-                ha="center",
-                va="bottom",
-                fontsize=8,
-                linespacing=1.05,
-                weight="bold" if column in bold else "normal",
-            )
-        middle = (lefts[1] + lefts[heads] + panel_width) / 2 / full_width
-        text = "head" if plan.heads_known else "head (which ones were kept is not recorded: counted from 0)"
-        figure.text(middle, (full_height - _HEADER + 0.24) / full_height, text, ha="center", va="bottom", weight="bold")
-        _footer(figure, after.query, full_width, full_height, lefts[-1] + panel_width)
-    return figure
+        sheet = Sheet(places.width, places.height)
+        header_text(sheet, title, subtitle)
+        columns = [before, after] if before else [after]
+        means = np.stack([_laid_out(part.mean().numpy(), after.grid) for part in columns])
+        for row in range(places.depth):
+            _draw_kept(sheet, places, row, picture, after)
+            _draw_heads(sheet, places, row, after)
+            for number, mean in enumerate(means[:, row]):
+                _draw_heat(places.panel(sheet, row, 1 + places.heads + number), mean, np.nanmax(means[:, row]))
+        _write_names(sheet, places, [before_title, after_title][-places.means :], after.plan.heads_known)
+        _draw_footer(sheet, places, after.query)
+    return sheet.figure
 
 
-def _footer(figure: Figure, query: str, width: float, height: float, right: float) -> None:
-    bar = figure.add_axes((_LEFT / width, 0.40 / height, 2.1 / width, 0.09 / height))
-    label = f"attention of the {query} / maximum of the panel (means: of the block)"
-    made = colour_bar(figure, bar, PowerNorm(_GAMMA, 0, 1), heat_map(), "", orientation="horizontal")
-    made.set_ticks([0, 0.05, 0.25, 0.5, 1], labels=["0", "0.05", "0.25", "0.5", "1"])
-    figure.text(_LEFT / width, 0.07 / height, label, fontsize=7.5)
-    marks = [
-        Patch(facecolor=NO_KEY, edgecolor="none", label="position not kept"),
-        mpl.lines.Line2D([], [], color=FAINT, marker="x", linestyle="", markersize=5, label="head removed"),
-    ]
-    figure.legend(
-        handles=marks,
-        loc="lower right",
-        bbox_to_anchor=(right / width, 0.24 / height),
-        ncols=2,
-        frameon=False,
-        fontsize=7.5,
-        handlelength=1.0,
-        handletextpad=0.5,
-        columnspacing=1.2,
-        borderaxespad=0,
-        borderpad=0,
-    )
+@dataclass(frozen=True)
+class _Places:
+    """Where the panels are, in inches: a row for each block; columns for what is kept, the heads and the means."""
+
+    depth: int
+    heads: int
+    means: int
+    rows: int
+    columns: int
+
+    @property
+    def panel_height(self) -> float:
+        return min(1.0, 0.62 * (self.rows / self.columns) ** 0.5)
+
+    @property
+    def panel_width(self) -> float:
+        return self.panel_height * self.columns / self.rows
+
+    @property
+    def lefts(self) -> list[float]:
+        """Left edge of each column."""
+        gaps = [_WIDE_GAP, *[_GAP] * (self.heads - 1), _WIDE_GAP, *[_GAP] * (self.means - 1)]
+        widths = [self.panel_width] * (1 + self.heads + self.means)
+        return [_LEFT + sum(widths[:i]) + sum(gaps[:i]) for i in range(len(widths))]
+
+    @property
+    def right(self) -> float:
+        """Right edge of the last column."""
+        return self.lefts[-1] + self.panel_width
+
+    @property
+    def width(self) -> float:
+        return max(self.right + _RIGHT, 6.4)
+
+    @property
+    def height(self) -> float:
+        return _HEADER + self.depth * (self.panel_height + _GAP) + _BOTTOM
+
+    def panel(self, sheet: Sheet, row: int, column: int) -> Axes:
+        bottom = _BOTTOM + (self.depth - 1 - row) * (self.panel_height + _GAP)
+        axes = sheet.panel(self.lefts[column], bottom, self.panel_width, self.panel_height)
+        bare(axes)
+        return axes
 
 
-def _laid_out(values: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    return values.reshape(*values.shape[:-1], *grid)
-
-
-def _draw_kept(axes: mpl.axes.Axes, picture: np.ndarray, kept: np.ndarray) -> None:
-    """The image, with the positions that are not kept greyed out."""
-    height, width = picture.shape[:2]
-    extent = (0, width, height, 0)
+def _draw_kept(sheet: Sheet, places: _Places, row: int, picture: np.ndarray, after: ImageAttention) -> None:
+    """The image, with the positions that the block does not keep greyed out."""
+    axes = places.panel(sheet, row, 0)
+    kept = _laid_out(kept_tokens(after.plan).numpy()[row], after.grid)
+    extent = (0, places.columns, places.rows, 0)
     axes.imshow(picture, extent=extent, interpolation="lanczos")
     veil = np.zeros((*kept.shape, 4), dtype=np.float32)
     veil[..., :3] = mpl.colors.to_rgb(NO_KEY)
     veil[..., 3] = np.where(kept, 0.0, 0.93)
     axes.imshow(veil, extent=extent, interpolation="nearest")
+    axes.set_ylabel(f"block {row}", rotation=0, ha="right", va="center", labelpad=6, fontsize=8)
 
 
-def _draw_heat(axes: mpl.axes.Axes, values: np.ndarray, maximum: float) -> None:
+def _draw_heads(sheet: Sheet, places: _Places, row: int, after: ImageAttention) -> None:
+    """The attention of each head of a block."""
+    shown = kept_heads(after.plan).numpy()[row]
+    for head in range(places.heads):
+        values = _laid_out(after.maps[row, head].numpy(), after.grid)
+        _draw_heat(places.panel(sheet, row, 1 + head), values, np.nanmax(values) if shown[head] else 0.0)
+
+
+def _draw_heat(axes: Axes, values: np.ndarray, maximum: float) -> None:
     """A map relative to ``maximum``; a head that is not there is an empty panel with a cross."""
     if np.isnan(values).all():
         axes.set_facecolor("#f4f4f4")
@@ -154,3 +137,35 @@ def _draw_heat(axes: mpl.axes.Axes, values: np.ndarray, maximum: float) -> None:
         return
     norm = PowerNorm(_GAMMA, 0, max(float(maximum), np.finfo(np.float32).tiny))
     axes.imshow(np.ma.masked_invalid(values), cmap=heat_map(), norm=norm, interpolation="nearest", aspect="auto")
+
+
+def _write_names(sheet: Sheet, places: _Places, means: Sequence[str], heads_known: bool) -> None:
+    """What each column shows."""
+    names = ["kept", *map(str, range(places.heads)), *means]
+    bold = {0, len(names) - 1, len(names) - len(means)}
+    top, options = places.height - _HEADER, {"ha": "center", "va": "bottom"}
+    for column, name in enumerate(names):
+        weight = "bold" if column in bold else "normal"
+        middle = places.lefts[column] + places.panel_width / 2
+        sheet.text(middle, top + 0.06, name, fontsize=8, linespacing=1.05, weight=weight, **options)
+    text = "head" if heads_known else "head (which ones were kept is not recorded: counted from 0)"
+    middle = (places.lefts[1] + places.lefts[places.heads] + places.panel_width) / 2
+    sheet.text(middle, top + 0.24, text, weight="bold", **options)
+
+
+def _draw_footer(sheet: Sheet, places: _Places, query: str) -> None:
+    bar = sheet.panel(_LEFT, 0.40, 2.1, 0.09)
+    made = colour_bar(bar, PowerNorm(_GAMMA, 0, 1), heat_map(), "", orientation="horizontal")
+    made.set_ticks([0, 0.05, 0.25, 0.5, 1], labels=["0", "0.05", "0.25", "0.5", "1"])
+    label = f"attention of the {query} / maximum of the panel (means: of the block)"
+    sheet.text(_LEFT, 0.07, label, fontsize=7.5)
+    marks = [
+        Patch(facecolor=NO_KEY, edgecolor="none", label="position not kept"),
+        mpl.lines.Line2D([], [], color=FAINT, marker="x", linestyle="", markersize=5, label="head removed"),
+    ]
+    spacing = {"handlelength": 1.0, "handletextpad": 0.5, "columnspacing": 1.2, "borderpad": 0}
+    sheet.legend(places.right, 0.24, marks, loc="lower right", ncols=2, fontsize=7.5, **spacing)
+
+
+def _laid_out(values: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    return values.reshape(*values.shape[:-1], *grid)

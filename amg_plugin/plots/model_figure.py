@@ -17,17 +17,19 @@ from amg_plugin.plots.style import (
     FONT,
     KEPT,
     REMOVED,
+    Sheet,
     bare,
     colour_bar,
     cross,
     faded_map,
     header_text,
     heat_map,
-    new_figure,
 )
 from amg_plugin.pruning import PruningPlan
 
 _GAMMA = 0.5
+# In inches: height of a block's row, margins, width of the content and of a colour bar, room of titles, gap.
+_ROW, _LEFT, _RIGHT, _CONTENT, _BAR, _HEADER, _TITLE, _GAP = 0.235, 0.62, 0.86, 7.6, 0.12, 0.74, 0.36, 0.06
 
 
 @dataclass(frozen=True)
@@ -51,88 +53,89 @@ def draw_model(maps: ModelMaps, *, title: str = "", subtitle: str = "") -> Figur
     """Draw the figure of a network.
 
     At the top the heads of each block, in the middle its positions in the order of the tokens, at the bottom the same
-    positions where they lie in the image. Scores are coloured where kept and grey where removed.
+    positions where they are in the image. Scores are coloured where kept and grey where removed.
 
     Args:
         maps: What to draw.
         title: First line of the header.
         subtitle: Second line.
     """
-    plan = maps.plan
-    depth, heads = plan.depth, max(plan.num_heads)
-    row, left, right, bar_width = 0.235, 0.62, 0.86, 0.12
-    content = 7.6
-    rows, columns = maps.grid
+    depth, (rows, columns) = maps.plan.depth, maps.grid
     per_line = min(depth, 12)
+    small_height = min((_CONTENT - _GAP * (per_line - 1)) / per_line * rows / columns, 1.6)
     lines = -(-depth // per_line)
-    small_width = (content - 0.06 * (per_line - 1)) / per_line
-    small_height = min(small_width * rows / columns, 1.6)
-    small_width = small_height * columns / rows
-    header, title_room = 0.74, 0.36
-    heights = [depth * row, depth * row, lines * (small_height + 0.2)]
-    full_width = left + content + right
-    full_height = header + sum(heights) + 3 * title_room + 0.3
+    heights = [depth * _ROW, depth * _ROW, lines * (small_height + 0.2)]
     with mpl.rc_context(FONT):
-        figure = new_figure(full_width, full_height)
-        header_text(figure, title, subtitle)
+        sheet = Sheet(_LEFT + _CONTENT + _RIGHT, _HEADER + sum(heights) + 3 * _TITLE + 0.3)
+        header_text(sheet, title, subtitle)
+        top = sheet.height - _HEADER - _TITLE
+        _draw_heads(sheet, top, maps)
+        top -= heights[0] + _TITLE
+        norm = _draw_positions(sheet, top, maps)
+        top -= heights[1] + 0.3 + _TITLE
+        _draw_grids(sheet, top, maps, norm, per_line, small_height)
+    return sheet.figure
 
-        def box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
-            return x / full_width, y / full_height, width / full_width, height / full_height
 
-        top = full_height - header - title_room
-        heads_width = min(content - 1.6, heads * 0.42)
-        axes = figure.add_axes(box(left, top - heights[0], heads_width, heights[0]))
-        kept = kept_heads(plan).numpy()
-        exists = np.arange(heads)[None] < np.array(plan.num_heads)[:, None]
-        entropy = None if maps.entropy is None else maps.entropy.numpy()
-        norm = _entropy_norm(entropy)
-        _draw_matrix(axes, entropy, kept, norm, exists)
-        _block_axis(axes, depth)
-        axes.vlines(np.arange(1, heads) - 0.5, *axes.get_ylim(), color="white", linewidth=1.2)
-        axes.set_xticks(range(heads))
-        axes.tick_params(axis="x", top=True, bottom=False, labeltop=True, labelbottom=False, length=0, pad=1)
-        _caption(axes, "Heads" if entropy is None else "Heads: entropy of the mean attention map", 0.2)
-        for block, head in zip(*np.nonzero(exists & ~kept), strict=True):
-            cross(axes, head, block)
-        counts = figure.add_axes(box(left + heads_width + 0.2, top - heights[0], 1.1, heights[0]))
-        _draw_counts(counts, plan.heads_per_block, plan.num_heads)
-        if norm is not None:
-            x = left + heads_width + 1.62
-            label = "bits (bottom: or less)" if np.nanmin(entropy) < norm.vmin else "bits"
-            _two_bars(figure, box, x, top - heights[0], bar_width, heights[0], norm, label)
-        else:
-            _legend(figure, (left + heads_width + 1.75) / full_width, top / full_height)
+def _draw_heads(sheet: Sheet, top: float, maps: ModelMaps) -> None:
+    """The heads of each block."""
+    plan, entropy = maps.plan, None if maps.entropy is None else maps.entropy.numpy()
+    heads, height = max(plan.num_heads), plan.depth * _ROW
+    width = min(_CONTENT - 1.6, heads * 0.42)
+    axes = sheet.panel(_LEFT, top - height, width, height)
+    kept = kept_heads(plan).numpy()
+    exists = np.arange(heads)[None] < np.array(plan.num_heads)[:, None]
+    norm = _entropy_norm(entropy)
+    _draw_matrix(axes, entropy, kept, norm, exists)
+    _block_axis(axes, plan.depth)
+    axes.vlines(np.arange(1, heads) - 0.5, *axes.get_ylim(), color="white", linewidth=1.2)
+    axes.set_xticks(range(heads))
+    axes.tick_params(axis="x", top=True, bottom=False, labeltop=True, labelbottom=False, length=0, pad=1)
+    _caption(axes, "Heads" if entropy is None else "Heads: entropy of the mean attention map", 0.2)
+    for block, head in zip(*np.nonzero(exists & ~kept), strict=True):
+        cross(axes, head, block)
+    _draw_counts(sheet.panel(_LEFT + width + 0.2, top - height, 1.1, height), plan.heads_per_block, plan.num_heads)
+    if norm is not None:
+        label = "bits (bottom: or less)" if np.nanmin(entropy) < norm.vmin else "bits"
+        _two_bars(sheet, _LEFT + width + 1.62, top - height, height, norm, label)
+    else:
+        marks = [Patch(facecolor=KEPT, label="kept"), Patch(facecolor=REMOVED, label="removed")]
+        sheet.legend(_LEFT + width + 1.75, top, marks, loc="upper left", handlelength=1.2)
 
-        top -= heights[0] + title_room
-        axes = figure.add_axes(box(left, top - heights[1], content - 1.3, heights[1]))
-        kept = kept_tokens(plan).numpy()
-        importance = None if maps.importance is None else maps.importance.numpy()
-        norm = None if importance is None else PowerNorm(_GAMMA, 0, float(np.nanmax(importance)))
-        _draw_matrix(axes, importance, kept, norm, np.ones_like(kept))
-        _block_axis(axes, depth)
-        axes.set_xticks(np.arange(0, plan.num_patches, columns) - 0.5, labels=[])
-        axes.tick_params(axis="x", top=False, bottom=True, length=2.5, width=0.4)
-        axes.set_xlabel(
-            f"patch positions in the order of the tokens; ticks: rows of the image, {columns} each", labelpad=2
-        )
-        _caption(axes, "Positions" if importance is None else "Positions: importance / norm of the block", 0.06)
-        counts = figure.add_axes(box(left + content - 1.1, top - heights[1], 1.1, heights[1]))
-        _draw_counts(counts, plan.tokens_per_block, [plan.num_patches] * depth)
-        if norm is not None:
-            _two_bars(figure, box, left + content + 0.1, top - heights[1], bar_width, heights[1], norm, "importance")
 
-        top -= heights[1] + 0.3 + title_room
-        figure.text(left / full_width, (top + 0.2) / full_height, "Positions in the image", weight="bold", fontsize=8.5)
-        for block in range(depth):
-            line, place = divmod(block, per_line)
-            x = left + place * (small_width + 0.06)
-            y = top - line * (small_height + 0.2) - small_height
-            axes = figure.add_axes(box(x, y, small_width, small_height))
-            values = None if importance is None else importance[block].reshape(maps.grid)
-            _draw_matrix(axes, values, kept[block].reshape(maps.grid), norm, np.ones(maps.grid, dtype=bool))
-            bare(axes)
-            axes.set_title(f"block {block}" if per_line <= 8 else str(block), fontsize=7.5, pad=2)
-    return figure
+def _draw_positions(sheet: Sheet, top: float, maps: ModelMaps) -> Normalize | None:
+    """The positions of each block in the order of the tokens; gives the scale of their importance."""
+    plan, importance = maps.plan, None if maps.importance is None else maps.importance.numpy()
+    height, columns = plan.depth * _ROW, maps.grid[1]
+    axes = sheet.panel(_LEFT, top - height, _CONTENT - 1.3, height)
+    kept = kept_tokens(plan).numpy()
+    norm = None if importance is None else PowerNorm(_GAMMA, 0, float(np.nanmax(importance)))
+    _draw_matrix(axes, importance, kept, norm, np.ones_like(kept))
+    _block_axis(axes, plan.depth)
+    axes.set_xticks(np.arange(0, plan.num_patches, columns) - 0.5, labels=[])
+    axes.tick_params(axis="x", top=False, bottom=True, length=2.5, width=0.4)
+    axes.set_xlabel(f"patch positions in the order of the tokens; ticks: rows of the image, {columns} each", labelpad=2)
+    _caption(axes, "Positions" if importance is None else "Positions: importance / norm of the block", 0.06)
+    counts = sheet.panel(_LEFT + _CONTENT - 1.1, top - height, 1.1, height)
+    _draw_counts(counts, plan.tokens_per_block, [plan.num_patches] * plan.depth)
+    if norm is not None:
+        _two_bars(sheet, _LEFT + _CONTENT + 0.1, top - height, height, norm, "importance")
+    return norm
+
+
+def _draw_grids(
+    sheet: Sheet, top: float, maps: ModelMaps, norm: Normalize | None, per_line: int, height: float
+) -> None:
+    """The same positions where they are in the image, a small panel for each block."""
+    sheet.text(_LEFT, top + 0.2, "Positions in the image", weight="bold", fontsize=8.5)
+    width = height * maps.grid[1] / maps.grid[0]
+    for block, kept in enumerate(kept_tokens(maps.plan).numpy()):
+        line, column = divmod(block, per_line)
+        axes = sheet.panel(_LEFT + column * (width + _GAP), top - line * (height + 0.2) - height, width, height)
+        values = None if maps.importance is None else maps.importance[block].numpy().reshape(maps.grid)
+        _draw_matrix(axes, values, kept.reshape(maps.grid), norm, np.ones(maps.grid, dtype=bool))
+        bare(axes)
+        axes.set_title(f"block {block}" if per_line <= 8 else str(block), fontsize=7.5, pad=2)
 
 
 def _entropy_norm(entropy: np.ndarray | None) -> Normalize | None:
@@ -184,22 +187,13 @@ def _draw_counts(axes: Axes, kept: list[int], totals: list[int] | tuple[int, ...
     axes.set_title("kept", fontsize=7.5, pad=2, loc="left")
 
 
-def _two_bars(
-    figure: Figure, box: object, x: float, y: float, width: float, height: float, norm: Normalize, label: str
-) -> None:
+def _two_bars(sheet: Sheet, x: float, y: float, height: float, norm: Normalize, label: str) -> None:
     """Colour bars of what is kept and what is removed, side by side over the same values."""
     height = min(height, 1.9)
-    faded = figure.add_axes(box(x, y, width, height))
-    colour_bar(figure, faded, norm, faded_map(), "")
+    faded = sheet.panel(x, y, _BAR, height)
+    colour_bar(faded, norm, faded_map(), "")
     faded.tick_params(right=False, labelright=False)
-    heat = figure.add_axes(box(x + width + 0.03, y, width, height))
-    colour_bar(figure, heat, norm, heat_map(), label)
+    heat = sheet.panel(x + _BAR + 0.03, y, _BAR, height)
+    colour_bar(heat, norm, heat_map(), label)
     for axes, text in ((faded, "removed"), (heat, "kept")):
         axes.text(0.5, 1.03, text, transform=axes.transAxes, rotation=60, fontsize=7, ha="left", va="bottom")
-
-
-def _legend(figure: Figure, x: float, y: float) -> None:
-    marks = [Patch(facecolor=KEPT, label="kept"), Patch(facecolor=REMOVED, label="removed")]
-    figure.legend(
-        handles=marks, loc="upper left", bbox_to_anchor=(x, y), frameon=False, borderaxespad=0, handlelength=1.2
-    )

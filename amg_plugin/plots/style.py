@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
@@ -31,14 +34,36 @@ def faded_map() -> Colormap:
     return ListedColormap(shades, name="faded").with_extremes(bad="white")
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches; it belongs to no window and to no global state."""
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+class Sheet:
+    """An empty figure on which things are placed in inches from the lower left corner.
+
+    It belongs to no window and to no global state.
+
+    Args:
+        width: Inches.
+        height: Inches.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height), facecolor="white")
+        FigureCanvasAgg(self.figure)
+
+    def panel(self, x: float, y: float, width: float, height: float) -> Axes:
+        """New axes."""
+        return self.figure.add_axes((x / self.width, y / self.height, width / self.width, height / self.height))
+
+    def text(self, x: float, y: float, text: str, **options: Any) -> None:
+        """Write something."""
+        self.figure.text(x / self.width, y / self.height, text, **options)
+
+    def legend(self, x: float, y: float, marks: Sequence[Artist], **options: Any) -> None:
+        """A legend without a frame; ``loc`` says which of its corners is at ``x``, ``y``."""
+        corner = (x / self.width, y / self.height)
+        self.figure.legend(handles=marks, bbox_to_anchor=corner, frameon=False, borderaxespad=0, **options)
 
 
-def bare(axes: Any) -> None:
+def bare(axes: Axes) -> None:
     """Take ticks and frame away."""
     axes.set_xticks([])
     axes.set_yticks([])
@@ -46,22 +71,21 @@ def bare(axes: Any) -> None:
         side.set_visible(False)
 
 
-def header_text(figure: Figure, title: str, subtitle: str) -> None:
+def header_text(sheet: Sheet, title: str, subtitle: str) -> None:
     """Write title and subtitle (which may have two lines) into the upper left corner."""
-    width, height = figure.get_size_inches()
-    x = 0.12 / width
-    figure.text(x, 1 - 0.12 / height, title, fontsize=11, weight="bold", va="top")
-    figure.text(x, 1 - 0.36 / height, subtitle, fontsize=8, color=FAINT, va="top", linespacing=1.3)
+    figure, x = sheet.figure, 0.12 / sheet.width
+    figure.text(x, 1 - 0.12 / sheet.height, title, fontsize=11, weight="bold", va="top")
+    figure.text(x, 1 - 0.36 / sheet.height, subtitle, fontsize=8, color=FAINT, va="top", linespacing=1.3)
 
 
-def cross(axes: Any, x: float, y: float, size: float = 5.0) -> None:
+def cross(axes: Axes, x: float, y: float, size: float = 5.0) -> None:
     """Mark something as removed."""
     axes.plot([x], [y], marker="x", color=FAINT, markersize=size, markeredgewidth=0.9, clip_on=False)
 
 
-def colour_bar(figure: Figure, axes: Any, norm: Normalize, colours: Colormap, label: str, **options: Any) -> Any:
+def colour_bar(axes: Axes, norm: Normalize, colours: Colormap, label: str, **options: Any) -> Any:
     """A horizontal or vertical colour bar with its meaning in words."""
-    bar = figure.colorbar(mpl.cm.ScalarMappable(norm=norm, cmap=colours), cax=axes, **options)
+    bar = axes.figure.colorbar(mpl.cm.ScalarMappable(norm=norm, cmap=colours), cax=axes, **options)
     bar.outline.set_linewidth(0.4)
     bar.ax.tick_params(labelsize=7, length=2, width=0.4, pad=1.5)
     bar.set_label(label, fontsize=7.5, labelpad=2.5)

@@ -42,11 +42,11 @@ def test_without_images_the_network_is_drawn_beside_the_checkpoint(amg_reid, pru
 def test_calibration_scores_the_dense_network_or_the_pruned_one(
     amg_reid, pruned, trained, tmp_path, monkeypatch, dense
 ):
-    from amg_plugin.plots import model_figure
+    from amg_plugin.plots import checkpoints
 
     drawn = []
-    plain = model_figure.draw_model
-    monkeypatch.setattr(model_figure, "draw_model", lambda maps, **words: drawn.append(maps) or plain(maps, **words))
+    plain = checkpoints.draw_model
+    monkeypatch.setattr(checkpoints, "draw_model", lambda maps, **words: drawn.append(maps) or plain(maps, **words))
     words = ("--dense", trained.last) if dense else ()
     outcome = amg_reid(
         *("visualize", pruned.last, *words, "--calibrate", "--output", tmp_path, *QUICK),
