@@ -3,7 +3,6 @@ import logging
 import pytest
 
 from amg_plugin import compat
-from amg_plugin.data.checks import folders as checks
 from amg_plugin.data.checks.folders import check_dataset_folder, check_identity_sampler, check_training_set
 from amg_plugin.errors import ConfigError, DataError
 
@@ -44,7 +43,7 @@ def test_an_existing_data_set_folder_is_returned(drawn_root):
 
 @needs_torchreid
 def test_a_class_of_unknown_layout_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks.compat, "image_dataset_factory", lambda: {"other": object})
+    monkeypatch.setitem(compat.image_dataset_factory(), "other", object)
     assert check_dataset_folder("other", tmp_path) is None
 
 
