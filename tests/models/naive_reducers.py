@@ -5,7 +5,7 @@ import torch
 
 def naive_merge(tokens, sizes, keys, merges, prefix):
     """Lists of tokens and sizes of one image after the most similar pairs of the two halves were averaged."""
-    first, second = list(range(prefix, len(tokens), 2)), list(range(prefix + 1, len(tokens), 2))
+    first, second = ([n for n in range(prefix, len(tokens)) if n % 2 == half] for half in (0, 1))
     proposals = []
     for a in first:
         similarity = [float(torch.dot(keys[a] / keys[a].norm(), keys[b] / keys[b].norm())) for b in second]

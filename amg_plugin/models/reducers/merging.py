@@ -1,7 +1,8 @@
 """Token merging, from "Token Merging: Your ViT But Faster" (arXiv 2210.09461): functions on tensors.
 
-Tokens are dealt alternately into two halves; each token of the first proposes the most similar one of the second; the
-most similar pairs are merged into averages that are weighted by how many patches each token stands for.
+Tokens are dealt alternately into two halves, as the authors' program deals them: the class token is the first of the
+first half, and takes no part. Each token of the first half proposes the most similar one of the second; the most
+similar pairs are merged into averages that are weighted by how many patches each token stands for.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def match(keys: Tensor, merges: int, prefix: int) -> Matching:
         merges: Pairs to merge, at most half of the tokens behind the prefix.
         prefix: Leading tokens that are protected, as the class token.
     """
-    first = torch.arange(prefix, keys.shape[1], 2, device=keys.device)
-    second = torch.arange(prefix + 1, keys.shape[1], 2, device=keys.device)
+    odd = prefix % 2  # dealing starts at token 0, protected ones included
+    first = torch.arange(prefix + odd, keys.shape[1], 2, device=keys.device)
+    second = torch.arange(prefix + 1 - odd, keys.shape[1], 2, device=keys.device)
     unit = F.normalize(keys.detach(), dim=-1)
     similarity = unit[:, first] @ unit[:, second].transpose(1, 2)
     best, partner = similarity.max(dim=2)
