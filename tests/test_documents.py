@@ -1,5 +1,6 @@
 """What README and docs/ promise: links, command lines, Python examples, names of files and modules."""
 
+import argparse
 import importlib
 import re
 import runpy
@@ -10,7 +11,7 @@ import pytest
 from occluded_folders import write_occluded_reid, write_partial_reid
 from PIL import Image
 
-from amg_plugin import compat
+from amg_plugin import compat, get_default_config
 from amg_plugin.cli import main as cli
 from amg_plugin.config.load import find_config
 from amg_plugin.data.synthetic.reid import SyntheticSpec, write_synthetic_reid
@@ -106,6 +107,36 @@ def test_python_names_exist(name):
             value = getattr(value, word)
         except AttributeError:
             value = importlib.import_module(".".join(words[:number]))
+
+
+def options_of(parser):
+    """The options of a parser and of its commands."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found = found.union(*map(options_of, action.choices.values()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def options():
+    """The options of all commands, and those of tools that pages mention."""
+    elsewhere = ("amg-config", "seeds", "methods", "steps", "sections", "rounds", "reference", "opt_out")
+    return options_of(cli.build_parser(None)) | {f"--{name}" for name in elsewhere}
+
+
+@pytest.mark.parametrize("words", list(code_words(r"(?:amg-reid \w[^`]*|--?[a-z][^`]*)")))
+def test_commands_and_options_exist(words, options):
+    program, *rest = words.split()
+    assert program != "amg-reid" or rest[0] in (*cli.COMMANDS, "COMMAND")
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", words)) <= options
+
+
+@pytest.mark.parametrize("key", list(code_words(r"amg\.[a-z_.]+[a-z]")))
+def test_configuration_keys_exist(key):
+    node = get_default_config()
+    for name in key.split("."):
+        node = node[name]
 
 
 @pytest.mark.parametrize("name", list(code_words(r"(?:\w+/)+\w+\.py")))
