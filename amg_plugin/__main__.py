@@ -1,8 +1,6 @@
-"""``python -m amg_plugin``: see :mod:`amg_plugin.cli.launcher`."""
+"""``python -m amg_plugin``: the program ``amg-reid``."""
 
-import sys
-
-from amg_plugin.cli.launcher import main
+from amg_plugin.cli.main import console_main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    console_main()

@@ -1,54 +1,44 @@
-"""Arguments, logging and result files that the commands share."""
+"""Arguments, logging and result files that the commands share. Light: what is heavy is imported on use."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import copy
-import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from yacs.config import CfgNode
-
-from amg_plugin.checkpoint import BEST_CHECKPOINT, LAST_CHECKPOINT
-from amg_plugin.config.load import load_config, to_plain_dict
 from amg_plugin.errors import InputError
-from amg_plugin.runs import result as report
-from amg_plugin.runs.setup import use_gpu
-from amg_plugin.runs.targets import as_text, further_tables
-from amg_plugin.utils.environment import environment
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, *, trailing: bool = True) -> None:
-    """torchreid's flags: ``--config-file``, ``-s``, ``-t``, ``--root``, ``--transforms`` and trailing ``key value``.
-
-    Args:
-        parser: Where to add them.
-        trailing: False for a command with a positional argument, which would end where trailing words begin: ``--set``
-            takes them there.
-    """
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """torchreid's flags ``--config-file``, ``-s``, ``-t``, ``--root``, ``--transforms``, and ``key value`` words."""
     parser.add_argument(
-        "--config-file", metavar="FILE", help="yaml file, or the name of a shipped configuration (demo/synthetic)"
+        "--config-file", metavar="FILE", help="yaml file, or the name of a shipped one (see 'amg-reid configs')"
     )
-    parser.add_argument("-s", "--sources", nargs="+", metavar="NAME", help="data sets to train on")
-    parser.add_argument("-t", "--targets", nargs="+", metavar="NAME", help="data sets to evaluate on")
+    names = "; ends at the next option or at a word that is a configuration key"
+    parser.add_argument("-s", "--sources", nargs="+", metavar="NAME", help=f"data sets to train on{names}")
+    parser.add_argument("-t", "--targets", nargs="+", metavar="NAME", help="data sets to evaluate on; ends likewise")
+    parser.add_argument("--transforms", nargs="+", metavar="NAME", help="training transforms; ends likewise")
     parser.add_argument("--root", metavar="FOLDER", help="folder that holds the data sets")
-    parser.add_argument("--transforms", nargs="+", metavar="NAME", help="training transforms")
     parser.add_argument(
         "--skip-unreadable",
         action="store_true",
-        help="leave out images that cannot be read and queries without a match, and say which, in place of stopping",
+        help="leave out images that cannot be read and queries without a match, and name them, instead of stopping",
     )
-    options = {"metavar": "key value", "help": "any configuration keys, for example train.lr 0.001"}
-    if trailing:
-        parser.add_argument("opts", nargs=argparse.REMAINDER, **options)
-    else:
-        parser.add_argument("--set", dest="opts", nargs="+", default=[], **options)
+    add_key_value_argument(parser, "configuration keys and their values, for example train.lr 0.001")
+
+
+def add_key_value_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """Words ``key value``, before, between or after options."""
+    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help=text)
 
 
 def add_weights_argument(parser: argparse.ArgumentParser, text: str) -> None:
@@ -69,7 +59,7 @@ def required_weights(args: argparse.Namespace) -> str:
 
 def config_from_arguments(
     args: argparse.Namespace, *, use_schedule: bool = True, base: Mapping[str, Any] | None = None
-) -> Any:
+) -> CfgNode:
     """Load the configuration that the arguments describe.
 
     A checkpoint's configuration brings its ``data.save_dir``; the run gets a folder inside it, named after the command,
@@ -80,23 +70,41 @@ def config_from_arguments(
         use_schedule: False for dense training.
         base: A checkpoint's configuration, used when no ``--config-file`` is given.
     """
+    from amg_plugin.config.load import load_config
+
     overrides: list[object] = ["data.root", args.root] if args.root else []
     if getattr(args, "skip_unreadable", False):
         overrides += ["amg.skip_unreadable", True]
-    trailing = list(args.opts)
-    for name in ("sources", "targets", "transforms"):
-        words = getattr(args, name) or []
-        # '-t market1501 train.lr 0.001': argparse takes all of it for names, but only keys hold a dot.
-        names = list(itertools.takewhile(lambda word: "." not in word, words))
-        trailing = words[len(names) :] + trailing
+    pairs = list(args.opts)
+    for option in ("sources", "targets", "transforms"):
+        names, further = names_and_pairs(getattr(args, option) or [])
+        pairs = further + pairs
         if names:
-            overrides += [f"data.{name}", names]
+            overrides += [f"data.{option}", names]
     return load_config(
         args.config_file,
-        [*overrides, *trailing],
+        [*overrides, *pairs],
         use_schedule=use_schedule,
         base=None if args.config_file or base is None else _as_base(base, args.command),
     )
+
+
+def names_and_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the words after an option that takes names: the first one that is a configuration key ends them.
+
+    Args:
+        words: For example ``market1501 train.lr 0.001``.
+
+    Returns:
+        The names, and the ``key value`` words.
+    """
+    from amg_plugin.config.schema import KEYS
+
+    nodes = {
+        key.rpartition(".")[0] for key in KEYS if key.count(".") > 1
+    }  # such as amg.override, which takes a mapping
+    end = next((place for place, word in enumerate(words) if word in KEYS or word in nodes), len(words))
+    return list(words[:end]), list(words[end:])
 
 
 def _as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
@@ -116,12 +124,19 @@ def refuse_to_overwrite(cfg: CfgNode, weights: str) -> None:
     Raises:
         InputError: If it is.
     """
+    from amg_plugin.checkpoint import BEST_CHECKPOINT, LAST_CHECKPOINT
+
     folder = Path(cfg.data.save_dir).resolve()
     if Path(weights).resolve() in (folder / LAST_CHECKPOINT, folder / BEST_CHECKPOINT):
         raise InputError(
             f"data.save_dir '{cfg.data.save_dir}' holds the checkpoint given with --weights, which this run would "
             "overwrite; choose another folder."
         )
+
+
+class _Handler(logging.StreamHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        raise
 
 
 class _Tee:
@@ -151,7 +166,7 @@ def logged(save_dir: str, command: str) -> Iterator[None]:
     level, propagate = logger.level, logger.propagate
     with (Path(save_dir) / f"{command}.log-{stamp}").open("w", encoding="utf-8", buffering=1) as file:
         tee = _Tee(sys.stdout, file)
-        handler = logging.StreamHandler(tee)
+        handler = _Handler(tee)
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -170,7 +185,7 @@ def finish(
     command: str,
     sections: dict[str, Any],
     started: float,
-    table: Callable[[Mapping[str, Any]], str] = report.comparison_table,
+    table: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> dict[str, Any]:
     """Write ``result.json`` and print the table.
 
@@ -179,11 +194,17 @@ def finish(
         command: Name of the command.
         sections: ``dense``, ``pruned``, ``finetuned``, whichever are known, and what else belongs to the result.
         started: ``time.time()`` at the start.
-        table: Makes the first table out of the result.
+        table: Makes the first table out of the result; None for the usual comparison of its sections.
 
     Returns:
         The result.
     """
+    from amg_plugin.config.load import to_plain_dict
+    from amg_plugin.runs import result as report
+    from amg_plugin.runs.setup import use_gpu
+    from amg_plugin.runs.targets import as_text, further_tables
+    from amg_plugin.utils.environment import environment
+
     result = {
         "command": command,
         **sections,
@@ -193,6 +214,6 @@ def finish(
         "seconds": round(time.time() - started, 1),
     }
     path = report.write_result(cfg.data.save_dir, result)
-    tables = [table(result), *map(as_text, further_tables(result))]
-    print("\n" + "\n\n".join([*tables, str(path)]), file=sys.stdout)
+    tables = [(table or report.comparison_table)(result), *map(as_text, further_tables(result))]
+    print("\n" + "\n\n".join([*tables, str(path)]))
     return result

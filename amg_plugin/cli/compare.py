@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import logging
 import shlex
 import sys
@@ -20,7 +19,7 @@ from yacs.config import CfgNode
 
 from amg_plugin import compat
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
-from amg_plugin.cli.arguments import add_config_arguments, config_from_arguments
+from amg_plugin.cli.arguments import add_config_arguments, config_from_arguments, names_and_pairs
 from amg_plugin.cli.test import evaluate, evaluation_config
 from amg_plugin.config.load import load_config
 from amg_plugin.errors import ConfigError, InputError
@@ -110,7 +109,8 @@ class Candidate:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; 0 on success."""
-    _return_words(args)
+    args.models, pairs = names_and_pairs(args.models)
+    args.opts = [*pairs, *args.opts]
     cfg = config_from_arguments(args, use_schedule=False)
     _refuse_keys(cfg)
     wanted = _wanted(args)
@@ -125,13 +125,6 @@ def run(args: argparse.Namespace) -> int:
     text = render([candidate.row for candidate in candidates], form, _facts(args, cfg))
     print(report.write_text(args.output, text) if args.output else text, end="\n" if args.output else "")
     return 0
-
-
-def _return_words(args: argparse.Namespace) -> None:
-    """'--models resnet50 data.height 384': argparse takes all of it for names, but only keys hold a dot."""
-    names = list(itertools.takewhile(lambda word: "." not in word, args.models))
-    args.opts = [*args.models[len(names) :], *args.opts]
-    args.models = names
 
 
 def _refuse_keys(cfg: CfgNode) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from amg_plugin.checkpoint import read_checkpoint
-from amg_plugin.cli.arguments import finish, logged
+from amg_plugin.cli.arguments import add_key_value_argument, finish, logged
 from amg_plugin.cli.prune import prune
 from amg_plugin.cli.train import train
 from amg_plugin.config.load import load_config
@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default="reid-data", metavar="FOLDER", help="where the data set goes (%(default)s)")
     parser.add_argument("--save-dir", default="log/demo", metavar="FOLDER", help="where results go (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of data, training and pruning (%(default)s)")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="key value", help="configuration keys for both halves"
-    )
+    add_key_value_argument(parser, "configuration keys and their values, for both halves")
 
 
 def run(args: argparse.Namespace) -> int:

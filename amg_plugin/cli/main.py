@@ -1,23 +1,23 @@
-"""The ``amg-reid`` command."""
+"""The program: ``amg-reid``, and ``python -m amg_plugin`` just the same."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
-import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
+from pathlib import Path
 
 from amg_plugin import registries
-from amg_plugin.errors import AMGError, MissingDependencyError
+from amg_plugin.cli import ending
+from amg_plugin.errors import AMGError, InputError, MissingDependencyError
 from amg_plugin.registries.imports import load_import
 from amg_plugin.version import __version__
 
-#: Subcommand -> module with HELP, DESCRIPTION, add_arguments and run.
+#: Command -> module with HELP, DESCRIPTION, add_arguments(parser) and run(args) -> exit status.
 COMMANDS = {
     "train": "amg_plugin.cli.train",
     "prune": "amg_plugin.cli.prune",
@@ -25,19 +25,24 @@ COMMANDS = {
     "inspect": "amg_plugin.cli.inspect",
     "visualize": "amg_plugin.cli.visualize",
     "export": "amg_plugin.cli.export",
-    "import": "amg_plugin.cli.import_model",
-    "occlude": "amg_plugin.cli.occlude",
-    "zoo": "amg_plugin.cli.zoo",
-    "build-occluded-duke": "amg_plugin.cli.build_occluded_duke",
-    "tables": "amg_plugin.cli.tables",
     "bench": "amg_plugin.cli.bench",
-    "check": "amg_plugin.cli.check",
     "compare": "amg_plugin.cli.compare",
+    "configs": "amg_plugin.cli.configs",
+    "check": "amg_plugin.cli.check",
+    "occlude": "amg_plugin.cli.occlude",
+    "build-occluded-duke": "amg_plugin.cli.build_occluded_duke",
+    "import": "amg_plugin.cli.import_model",
+    "zoo": "amg_plugin.cli.zoo",
+    "tables": "amg_plugin.cli.tables",
     "demo": "amg_plugin.cli.demo",
     "doctor": "amg_plugin.cli.doctor",
 }
 
+USAGE = """amg-reid COMMAND ...
+       amg-reid [--amg-config FILE] SCRIPT ARGS..."""
+
 DESCRIPTION = """AMG pruning of ViT re-ID models in torchreid: train, prune, fine-tune, evaluate.
+'python -m amg_plugin' is the same program.
 
   amg-reid demo                     everything on drawn data, in a few minutes
   amg-reid train  --config-file market1501/vit_small --root DATA
@@ -45,39 +50,64 @@ DESCRIPTION = """AMG pruning of ViT re-ID models in torchreid: train, prune, fin
   amg-reid test   --weights CKPT -t market1501 --root DATA
   amg-reid inspect CKPT
 
-'amg-reid COMMAND --help' explains each; 'python -m amg_plugin SCRIPT' runs any torchreid script with the plugin."""
+'amg-reid COMMAND --help' explains each command."""
+
+SCRIPTS = """scripts:
+  SCRIPT is a Python file, such as torchreid's own scripts/main.py. It runs unchanged, with the models (vit_amg,
+  vit_amg_small, vit_amg_tiny) and data sets of amg_plugin registered; everything after it goes to the script.
+  torchreid passes the models neither an image size nor a structure: the 'amg' node of --amg-config holds both.
+
+  amg-reid --amg-config my_amg.yaml scripts/main.py \\
+      --config-file my_torchreid.yaml --root reid-data model.name vit_amg_tiny
+
+  where my_amg.yaml says, for images of another size than 256x128,
+
+  amg:
+    image_size: [224, 112]
+"""
 
 
-def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The argument parser.
+class _Parser(argparse.ArgumentParser):
+    """Lists the commands, whose modules are imported only for that."""
 
-    Args:
-        only: A subcommand whose arguments are all that is needed; the others are listed but not imported.
-    """
-    parser = argparse.ArgumentParser(
-        prog="amg-reid", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    def format_help(self) -> str:
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {importlib.import_module(path).HELP}" for name, path in COMMANDS.items()]
+        return "\n".join([super().format_help(), "commands:", *lines, "", SCRIPTS])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of everything up to the name of a command or script."""
+    parser = _Parser(
+        prog="amg-reid",
+        usage=USAGE,
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"amg-reid {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, path in COMMANDS.items():
-        if name != only and only in (*COMMANDS, "--version"):
-            commands.add_parser(name)
-            continue
-        module = importlib.import_module(path)
-        sub = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=getattr(module, "DESCRIPTION", module.HELP),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.add_argument(
-            "--import",
-            action=_Import,
-            metavar="MODULE_OR_FILE",
-            help="load a module that registers data sets, scorers, formats, ... of yours; repeatable",
-        )
-        module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+    parser.add_argument("--amg-config", metavar="FILE", help="yaml file with the 'amg' node of the models in SCRIPT")
+    parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of what follows the name of a command."""
+    module = importlib.import_module(COMMANDS[name])
+    parser = argparse.ArgumentParser(
+        prog=f"amg-reid {name}",
+        description=module.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--import",
+        action=_Import,
+        metavar="MODULE_OR_FILE",
+        help="load a module that registers data sets, scorers, formats, ... of yours; repeatable",
+    )
+    module.add_arguments(parser)
+    parser.set_defaults(command=name, run=module.run)
     return parser
 
 
@@ -92,53 +122,75 @@ class _Import(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command or script.
 
     Args:
         argv: Words after the program's name; None takes those of the process.
 
     Returns:
-        0 on success, 1 for a failed run, 2 for bad input.
+        0 on success, 1 for a failed run, 2 for bad input, 130 after Ctrl-C, 141 if nobody reads the output.
+
+    Raises:
+        SystemExit: After ``--help``, for words that are out of place, and from a script.
+        Exception: What a script raises.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _unwinding_when_terminated():
-            args = build_parser(words[0] if words else None).parse_args(words)
-            return args.run(args)
-    except AMGError as error:
-        print(f"amg-reid: error: {error}", file=sys.stderr)
-        return error.exit_status
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        except AMGError as error:
+            print(f"amg-reid: error: {error}", file=sys.stderr)
+            return error.exit_status
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            # As on a device that has only the runtime of exported files.
+            print("amg-reid: error: this needs 'torch', which is not installed: pip install torch.", file=sys.stderr)
+            return MissingDependencyError.exit_status
+        except KeyboardInterrupt:
+            print("amg-reid: interrupted", file=sys.stderr)
+            return ending.INTERRUPTED
+        finally:
+            with contextlib.suppress(ValueError):  # a script may have closed it
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not ending.discard_unread():
             raise
-        # As on a device that has only the runtime of exported files.
-        print("amg-reid: error: the commands need 'torch', which is not installed: pip install torch.", file=sys.stderr)
-        return MissingDependencyError.exit_status
-    except KeyboardInterrupt:
-        print("amg-reid: interrupted", file=sys.stderr)
-        return 130
+        return ending.UNREAD
 
 
-@contextlib.contextmanager
-def _unwinding_when_terminated() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C, so that unfinished files go away."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where Python sets no handlers
-        return
-    ours = os.getpid()
+def _run(words: list[str]) -> int:
+    parser = build_parser()
+    first = parser.parse_args(words)
+    if first.name in COMMANDS:
+        if first.amg_config is not None:
+            raise InputError(f"--amg-config is for scripts; '{first.name}' takes --config-file.")
+        with ending.unwinding():
+            parser = command_parser(first.name)
+            # Options may follow 'key value' words.
+            mixed = parser.get_default("opts") is not None
+            args = parser.parse_intermixed_args(first.words) if mixed else parser.parse_args(first.words)
+            return args.run(args)
+    if first.name is not None:
+        if not Path(first.name).exists():
+            near = difflib.get_close_matches(first.name, COMMANDS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"commands are {', '.join(COMMANDS)}."
+            raise InputError(f"'{first.name}' is neither a command nor a script (in {Path.cwd()}); {hint}")
+        from amg_plugin.cli.launcher import run_script
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != ours:  # a forked worker, which owns nothing
-            os._exit(128 + number)
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        run_script(first.name, first.words, first.amg_config)
+    elif first.amg_config is not None:
+        raise InputError(f"--amg-config {first.amg_config} needs a script: {USAGE.splitlines()[1].strip()}.")
+    else:
+        parser.print_help()
+    return 0
 
 
 def console_main() -> None:
     """Entry point of the installed program."""
-    sys.exit(main())
+    ending.open_closed_streams()
+    try:
+        status = main()
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python goes: nothing is left to unwind
+    sys.exit(status)

@@ -17,9 +17,9 @@ each head, and the mean over the heads. --dense gives the checkpoint that CKPT w
 pruning stands beside the mean after it.
 
 Without --images, one figure of the network: heads and positions that each block keeps. --calibrate scores the network
-on its training data (that of the checkpoint's configuration; -s, --root and --set change it) and colours heads by
-entropy and positions by importance. With --dense the dense network is scored, so that removed heads and positions have
-values too.
+on its training data (that of the checkpoint's configuration; -s, --root and configuration keys change it) and colours
+heads by entropy and positions by importance. With --dense the dense network is scored, so that removed heads and
+positions have values too.
 
 example: amg-reid visualize log/pruned/best.pth --dense log/dense/last.pth --images photos/0001.jpg"""
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=("png", "pdf"), default="png", help="of the files (%(default)s)")
     parser.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG, 50 to 600 (%(default)s)")
-    add_config_arguments(parser, trailing=False)
+    add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

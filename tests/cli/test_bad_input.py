@@ -132,6 +132,7 @@ def test_a_target_whose_queries_have_no_match_is_an_error(refused, trained, dama
         (("test.visrank", "True"), ("test.visrank", "amg-reid test")),
         (("amg.weights", "nowhere.pth"), ("nowhere.pth", "does not exist")),
         (("train.lr",), ("train.lr", "pairs")),
+        (("-t", "synthetic_reid", "train.lrr", "0.1"), ("train.lrr", "synthetic_reid")),
     ],
     ids=lambda value: "=".join(value) if value and "." in value[0] else "",
 )
@@ -155,10 +156,6 @@ def test_patches_may_overlap_where_they_leave_a_remainder(amg_reid, words):
 @pytest.mark.parametrize("name", ["nowhere.yaml", "market1501/vit_huge"])
 def test_a_missing_configuration_is_named(refused, name):
     assert name in refused("train", "--config-file", name)
-
-
-def test_flags_behind_key_value_words_are_pointed_at(refused, words):
-    assert "--root" in refused("train", *words, "--root", "elsewhere")
 
 
 @pytest.mark.parametrize("rate", ["1.0", "-0.1", "1.5", "lots"])

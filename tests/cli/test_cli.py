@@ -1,13 +1,9 @@
 """The command line itself: help, versions, flags."""
 
-import os
-import signal
-import subprocess
-import sys
+import json
 
 import pytest
 from tiny_run import SPEC, settings
-from torchreid_layouts import PACKAGE_HOME
 
 from amg_plugin.cli.main import COMMANDS
 from amg_plugin.data.synthetic import reid as synthetic
@@ -35,7 +31,11 @@ def test_the_version_is_told(amg_reid):
     assert amg_reid("--version").out == f"amg-reid {__version__}\n"
 
 
-@pytest.mark.parametrize("words", [(), ("prone",), ("inspect",), ("inspect", "a", "b")])
+def test_without_words_the_help_is_printed(amg_reid):
+    assert amg_reid().out == amg_reid("--help").out
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("inspect", "a", "b"), ("train", "--bogus"), ("--bogus", "train")])
 def test_wrong_words_end_with_status_2_and_the_usage(amg_reid, words):
     outcome = amg_reid(*words)
     assert outcome.status == 2
@@ -43,58 +43,31 @@ def test_wrong_words_end_with_status_2_and_the_usage(amg_reid, words):
     assert "Traceback" not in outcome.err
 
 
-SLOW_COMMAND = """
-import sys, tempfile, time, types
-from amg_plugin.cli import main as cli
-
-def run(args):
-    with tempfile.TemporaryDirectory(dir=sys.argv[1]):
-        print("at work", flush=True)
-        time.sleep(60)
-
-sys.modules["slow"] = types.SimpleNamespace(HELP="", add_arguments=lambda parser: None, run=run)
-cli.COMMANDS["slow"] = "slow"
-sys.exit(cli.main(["slow"]))
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="processes are ended without notice")
-def test_a_command_that_is_terminated_leaves_no_unfinished_files(tmp_path):
-    words = [sys.executable, "-c", SLOW_COMMAND, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_HOME)}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout.readline() == "at work\n"
-        assert list(tmp_path.iterdir())
-        process.terminate()
-        assert process.wait(timeout=30) == 128 + 15
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_callers_handling_of_signals_stays(amg_reid):
-    before = signal.getsignal(signal.SIGTERM)
-    amg_reid("--version")
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-@pytest.mark.parametrize("order", ["flags first", "names before words"])
+@pytest.mark.parametrize("order", ["flags first", "flags last", "names before words", "two dashes"])
 def test_torchreids_flags_change_the_configuration(amg_reid, tiny_root, tmp_path, order):
-    import json
-
     words = settings(tiny_root, tmp_path / "log")
     for key in ("data.root", "data.sources", "data.targets"):
         place = words.index(key)
         del words[place : place + 2]
+    words += ["train.max_epoch", "1", "amg.override", "{depth: 1}"]
     flags = ["--root", tiny_root, "-s", "synthetic_reid", "--transforms", "random_flip", "bicubic"]
-    if order == "flags first":
-        flags = ["-t", "market1501", "synthetic_reid", *flags]
-    else:  # the names are followed by key value words
-        flags = [*flags, "-t", "market1501", "synthetic_reid"]
-    outcome = amg_reid("train", *flags, *words, "train.max_epoch", "1")
+    targets = ["-t", "market1501", "synthetic_reid"]
+    outcome = amg_reid("train", *{
+        "flags first": [*targets, *flags, *words],
+        "flags last": [*words, *flags, *targets],
+        "names before words": [*flags, *targets, *words],
+        "two dashes": [*flags, *targets, "--", *words],
+    }[order])  # fmt: skip
     assert outcome.status == 0, outcome.err
     result = json.loads((tmp_path / "log" / "result.json").read_text(encoding="utf-8"))
     assert list(result["dense"]["targets"]) == ["market1501", "synthetic_reid"]
     assert result["config"]["data"]["transforms"] == ["random_flip", "bicubic"]
     assert result["config"]["data"]["root"] == str(tiny_root)
+    assert len(result["dense"]["heads_per_block"]) == 1
+
+
+def test_a_name_that_is_no_configuration_key_stays_a_name(refused, tiny_root):
+    assert "train.lrr" in refused("check", "--root", tiny_root, "-t", "synthetic_reid", "train.lrr", "0.1")
 
 
 def test_a_configuration_file_counts_instead_of_the_checkpoints(amg_reid, refused, trained, tmp_path):
@@ -104,8 +77,6 @@ def test_a_configuration_file_counts_instead_of_the_checkpoints(amg_reid, refuse
 
 
 def test_the_demo_runs_everything(amg_reid, tmp_path, monkeypatch):
-    import json
-
     draw = synthetic.write_synthetic_reid
     monkeypatch.setattr(synthetic, "write_synthetic_reid", lambda root, seed: draw(root, SPEC, seed))
     small = settings(tmp_path, tmp_path)

@@ -80,12 +80,12 @@ def test_a_mistake_found_inside_the_script_is_one_sentence(any_layout, project):
     )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert "amg_plugin: error: The data set synthetic_reid is expected in" in result.stderr.splitlines()[-1]
+    assert "amg-reid: error: The data set synthetic_reid is expected in" in result.stderr.splitlines()[-1]
 
 
 def test_without_torchreid_the_launcher_says_so(any_layout, project):
     result = any_layout.run("-m", "amg_plugin", Path("scripts", "main.py"), cwd=project, hide=["torchreid"])
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        "amg_plugin: error: torchreid is not installed: pip install torchreid",
+        "amg-reid: error: torchreid is not installed: pip install torchreid",
     ]

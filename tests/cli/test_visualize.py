@@ -50,7 +50,7 @@ def test_calibration_scores_the_dense_network_or_the_pruned_one(
     words = ("--dense", trained.last) if dense else ()
     outcome = amg_reid(
         *("visualize", pruned.last, *words, "--calibrate", "--output", tmp_path, *QUICK),
-        *("--set", "amg.calibration.batches", "1"),
+        *("amg.calibration.batches", "1"),
     )
     assert outcome.status == 0, outcome.err
     (maps,) = drawn
