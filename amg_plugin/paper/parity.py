@@ -19,7 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amg_plugin.errors import CheckpointError
+from amg_plugin.models.build import build_network
 from amg_plugin.models.la_transformer import part_averages
+from amg_plugin.models.reducers.spec import ReducerSpec
+from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.weights import load_strictly
 from amg_plugin.paper import load_la_vit, load_transreid
 from amg_plugin.paper.accounting import published_accounting
 from amg_plugin.pruning import current_plan, select_heads, select_tokens
@@ -28,8 +32,10 @@ from amg_plugin.pruning.scorers import Calibration, entropy_of_heads, importance
 
 #: Allowed difference of every real number; relative, but for head entropies, which are bits.
 TOLERANCE = 1e-4
+#: Allowed difference of features after token merging.
+MERGING_TOLERANCE = 1e-5
 #: Tags that a file of each family must hold, and the one whose model the token scores belong to.
-TAGS = {"transreid": ("dense", "heads", "heads_tokens"), "la_vit": ("dense", "tokens")}
+TAGS = {"transreid": ("dense", "heads", "heads_tokens"), "la_vit": ("dense", "tokens"), "tome": ()}
 SCORED = {"transreid": "heads", "la_vit": "dense"}
 #: Entries that the .json of each family must hold.
 _COMMON = ("image_size", "patch_size", "depth", "num_heads", "head_dim", "num_patches", "layer_norm_eps",
@@ -39,6 +45,7 @@ FACTS = {
     "transreid": (*_COMMON, "stride", "num_cameras", "sie_coefficient", "shift_num", "shuffle_groups", "divide_length",
                   "neck_feat", "flops.heads_tokens"),
     "la_vit": (*_COMMON, "parts", "flops.tokens"),
+    "tome": ("arch", "image_size", "embed_dim", "depth", "num_heads", "tokens_leaving"),
 }  # fmt: skip
 
 
@@ -143,12 +150,12 @@ class ParityFile:
         return self.tensors[name]
 
     def state(self, tag: str) -> dict[str, Tensor]:
-        """The published state dict of a model.
+        """The published state dict of a model; without a tag the only one.
 
         Raises:
             CheckpointError: If there is none.
         """
-        prefix = f"{tag}.state."
+        prefix = f"{tag}.state.".lstrip(".")
         state = {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
         if not state:
             raise CheckpointError(f"The parity file '{self.tensor_file}' lacks the keys '{prefix}*'.")
@@ -195,6 +202,8 @@ def check_parity(tensors: str | Path, facts: str | Path) -> list[Comparison]:
         CheckpointError: If a key is missing or a state dict cannot be used.
     """
     file = ParityFile(tensors, facts)
+    if file.family == "tome":
+        return _merging(file)
     checked = []
     for tag in file.tags:
         model = file.build(tag)
@@ -202,6 +211,24 @@ def check_parity(tensors: str | Path, facts: str | Path) -> list[Comparison]:
         checked += [_compare(f"{tag}.{name}", value, file) for name, value in outputs(file, model)]
         checked += _structure(file, tag, model)
     return [*checked, *_head_scores(file), *_token_scores(file)]
+
+
+def _merging(file: ParityFile) -> list[Comparison]:
+    """Features of a ViT that merges tokens, and how many patches its last tokens stand for."""
+    overrides = {name: file.fact(name) for name in ("embed_dim", "depth", "num_heads")}
+    reducer = ReducerSpec("tome", file.fact("tokens_leaving"))
+    model = build_network(
+        ModelSpec(file.fact("arch"), file.fact("image_size"), 1, overrides=overrides, reducer=reducer)
+    )
+    load_strictly(model.backbone, file.state(""), f"The state dict in '{file.tensor_file}' does not fit")
+    sizes: list[Tensor] = []
+    model.backbone.blocks[-1].register_forward_hook(lambda block, inputs, outputs: sizes.append(outputs[1]))
+    with torch.no_grad():
+        features = model.eval().embed(file.tensor("input"))
+    return [
+        replace(_compare("features", features, file), tolerance=MERGING_TOLERANCE),
+        _equal("sizes", sizes[0].tolist(), file.tensor("sizes").tolist()),
+    ]
 
 
 def _compare(name: str, found: Tensor, file: ParityFile) -> Comparison:
