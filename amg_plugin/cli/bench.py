@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from amg_plugin.errors import InputError
+from amg_plugin.registries import REDUCERS
 
 _FORMS = ("eager", "fast", "onnx", "openvino", "torchscript", "exported_program")
 HELP = "measure latency, throughput and memory: dense against pruned against exported"
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--reducers",
         nargs="+",
-        choices=("tome", "evit"),
+        choices=REDUCERS,  # asked when the words are read, so that those of --import count
         default=[],
         help="token merging or dropping, each beside every --plan at the same counted MACs",
     )

@@ -32,7 +32,7 @@ class TransformRow(Row):
 HEAD_SCORERS = Registry("head scorer", ScorerRow)
 #: Scorers of tokens, called alike; small ones go first.
 TOKEN_SCORERS = Registry("token scorer", ScorerRow)
-#: Token reducers: classes with the methods of :class:`amg_plugin.models.reducers.Reducer`.
+#: Token reducers: subclasses of :class:`amg_plugin.models.reducers.TokenReducer`.
 REDUCERS = Registry("token reducer")
 #: Data sets: classes of torchreid's kind.
 DATASETS = Registry("data set")

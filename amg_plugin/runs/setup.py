@@ -17,12 +17,12 @@ from amg_plugin.data.cameras import TrainingCameras
 from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.differences import differences
-from amg_plugin.models.reducers import METHODS as REDUCERS
 from amg_plugin.models.reducers.solve import fit_reducer
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ARCHITECTURES, ModelSpec, spec_from_config
 from amg_plugin.models.weights import check_weight_file
 from amg_plugin.plugin.registry import ENGINES, build_engine, register
+from amg_plugin.registries import REDUCERS
 from amg_plugin.utils.files import check_writable
 from amg_plugin.utils.preprocessing import Preprocessing
 

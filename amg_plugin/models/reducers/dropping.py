@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from amg_plugin.models.reducers.method import TokenReducer
 
 
 def class_attention(attention: Tensor, prefix: int) -> Tensor:
@@ -36,3 +40,27 @@ def drop(tokens: Tensor, importance: Tensor, keep: int, prefix: int) -> Tensor:
     weights = importance.gather(1, others).unsqueeze(-1).to(tokens.dtype)
     fused = (behind.gather(1, others.unsqueeze(-1).expand(-1, -1, width)) * weights).sum(1, keepdim=True)
     return torch.cat((tokens[:, :prefix], behind.gather(1, kept.unsqueeze(-1).expand(-1, -1, width)), fused), dim=1)
+
+
+class TokenDropping(TokenReducer):
+    """Token dropping (EViT): the same share stays at every stage; the others are fused into one token."""
+
+    needs_attention = True
+
+    def reduce(
+        self, tokens: Tensor, sizes: Tensor | None, keys: Tensor, attention: Tensor | None, leaving: int, prefix: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Keep what the class token attends to; arguments as :meth:`TokenReducer.reduce`."""
+        return drop(tokens, class_attention(attention, prefix), leaving - 1, prefix), sizes
+
+    def stages(self, depth: int) -> tuple[int, ...]:
+        """After a quarter, a half and three quarters of the blocks, as the paper (4th, 7th, 10th of 12)."""
+        return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
+
+    def fewest(self, tokens: int) -> int:
+        """One token and the fused one."""
+        return min(tokens, 2)
+
+    def leaving(self, strength: float, tokens: int, patches: int) -> int:
+        """The share that stays, rounded up, and the fused token."""
+        return min(tokens, max(math.ceil((1 - strength) * tokens), 1) + 1)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from amg_plugin.models.reducers.method import TokenReducer
+
 
 @dataclass(frozen=True)
 class Matching:
@@ -77,3 +79,28 @@ def merge(tokens: Tensor, sizes: Tensor, matching: Matching) -> tuple[Tensor, Te
 def proportional_bias(sizes: Tensor) -> Tensor:
     """What is added to attention logits so that a token counts as often as it has patches, ``[B, 1, 1, N]``."""
     return sizes.log()[:, None, None]
+
+
+class TokenMerging(TokenReducer):
+    """Token merging (ToMe): the same number of pairs in every block; at most one half of the tokens goes."""
+
+    evenly = True
+
+    def reduce(
+        self, tokens: Tensor, sizes: Tensor | None, keys: Tensor, attention: Tensor | None, leaving: int, prefix: int
+    ) -> tuple[Tensor, Tensor]:
+        """Merge the most similar pairs; arguments as :meth:`TokenReducer.reduce`."""
+        sizes = tokens.new_ones(tokens.shape[:2]) if sizes is None else sizes
+        return merge(tokens, sizes, match(keys, tokens.shape[1] - prefix - leaving, prefix))
+
+    def fewest(self, tokens: int) -> int:
+        """One half stays."""
+        return tokens - tokens // 2
+
+    def leaving(self, strength: float, tokens: int, patches: int) -> int:
+        """The same number of merges in every block, as long as there are pairs."""
+        return tokens - min(int(strength * (patches // 2)), tokens // 2)
+
+    def extra_macs(self, before: int, after: int, head_dim: int) -> int:
+        """Similarities of the two halves."""
+        return (before - before // 2) * (before // 2) * head_dim if after < before else 0

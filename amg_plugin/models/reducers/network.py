@@ -7,11 +7,12 @@ from torch.nn import functional as F
 
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.attention import PrunableAttention, PrunableBlock
-from amg_plugin.models.reducers.dropping import class_attention, drop
-from amg_plugin.models.reducers.merging import match, merge, proportional_bias
+from amg_plugin.models.reducers.merging import proportional_bias
+from amg_plugin.models.reducers.method import TokenReducer
 from amg_plugin.models.reid import ReIDModel, at_least_float32
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
+from amg_plugin.registries import REDUCERS
 
 
 class ReducedAttention(PrunableAttention):
@@ -59,21 +60,21 @@ class ReducedBlock(PrunableBlock):
     Made out of an existing block by :meth:`convert`, never constructed.
 
     Attributes:
-        method: ``"tome"`` or ``"evit"``.
+        reducer: What takes tokens away.
         leaving: Tokens behind the prefix that leave the block.
         prefix: Leading tokens that always stay.
     """
 
-    method: str
+    reducer: TokenReducer
     leaving: int
     prefix: int
 
     @classmethod
-    def convert(cls, module: PrunableBlock, method: str, leaving: int, prefix: int) -> ReducedBlock:
+    def convert(cls, module: PrunableBlock, reducer: TokenReducer, leaving: int, prefix: int) -> ReducedBlock:
         """Turn a block without pruned tokens into a reduced one in place; its tensors are untouched."""
         module.__class__ = cls
         module.attn.__class__ = ReducedAttention
-        module.method, module.leaving, module.prefix = method, leaving, prefix
+        module.reducer, module.leaving, module.prefix = reducer, leaving, prefix
         return module
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -87,14 +88,11 @@ class ReducedBlock(PrunableBlock):
             Tokens ``[B, prefix + leaving, D]`` and their sizes; the sizes stay None as long as nothing is merged.
         """
         fewer = x.shape[1] - self.prefix - self.leaving
-        dropping = self.method == "evit" and fewer > 0
-        out, keys, attention = self.attn.attend(self.norm1(x), sizes, with_map=dropping)
+        with_map = self.reducer.needs_attention and fewer > 0
+        out, keys, attention = self.attn.attend(self.norm1(x), sizes, with_map)
         x = x + self.drop_path1(self.ls1(out))
-        if dropping:
-            x = drop(x, class_attention(attention, self.prefix), self.leaving - 1, self.prefix)
-        elif fewer > 0:
-            sizes = x.new_ones(x.shape[:2]) if sizes is None else sizes
-            x, sizes = merge(x, sizes, match(keys, fewer, self.prefix))
+        if fewer > 0:
+            x, sizes = self.reducer.reduce(x, sizes, keys, attention, self.leaving, self.prefix)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), sizes
 
 
@@ -117,8 +115,9 @@ class ReducedReIDModel(ReIDModel):
         if not vit.has_class_token:
             raise ConfigError(f"amg.reducer '{reducer.method}' needs a ViT with a class token; {spec.arch} has none.")
         reducer.check(len(vit.blocks), vit.patch_embed.num_patches)
+        method = REDUCERS.load(reducer.method)()
         for block, leaving in zip(vit.blocks, reducer.tokens, strict=True):
-            ReducedBlock.convert(block, reducer.method, leaving, vit.num_prefix_tokens)
+            ReducedBlock.convert(block, method, leaving, vit.num_prefix_tokens)
 
     @property
     def tokens_per_block(self) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,35 +12,32 @@ from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
 from amg_plugin.models.cost import BlockCost
-from amg_plugin.models.reducers.spec import METHODS, ReducerSpec, fewest
+from amg_plugin.models.reducers.method import TokenReducer
+from amg_plugin.models.reducers.spec import ReducerSpec
 from amg_plugin.models.spec import ModelSpec
+from amg_plugin.registries import REDUCERS
 
 #: Largest distance between the saving that was asked for and the counted one, as a share of the dense MACs.
 TOLERANCE = 0.005
 _STEPS = 256
 
 
-def evit_stages(depth: int) -> tuple[int, ...]:
-    """Blocks that drop tokens: after a quarter, a half and three quarters, as the paper (4th, 7th, 10th of 12)."""
-    return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
-
-
 def with_reducer(spec: ModelSpec, method: str, saving: float) -> ModelSpec:
     """Describe the same network with a reducer that saves a share of its MACs.
 
-    Token merging takes the same number of tokens in every block, token dropping keeps the same share at every stage, as
-    their papers do; what is missing to the target is then made up one token at a time, from the first block on.
+    Every stage takes away what the reducer makes of one common strength (token merging the same number everywhere,
+    token dropping the same share); what is missing to the target is made up one token at a time, from the first block.
 
     Args:
         spec: The network without a reducer.
-        method: ``"tome"`` or ``"evit"``.
+        method: A registered token reducer.
         saving: Share of the counted MACs of ``spec`` to save, in (0, 1).
 
     Raises:
         ConfigError: If the target is more than half a point away from every choice.
     """
     # timm may read the rates of stochastic depth from a tensor, and meta has none.
-    plain = replace(spec, reducer=None, drop_path=0.0)
+    plain, reducer = replace(spec, reducer=None, drop_path=0.0), REDUCERS.load(method)()
     with torch.device("meta"):
         backbone = build_network(plain).backbone
         patches, depth = backbone.patch_embed.num_patches, len(backbone.blocks)
@@ -54,14 +50,11 @@ def with_reducer(spec: ModelSpec, method: str, saving: float) -> ModelSpec:
         left = 0
         for (cost, heads), before, after in zip(costs, [patches, *tokens[:-1]], tokens, strict=True):
             left += cost.macs(heads, prefix + before, prefix + before, prefix + after)
-            if method == "tome" and after < before:
-                left += (before - before // 2) * (before // 2) * cost.head_dim  # similarities of the two halves
+            left += reducer.extra_macs(before, after, cost.head_dim)
         return (whole - left) / dense
 
     whole = sum(cost.macs(heads, *(prefix + patches,) * 3) for cost, heads in costs)
-    choose = _merge_schedule if method == "tome" else _drop_schedule
-    start = choose(patches, depth, saved, saving)
-    tokens = _refine(start, method, patches, saved, saving)
+    tokens = _refine(_common(reducer, patches, depth, saved, saving), reducer, patches, saved, saving)
     for block, leaving in zip(blocks, tokens, strict=True):
         block.leaving = leaving
     reached = 1 - complexity.count(model, *spec.image_size)["macs"] / dense
@@ -84,7 +77,7 @@ def fit_reducer(spec: ModelSpec, amg: CfgNode) -> ModelSpec:
         CheckpointError: If the network has another reducer.
         ConfigError: If the target cannot be met.
     """
-    wanted = amg.reducer if amg.reducer in METHODS else None
+    wanted = amg.reducer if amg.reducer in REDUCERS else None
     if spec.reducer is None:
         return spec if wanted is None else with_reducer(spec, wanted, amg.target_macs_saving)
     if (spec.reducer.method, spec.reducer.saving) != (wanted, amg.target_macs_saving):
@@ -96,17 +89,19 @@ def fit_reducer(spec: ModelSpec, amg: CfgNode) -> ModelSpec:
     return spec
 
 
-def _merge_schedule(patches: int, depth: int, saved: Callable, saving: float) -> list[int]:
-    """The largest constant number of merges per block that does not save too much."""
+def _common(reducer: TokenReducer, patches: int, depth: int, saved: Callable, saving: float) -> list[int]:
+    """Tokens that leave each block at the largest common strength that does not save too much."""
+    stages = reducer.stages(depth)
 
-    def tokens(merges: int) -> list[int]:
+    def tokens(step: int) -> list[int]:
         counts, left = [], patches
-        for _ in range(depth):
-            left -= min(merges, left // 2)
+        for block in range(depth):
+            if block in stages:
+                left = reducer.leaving(step / _STEPS, left, patches)
             counts.append(left)
         return counts
 
-    low, high = 0, max(patches // 2, 1)
+    low, high = 0, _STEPS  # strength 0 saves nothing
     while low < high:
         middle = (low + high + 1) // 2
         if saved(tokens(middle)) <= saving:
@@ -116,45 +111,20 @@ def _merge_schedule(patches: int, depth: int, saved: Callable, saving: float) ->
     return tokens(low)
 
 
-def _drop_schedule(patches: int, depth: int, saved: Callable, saving: float) -> list[int]:
-    """The smallest common keep rate of the stages that does not save too much."""
-    stages = evit_stages(depth)
-
-    def tokens(rate: float) -> list[int]:
-        counts, left = [], patches
-        for block in range(depth):
-            if block in stages:
-                keep = max(math.ceil(rate * left), 1)
-                left = min(left, keep + 1)
-            counts.append(left)
-        return counts
-
-    rates = [step / _STEPS for step in range(_STEPS + 1)]
-    low, high = 0, _STEPS  # keeping everything saves nothing
-    while low < high:
-        middle = (low + high) // 2
-        if saved(tokens(rates[middle])) <= saving:
-            high = middle
-        else:
-            low = middle + 1
-    return tokens(rates[high])
-
-
-def _refine(start: list[int], method: str, patches: int, saved: Callable, saving: float) -> list[int]:
+def _refine(start: list[int], reducer: TokenReducer, patches: int, saved: Callable, saving: float) -> list[int]:
     """Take one more token at a time, wherever the saving then does not exceed the target by more than half a token."""
-    depth = len(start)
-    places = range(depth) if method == "tome" else evit_stages(depth)
+    stages = reducer.stages(len(start))
     best, distance = start, abs(saved(start) - saving)
-    for place in places:
+    for place in stages:
         while True:
             fewer = [count - (block >= place) for block, count in enumerate(best)]
             entering = [patches, *fewer[:-1]]
-            if any(after < fewest(method, before) for before, after in zip(entering, fewer, strict=True)):
+            if any(after < reducer.fewest(before) for before, after in zip(entering, fewer, strict=True)):
                 break
             reached = saved(fewer)
-            if abs(reached - saving) >= distance or (reached > saving and place != places[-1]):
+            if abs(reached - saving) >= distance or (reached > saving and place != stages[-1]):
                 break
             best, distance = fewer, abs(reached - saving)
-            if method == "tome":
+            if reducer.evenly:
                 break
     return best

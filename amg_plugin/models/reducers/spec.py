@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amg_plugin.errors import ConfigError
-
-#: ``tome``: token merging (arXiv 2210.09461); ``evit``: class-attention token dropping (arXiv 2202.07800).
-METHODS = ("tome", "evit")
+from amg_plugin.registries import REDUCERS
 
 
 @dataclass(frozen=True)
@@ -17,7 +15,7 @@ class ReducerSpec:
     Tokens are counted without prefix tokens, which are never merged or dropped.
 
     Attributes:
-        method: One of :data:`METHODS`.
+        method: A name of :data:`amg_plugin.registries.REDUCERS`.
         tokens: Per block, the tokens that leave it. For ``evit`` the token that the dropped ones are fused into counts.
         saving: Share of the dense network's MACs that was asked for.
     """
@@ -28,8 +26,7 @@ class ReducerSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(int(count) for count in self.tokens))
-        if self.method not in METHODS:
-            raise ConfigError(f"The reducer '{self.method}' is unknown; allowed: {', '.join(METHODS)}.")
+        REDUCERS.row(self.method)
 
     def entering(self, num_patches: int) -> list[int]:
         """Per block, the tokens that enter it."""
@@ -43,17 +40,10 @@ class ReducerSpec:
         """
         if len(self.tokens) != depth:
             raise ConfigError(f"The reducer lists tokens for {len(self.tokens)} blocks, the model has {depth}.")
+        fewest = REDUCERS.load(self.method)().fewest
         for block, (before, after) in enumerate(zip(self.entering(num_patches), self.tokens, strict=True)):
-            if not fewest(self.method, before) <= after <= before:
+            if not fewest(before) <= after <= before:
                 raise ConfigError(
                     f"The reducer '{self.method}' cannot leave {after} of {before} tokens in block {block}; allowed: "
-                    f"{fewest(self.method, before)} to {before}."
+                    f"{fewest(before)} to {before}."
                 )
-
-
-def fewest(method: str, tokens: int) -> int:
-    """The fewest tokens that can leave a block which ``tokens`` enter.
-
-    Merging pairs tokens of two halves, so at most one half goes; dropping keeps one token and the fused one.
-    """
-    return tokens - tokens // 2 if method == "tome" else min(tokens, 2)
