@@ -72,7 +72,9 @@ def test_links_within_the_repository_lead_somewhere(page, target):
 
 @pytest.mark.parametrize("words", list(command_lines()))
 def test_command_lines_are_understood(words):
-    args = cli.build_parser(words[0]).parse_args(words)
+    parser = cli.command_parser(words[0])
+    mixed = parser.get_default("opts") is not None
+    args = parser.parse_intermixed_args(words[1:]) if mixed else parser.parse_args(words[1:])
     if getattr(args, "config_file", None):
         find_config(args.config_file)
 
@@ -121,8 +123,9 @@ def options_of(parser):
 @pytest.fixture(scope="module")
 def options():
     """The options of all commands, and those of tools that pages mention."""
-    elsewhere = ("amg-config", "seeds", "methods", "steps", "sections", "rounds", "reference", "opt_out")
-    return options_of(cli.build_parser(None)) | {f"--{name}" for name in elsewhere}
+    elsewhere = ("seeds", "methods", "steps", "sections", "rounds", "reference", "opt_out")
+    parsers = [cli.build_parser(), *map(cli.command_parser, cli.COMMANDS)]
+    return set().union(*map(options_of, parsers)) | {f"--{name}" for name in elsewhere}
 
 
 @pytest.mark.parametrize("words", list(code_words(r"(?:amg-reid \w[^`]*|--?[a-z][^`]*)")))
