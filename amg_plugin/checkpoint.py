@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.deploy.runtimes import file_format
 from amg_plugin.errors import AMGError, CheckpointError, RunError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.reid import ReIDModel, unwrap
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.weights import load_strictly
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
+from amg_plugin.registries.formats import file_format
 from amg_plugin.utils.files import replacing
 from amg_plugin.utils.preprocessing import Preprocessing
 
@@ -65,13 +65,8 @@ class Checkpoint:
         """
         try:
             model = apply_plan(build_network(self.spec), self.plan)
-        except (
-            AMGError,
-            AttributeError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # a damaged description fails anywhere
+        # A damaged description fails anywhere.
+        except (AMGError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"The checkpoint's structure cannot be rebuilt: {error}") from error
         load_strictly(model, self.weights)
         return model.eval()
@@ -139,48 +134,52 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: If the file is missing, truncated, unsafe, foreign or of another version.
     """
     path = Path(path)
+    content = _read(path)
+    stored = content["preprocessing"]  # empty if the file was saved from Python without it
+    preprocessing = Preprocessing.from_dict(stored, path) if stored else None
+    try:
+        spec, plan = ModelSpec.from_dict(content["spec"]), PruningPlan.from_dict(content["plan"])
+    except AMGError as error:
+        raise CheckpointError(f"'{path}' cannot be used: {error}") from error
+    return Checkpoint(spec, plan, content["weights"], content["config"], content["history"], preprocessing)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The entries of a checkpoint, each of its kind.
+
+    Raises:
+        CheckpointError: If the file is not a checkpoint of this version.
+    """
     if path.is_dir():
         raise CheckpointError(f"The checkpoint '{path}' is a folder; give a file in it, such as {BEST_CHECKPOINT}.")
     if not path.is_file():
         raise CheckpointError(f"The checkpoint '{path}' does not exist; give a file written by amg-reid.")
-    if (kind := file_format(path)) is not None:
+    if (exported := file_format(path)) is not None:
         raise CheckpointError(
-            f"'{path}' is an exported file ({kind}), not a checkpoint; 'amg-reid test' and amg_plugin.FeatureExtractor "
-            "take those of 'amg-reid export'."
+            f"'{path}' is an exported file ({exported}), not a checkpoint; 'amg-reid test' and "
+            "amg_plugin.FeatureExtractor take those of 'amg-reid export'."
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for truncated and foreign files
         raise CheckpointError(
-            f"'{path}' cannot be read ({type(error).__name__}): it is truncated, or no checkpoint of amg-reid."
+            f"'{path}' cannot be read ({type(error).__name__}): it is truncated, or not an amg-reid checkpoint."
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"'{path}' is no checkpoint of amg-reid; plain weight files go into amg.weights.")
+        raise CheckpointError(f"'{path}' is not an amg-reid checkpoint; plain weight files go into amg.weights.")
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"'{path}' has format version {content.get('version')!r}; this release reads version {VERSION}."
         )
     for name, kind in _ENTRIES.items():
-        if not isinstance(content.get(name), kind):
+        if name not in content:
+            raise CheckpointError(f"'{path}' lacks its entry '{name}'.")
+        if not isinstance(content[name], kind):
             raise CheckpointError(
-                f"'{path}' cannot be used: its entry '{name}' is a {type(content.get(name)).__name__} "
+                f"'{path}' cannot be used: its entry '{name}' is a {type(content[name]).__name__} "
                 f"instead of a {kind.__name__}."
-                if name in content
-                else f"'{path}' lacks its entry '{name}'."
             )
-    stored = content["preprocessing"]  # empty if the file was saved from Python without it
-    preprocessing = Preprocessing.from_dict(stored, path) if stored else None
-    try:
-        return Checkpoint(
-            spec=ModelSpec.from_dict(content["spec"]),
-            plan=PruningPlan.from_dict(content["plan"]),
-            weights=content["weights"],
-            config=content["config"],
-            history=content["history"],
-            preprocessing=preprocessing,
-        )
-    except AMGError as error:
-        raise CheckpointError(f"'{path}' cannot be used: {error}") from error
+    return content
 
 
 def load_model(path: str | Path) -> ReIDModel:

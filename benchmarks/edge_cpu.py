@@ -23,13 +23,13 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from amg_plugin.bench import table
-from amg_plugin.bench.forms import FORMS
 from amg_plugin.bench.run import Settings, environment, run
 from amg_plugin.bench.subjects import BACKBONES, Subject, from_backbone, from_structure
 from amg_plugin.deploy.fast import fast
 from amg_plugin.deploy.fast.layers import FastLinear
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.models import complexity
+from amg_plugin.registries.formats import forms
 from amg_plugin.utils.files import write_text
 
 SIZE = (256, 128)
@@ -296,7 +296,7 @@ def document(results: dict[str, Any]) -> str:
         "beside it. Realised: time saved / MACs saved, as counted by `amg-reid inspect`. Dense and pruned networks "
         "are in the same form:",
         "",
-        *(f"- {form}: {FORMS[form]}." for form in ("eager", "fast", "onnx")),
+        *(f"- {form}: {forms()[form]}." for form in ("eager", "fast", "onnx")),
         "",
         f"## {PLAN}, variant block",
         "",

@@ -110,7 +110,7 @@ def test_a_truncated_file_is_refused(path, share):
 )
 def test_files_of_others_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "foreign.pth")
-    with pytest.raises(CheckpointError, match=r"foreign\.pth' is no checkpoint of amg-reid"):
+    with pytest.raises(CheckpointError, match=r"foreign\.pth' is not an amg-reid checkpoint"):
         amg_plugin.load_model(tmp_path / "foreign.pth")
 
 

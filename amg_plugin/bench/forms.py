@@ -5,55 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 from amg_plugin.bench.subjects import Subject
-from amg_plugin.deploy import writers
+from amg_plugin.deploy.exported_file import ExportedFile
 from amg_plugin.deploy.graph import FeatureGraph, deployed, label_inputs
 from amg_plugin.deploy.info import ExportInfo
-from amg_plugin.deploy.runtimes import need
 from amg_plugin.errors import InputError, RunError
+from amg_plugin.registries.formats import FORMATS
+from amg_plugin.utils.packages import need
 from amg_plugin.utils.preprocessing import Preprocessing
-
-#: Form -> what it is.
-FORMS = {
-    "eager": "the plain network in PyTorch",
-    "fast": "amg_plugin.fast in PyTorch (networks that have no fast form run as they are)",
-    "onnx": "the fast form as an ONNX file in ONNX Runtime, and exported files",
-    "openvino": "the fast form as an OpenVINO file, computing in float32, and exported files",
-    "torchscript": "the fast form as a TorchScript file in PyTorch, and exported files",
-    "exported_program": "the fast form as a file of torch.export in PyTorch, and exported files",
-}
-#: Forms that run from a file -> its ending.
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt", "exported_program": ".pt2"}
-_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 
 
 def check_form(form: str, device: str) -> None:
     """Check that networks can be measured in a form here, before any work.
 
     Args:
-        form: One of :data:`FORMS`.
+        form: A name of :func:`~amg_plugin.registries.formats.forms`.
         device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
         InputError: If the form is impossible on the device.
         MissingDependencyError: If a package is missing.
     """
-    for package in _PACKAGES.get(form, ()):
-        need(package, f"Form {form}")
-    if device == "cpu":
+    row = FORMATS.rows.get(form)
+    if row is None:  # PyTorch itself
         return
-    if form in ("openvino", "exported_program"):
-        raise InputError(f"Form {form} is impossible on {device}: it runs on cpu only; choose another form or device.")
-    if form == "onnx" and "CUDAExecutionProvider" not in _providers():
+    for package in row.packages:
+        need(package, f"Form {form}", row.extras[0])
+    if device not in row.devices:
         raise InputError(
-            "Form onnx is impossible on cuda: this onnxruntime knows no GPU; install onnxruntime-gpu, choose another "
-            "form, or measure on cpu."
+            f"Form {form} is impossible on {device}: it runs on {' and '.join(row.devices)} only; choose another form "
+            "or device."
         )
-
-
-def _providers() -> list[str]:
-    import onnxruntime
-
-    return onnxruntime.get_available_providers()
+    getattr(row.load("opener"), "check_device", ExportedFile.check_device)(device)
 
 
 def write_form(subject: Subject, form: str, path: Path) -> None:
@@ -61,7 +43,7 @@ def write_form(subject: Subject, form: str, path: Path) -> None:
 
     Args:
         subject: What to write.
-        form: One of :data:`SUFFIXES`.
+        form: An export format.
         path: The file.
 
     Raises:
@@ -73,14 +55,14 @@ def write_form(subject: Subject, form: str, path: Path) -> None:
     info = ExportInfo(
         file_format=form,
         precision="fp32",
-        batch=None,
+        batch=1 if FORMATS.row(form).batch == "one" else None,
         inputs=("images", *labels),
         normalize_input=False,
         l2_normalize=False,
-        feature_dim=getattr(network, "feature_dim", 1),  # not read back
+        feature_dim=getattr(network, "feature_dim", 1),
         preprocessing=preprocessing,
     )
     try:
-        writers.WRITERS[form](FeatureGraph(deployed(network), labels, preprocessing).eval(), path, info)
+        FORMATS.row(form).load("writer")(FeatureGraph(deployed(network), labels, preprocessing).eval(), path, info)
     except RunError as error:
         raise RunError(f"{subject.name} cannot be measured in form {form}: {error}") from error

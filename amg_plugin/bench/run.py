@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from amg_plugin.bench import worker
-from amg_plugin.bench.forms import SUFFIXES, check_form, write_form
+from amg_plugin.bench.forms import check_form, write_form
 from amg_plugin.bench.subjects import Subject
-from amg_plugin.deploy.info import file_size
 from amg_plugin.errors import InputError, RunError
+from amg_plugin.registries.formats import FORMATS, file_size
 from amg_plugin.version import __version__
 
 
@@ -29,7 +29,7 @@ class Settings:
     """How to measure.
 
     Attributes:
-        forms: Some of :data:`~amg_plugin.bench.forms.FORMS`.
+        forms: Names of :func:`~amg_plugin.registries.formats.forms`.
         threads: Numbers of CPU threads.
         batches: Numbers of images.
         rounds: Samples of each network.
@@ -90,37 +90,17 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
     Raises:
         RunError: If a process fails.
     """
+    described: list[dict[str, Any]] = []
+    for subject in subjects:
+        progress(f"counting {subject.name}", 0)
+        described.append({**subject.to_dict(), "path": Path(subject.path).name, **subject.describe()})
+    cases, versions = [], {"amg_plugin": __version__, "python": platform.python_version()}
     with tempfile.TemporaryDirectory(prefix="amg-bench-") as folder:
-        described: list[dict[str, Any]] = []
-        files: dict[str, dict[str, Path]] = {form: {} for form in settings.forms}
-        for number, subject in enumerate(subjects):
-            progress(f"counting {subject.name}", 0)
-            described.append({**subject.to_dict(), "path": Path(subject.path).name, **subject.describe()})
-            for form in filter(subject.runs_as, settings.forms):
-                if subject.kind == "exported":
-                    files[form][subject.name] = Path(subject.path)
-                elif form in SUFFIXES:
-                    progress(f"{subject.name} to {form}", 0)
-                    files[form][subject.name] = Path(folder) / f"{number}{SUFFIXES[form]}"
-                    write_form(subject, form, files[form][subject.name])
-        cases, versions = [], {"amg_plugin": __version__, "python": platform.python_version()}
+        files = {form: _files(subjects, form, Path(folder), progress) for form in settings.forms}
         for form, threads in settings.processes:
             label = case_title(form, settings.device, threads)
             progress(label, 0)
-            task = {
-                "what": "time",
-                "form": form,
-                "threads": threads,
-                "batches": settings.batches,
-                "device": settings.device,
-                "rounds": settings.rounds,
-                "warmup": settings.warmup,
-                "subjects": [
-                    {"subject": subject.to_dict(), "file": str(files[form].get(subject.name, ""))}
-                    for subject in subjects
-                    if subject.runs_as(form)
-                ],
-            }
+            task = _task(subjects, settings, form, threads, files[form])
             outcome = _in_process(task, lambda label=label: progress(label, 1))
             versions.update(outcome["versions"])
             peaks = _peaks(task, lambda label=label: progress(f"{label}, memory", 0)) if settings.memory else {}
@@ -132,6 +112,46 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
                     case["bytes"] = {name: file_size(file) for name, file in files[form].items()}
                 cases.append(case)
     return {"subjects": described, "cases": cases, "environment": environment(settings, versions)}
+
+
+def _files(
+    subjects: Sequence[Subject], form: str, folder: Path, progress: Callable[[str, int], None]
+) -> dict[str, Path]:
+    """Files of the networks that run in a form, by name; none for forms of PyTorch itself."""
+    files: dict[str, Path] = {}
+    if form not in FORMATS:
+        return files
+    for number, subject in enumerate(subjects):
+        if subject.kind == "exported" and subject.form == form:
+            files[subject.name] = Path(subject.path)
+        elif subject.runs_as(form):
+            progress(f"{subject.name} to {form}", 0)
+            files[subject.name] = folder / f"{number}{FORMATS.row(form).suffixes[0]}"
+            write_form(subject, form, files[subject.name])
+    return files
+
+
+def _task(
+    subjects: Sequence[Subject], settings: Settings, form: str, threads: int, files: dict[str, Path]
+) -> dict[str, Any]:
+    """What the process is told, as plain data."""
+    row = FORMATS.rows.get(form)
+    return {
+        "what": "time",
+        "form": form,
+        "loader": row.loader if row else "network",
+        "packages": row.runtime if row else ("torch", "timm"),
+        "threads": threads,
+        "batches": settings.batches,
+        "device": settings.device,
+        "rounds": settings.rounds,
+        "warmup": settings.warmup,
+        "subjects": [
+            {"subject": subject.to_dict(), "file": str(files.get(subject.name, ""))}
+            for subject in subjects
+            if subject.runs_as(form)
+        ],
+    }
 
 
 def case_title(form: str, device: str, threads: int) -> str:

@@ -14,9 +14,8 @@ from torch import nn
 
 from amg_plugin import compat
 from amg_plugin.checkpoint import read_checkpoint
+from amg_plugin.deploy.exported_file import open_exported
 from amg_plugin.deploy.fast import fast, has_fast_form
-from amg_plugin.deploy.info import file_size
-from amg_plugin.deploy.runtimes import open_exported
 from amg_plugin.errors import InputError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
@@ -25,6 +24,7 @@ from amg_plugin.models.spec import ARCHITECTURES, ModelSpec
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import PlanCost
 from amg_plugin.pruning.example_plans import example_plan
+from amg_plugin.registries.formats import file_size
 
 #: torchreid's light networks that AMG is compared with.
 BACKBONES = ("osnet_x1_0", "osnet_x0_25", "mobilenetv2_x1_0", "resnet50")
@@ -150,7 +150,7 @@ def from_backbone(name: str, image_size: tuple[int, int]) -> Subject:
         InputError: If torchreid has no such network.
     """
     if name not in compat.model_factory() or name in ARCHITECTURES:
-        raise InputError(f"--backbones '{name}' is no network of torchreid; for example {', '.join(BACKBONES)}.")
+        raise InputError(f"--backbones '{name}' is not a network of torchreid; for example {', '.join(BACKBONES)}.")
     return Subject(name=name, kind="backbone", image_size=image_size)
 
 

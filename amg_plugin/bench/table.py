@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amg_plugin.bench.forms import FORMS
 from amg_plugin.bench.run import case_title, quartiles
+from amg_plugin.registries.formats import forms
 from amg_plugin.utils.tables import markdown_table, text_table
 
 #: Share of the counted saving below which pruning did not pay.
@@ -143,7 +143,7 @@ def markdown(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
         "in the same round. Realised: time saved / MACs saved, as counted by `amg-reid inspect`. Peak memory is that "
         "of the whole process.",
         "",
-        *(f"- {form}: {meaning}." for form, meaning in FORMS.items() if any(row["form"] == form for row in found)),
+        *(f"- {form}: {meaning}." for form, meaning in forms().items() if any(row["form"] == form for row in found)),
     ]
     for title, cells in tables(found).items():
         lines += ["", f"### {title}", "", markdown_table(HEADER, cells)]

@@ -88,13 +88,15 @@ def torch_passes(task: dict[str, Any]) -> Callable[[int], dict[str, Pass]]:
 
 #: Turns random inputs of a network into a pass.
 Bind = Callable[[list[Any]], Pass]
+#: Opens a file for a number of images; gives how many inputs it takes and what binds them.
+Load = Callable[[str, int], tuple[int, Bind]]
 
 
 def file_passes(task: dict[str, Any]) -> Callable[[int], dict[str, Pass]]:
     """Networks that run from files; gives a pass of each for a number of images."""
     import numpy
 
-    load = _LOADERS[task["form"]](task)
+    load = _LOADERS[task["loader"]](task)
     random = numpy.random.default_rng(0)
 
     def passes(batch: int) -> dict[str, Pass]:
@@ -110,7 +112,7 @@ def file_passes(task: dict[str, Any]) -> Callable[[int], dict[str, Pass]]:
     return passes
 
 
-def _onnx(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
+def _onnx(task: dict[str, Any]) -> Load:
     import onnxruntime
 
     # Sessions share one pool: idle pools of their own would spin beside the one that is measured.
@@ -130,7 +132,7 @@ def _onnx(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
     return load
 
 
-def _openvino(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
+def _openvino(task: dict[str, Any]) -> Load:
     import openvino
 
     core = openvino.Core()
@@ -146,7 +148,7 @@ def _openvino(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
     return load
 
 
-def _torch_file(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
+def _in_torch(task: dict[str, Any], open_file: Callable[[Any, str], tuple[Any, int]]) -> Load:
     import torch
 
     torch.set_grad_enabled(False)
@@ -154,12 +156,7 @@ def _torch_file(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
     device = task["device"]
 
     def load(path: str, batch: int) -> tuple[int, Bind]:
-        if task["form"] == "torchscript":
-            module = torch.jit.load(path, map_location=device).eval()
-            count = len(list(module.graph.inputs())) - 1  # the first is the module
-        else:
-            program = torch.export.load(path)
-            module, count = program.module(), len(program.graph_signature.user_inputs)
+        module, count = open_file(torch, path)
 
         def bind(inputs: list[Any]) -> Pass:
             tensors = [torch.from_numpy(value).to(device) for value in inputs]
@@ -176,20 +173,52 @@ def _torch_file(task: dict[str, Any]) -> Callable[[str, int], tuple[int, Bind]]:
     return load
 
 
-_LOADERS = {"onnx": _onnx, "openvino": _openvino, "torchscript": _torch_file, "exported_program": _torch_file}
-_RUNTIMES = {"onnx": ("onnxruntime",), "openvino": ("openvino",), "eager": ("torch", "timm"), "fast": ("torch", "timm")}
+def _torchscript(task: dict[str, Any]) -> Load:
+    def open_file(torch: Any, path: str) -> tuple[Any, int]:
+        module = torch.jit.load(path, map_location=task["device"]).eval()
+        return module, len(list(module.graph.inputs())) - 1  # the first is the module
+
+    return _in_torch(task, open_file)
 
 
-def versions(form: str) -> dict[str, str]:
+def _exported_program(task: dict[str, Any]) -> Load:
+    def open_file(torch: Any, path: str) -> tuple[Any, int]:
+        program = torch.export.load(path)
+        return program.module(), len(program.graph_signature.user_inputs)
+
+    return _in_torch(task, open_file)
+
+
+def _opened(task: dict[str, Any]) -> Load:
+    """Any format by its own opener, which loads the plugin."""
+    from amg_plugin.deploy.exported_file import open_exported
+
+    def load(path: str, batch: int) -> tuple[int, Bind]:
+        file = open_exported(path, task["device"], task["threads"])
+        return len(file.info.inputs), lambda inputs: partial(file.run, inputs)
+
+    return load
+
+
+_LOADERS = {
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "torchscript": _torchscript,
+    "exported_program": _exported_program,
+    "opened": _opened,
+}
+
+
+def versions(packages: list[str]) -> dict[str, str]:
     """Versions of what runs."""
     from importlib import metadata
 
-    return {package: metadata.version(package) for package in (*_RUNTIMES.get(form, ("torch",)), "numpy")}
+    return {package: metadata.version(package) for package in dict.fromkeys([*packages, "numpy"])}
 
 
 def peak_memory(task: dict[str, Any], passes: dict[str, Pass]) -> int | None:
     """Largest memory of this process while one network runs, in bytes; None where the system does not say."""
-    if task["device"] != "cpu" and _LOADERS.get(task["form"]) in (None, _torch_file):
+    if task["device"] != "cpu" and "torch" in task["packages"]:
         import torch
 
         torch.cuda.reset_peak_memory_stats()
@@ -220,14 +249,14 @@ def main() -> None:
     """Carry out the task on the standard input."""
     task = json.load(sys.stdin)
     sys.stdin.close()
-    passes = (file_passes if task["form"] in _LOADERS else torch_passes)(task)
+    passes = (file_passes if task["loader"] in _LOADERS else torch_passes)(task)
     found = []
     for batch in task["batches"]:
         if task["what"] == "memory":
             found.append(peak_memory(task, passes(batch)))
         else:
             found.append(measure(passes(batch), task["rounds"], task["warmup"], lambda: say({"progress": 1})))
-    say({"result": {"found": found, "versions": versions(task["form"])}})
+    say({"result": {"found": found, "versions": versions(task["packages"])}})
 
 
 if __name__ == "__main__":

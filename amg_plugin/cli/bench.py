@@ -8,8 +8,8 @@ from pathlib import Path
 
 from amg_plugin.errors import InputError
 from amg_plugin.registries import REDUCERS
+from amg_plugin.registries.formats import forms
 
-_FORMS = ("eager", "fast", "onnx", "openvino", "torchscript", "exported_program")
 HELP = "measure latency, throughput and memory: dense against pruned against exported"
 DESCRIPTION = """Measure what pruning saves in time. Networks run in turn (A B A B ...), so that a slow phase of the
 machine meets all of them; one process per runtime and number of threads. Printed are medians and quartiles of the
@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--forms",
         nargs="+",
-        choices=_FORMS,
-        help="plain network, amg_plugin.fast, or other runtimes (default: eager fast, and those of the "
-        "exported files that are given)",
+        choices=list(forms()),
+        help="the network in PyTorch (eager), amg_plugin.fast, or other runtimes (default: eager fast, and those of "
+        "the exported files that are given)",
     )
     add("--threads", type=int, nargs="+", default=[1], metavar="N", help="CPU threads (default: 1)")
     add("--batch", type=int, nargs="+", default=[1], metavar="N", help="images per pass (default: 1)")
@@ -69,13 +69,15 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from amg_plugin.bench import table
+    from amg_plugin.bench.request import Request
     from amg_plugin.bench.run import Settings
     from amg_plugin.bench.run import run as measure
     from amg_plugin.utils.files import write_text
 
+    request = Request(**{name: getattr(args, name) for name in Request.__dataclass_fields__})
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     settings = Settings(
-        forms=_forms(args),
+        forms=request.chosen_forms(),
         threads=tuple(dict.fromkeys(args.threads)),
         batches=tuple(dict.fromkeys(args.batch)),
         rounds=args.rounds,
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     )
     settings.check()
     output = None if args.output is None else _output(args.output)
-    subjects = _subjects(args)
+    subjects = request.subjects()
     with tqdm(total=settings.total_rounds, disable=None, leave=False) as bar:
 
         def progress(what: str, finished: int) -> None:
@@ -98,30 +100,8 @@ def run(args: argparse.Namespace) -> int:
     print(table.text(found))
     if output:
         for suffix, content in (("json", table.to_json(result, found)), ("md", table.markdown(result, found))):
-            path = output.with_name(f"{output.name}.{suffix}")
-            write_text(path, content)
-            print(path)
+            print(write_text(output.with_name(f"{output.name}.{suffix}"), content))
     return 0
-
-
-def _exported(path: str) -> str | None:
-    """Format of an exported file, None for a checkpoint or a file that is not there."""
-    from amg_plugin.deploy.runtimes import file_format
-
-    return file_format(path) if Path(path).is_file() else None
-
-
-def _forms(args: argparse.Namespace) -> tuple[str, ...]:
-    """The forms to measure in; without ``--forms`` what suits all that is given."""
-    formats = {path: _exported(path) for path in args.checkpoints}
-    for path, found in formats.items():
-        if args.forms is not None and found is not None and found not in args.forms:
-            raise InputError(f"'{path}' runs in the form {found} only: add it to --forms, or leave --forms out.")
-    if args.forms is not None:
-        return tuple(dict.fromkeys(args.forms))
-    in_torch = args.model or args.backbones or None in formats.values()
-    found = [*(("eager", "fast") if in_torch else ()), *(form for form in formats.values() if form is not None)]
-    return tuple(dict.fromkeys(found)) or ("eager", "fast")
 
 
 def _output(name: str) -> Path:
@@ -130,7 +110,7 @@ def _output(name: str) -> Path:
 
     path = Path(name).with_suffix("") if name.endswith((".json", ".md")) else Path(name)
     if not path.name or name.endswith(("/", "\\")):
-        raise InputError(f"--output '{name}' is no name for files; give, for example, edge or results/edge.")
+        raise InputError(f"--output '{name}' is not a name for files; give, for example, edge or results/edge.")
     for suffix in ("json", "md"):
         if (written := path.with_name(f"{path.name}.{suffix}")).is_dir():
             raise InputError(f"'{written}', which --output '{name}' would write, is a folder; choose another name.")
@@ -138,46 +118,15 @@ def _output(name: str) -> Path:
     return path
 
 
-def _subjects(args: argparse.Namespace) -> list:
-    from amg_plugin.bench.subjects import from_backbone, from_checkpoint, from_exported, from_structure, joined
-
-    if args.plan and not args.model:
-        raise InputError("--plan needs --model, the network that it prunes.")
-    if args.reducers and not args.plan:
-        raise InputError("--reducers needs --plan, whose MACs they are brought to.")
-    if not (args.checkpoints or args.model or args.backbones):
-        raise InputError("There is nothing to measure: give checkpoints, --model or --backbones.")
-    if not args.model and (args.variant != "block" or args.stride):
-        raise InputError("--variant and --stride are for --model; a checkpoint has its own.")
-    if not (args.model or args.backbones) and (args.height is not None or args.width is not None):
-        raise InputError("--height and --width are for --model and --backbones; a checkpoint has a size of its own.")
-    size = (256 if args.height is None else args.height, 128 if args.width is None else args.width)
-    if min(size) < 1:
-        raise InputError(f"--height {size[0]} --width {size[1]} is impossible; allowed are numbers from 1.")
-    groups = []
-    for path in args.checkpoints:
-        groups.append(from_checkpoint(path) if _exported(path) is None else from_exported(path, args.batch))
-    for model in args.model:
-        reducers = tuple(dict.fromkeys(args.reducers))
-        groups.append(from_structure(model, args.plan, size, args.stride, args.variant, reducers))
-    groups.append([from_backbone(name, size) for name in args.backbones])
-    return joined(groups)
-
-
 def _words(args: argparse.Namespace) -> list[str]:
     """The command line without folders of this machine."""
-    from amg_plugin.bench.subjects import short_name
-
-    words = [short_name(path) for path in args.checkpoints]
-    defaults = {"variant": "block", "stride": 0, "height": None, "width": None, "forms": None,
-                "threads": [1], "batch": [1], "rounds": 20, "warmup": 3, "device": "auto", "model": [], "plan": [],
-                "reducers": [], "backbones": []}  # fmt: skip
-    for name, default in defaults.items():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["/".join(Path(path).parts[-2:]) for path in args.checkpoints]
+    for name, default in vars(parser.parse_args([])).items():
         value = getattr(args, name)
-        if value != default:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return [
-        *words,
-        *(["--no-memory"] if args.no_memory else []),
-        *(["--output", Path(args.output).name] if args.output else []),
-    ]
+        if name == "checkpoints" or value == default:
+            continue
+        values = [Path(value).name] if name == "output" else value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else map(str, values))]
+    return words

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from amg_plugin import compat
 from amg_plugin.errors import AMGError
+from amg_plugin.registries.formats import optional_packages
 from amg_plugin.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -42,15 +43,6 @@ NEEDED = {
     "safetensors": "safetensors",
     "tqdm": "tqdm",
     "matplotlib": "matplotlib",
-}
-
-#: What only exporting needs.
-OPTIONAL = {
-    "onnx": "onnx",
-    "onnxruntime": "onnxruntime",
-    "onnxscript": "onnxscript",
-    "openvino": "openvino",
-    "nncf": "nncf",
 }
 
 MINIMUM_PYTHON = (3, 10)
@@ -95,7 +87,11 @@ def collect() -> list[Check]:
     """Look at the interpreter, the packages, the registered names and the device."""
     checks = [_python(), _plugin()]
     checks += [_package(module, requirement, optional=False) for module, requirement in NEEDED.items()]
-    checks += [_package(module, requirement, optional=True) for module, requirement in OPTIONAL.items()]
+    checks += [
+        _package(module, compat.pip_name(module), optional=True)
+        for module in optional_packages()
+        if module not in NEEDED
+    ]
     checks += [_guarded("cooperation", name, look) for name, look in COOPERATION.items()]
     checks += [_guarded("registered", name, look) for name, look in REGISTERED.items()]
     checks += [_guarded("device", name, look) for name, look in DEVICE.items()]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "write a checkpoint for ONNX Runtime, OpenVINO, TorchScript or torch.export"
+from amg_plugin.registries.formats import FORMATS
+
+HELP = "write a checkpoint for another runtime: ONNX Runtime, OpenVINO, TorchScript, torch.export"
 DESCRIPTION = """Write a checkpoint, pruned or not, as a file for another runtime.
 
 Afterwards the file is run in that runtime and compared with PyTorch; if the features differ by more than 1e-4 of the
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         required=True,
         metavar="FORMAT",
-        help="onnx (.onnx), torchscript (.pt), exported_program (.pt2) or openvino (.xml and .bin)",
+        help=f"one of {', '.join(row.words for row in FORMATS.rows.values())}",
     )
     parser.add_argument("--output", required=True, metavar="FILE", type=Path, help="the file to write")
     parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset, 18 (the default) or above")
@@ -59,19 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Export; 0 on success."""
     from amg_plugin.deploy.export import ExportOptions, export
 
-    options = ExportOptions(
-        file_format=args.format,
-        output=args.output,
-        opset=args.opset,
-        fp16=args.fp16,
-        int8=args.int8,
-        dynamic_batch=args.dynamic_batch,
-        normalize_input=args.normalize_input,
-        l2_normalize=args.l2_normalize,
-        images=args.images,
-        root=args.root,
-        calibration_images=args.calibration_images,
-    )
+    given = {name: getattr(args, name) for name in ExportOptions.__dataclass_fields__ if name != "file_format"}
+    options = ExportOptions(args.format, **given)
     outcome = export(args.checkpoint, options, say=print)
     print(f"{args.output}: {outcome['bytes'] / 1e6:.1f} MB, run by {outcome['runtime']}")
     return 0

@@ -17,8 +17,8 @@ from amg_plugin.cli.arguments import (
     logged,
     required_weights,
 )
-from amg_plugin.deploy.runtimes import file_format
 from amg_plugin.errors import InputError
+from amg_plugin.registries.formats import file_format
 from amg_plugin.runs import asymmetric, exported
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import assemble, check_fits, check_reducer, prepare, restore_model

@@ -24,6 +24,7 @@ from amg_plugin.config.allowed import (
     one_of,
 )
 from amg_plugin.errors import InputError
+from amg_plugin.registries.formats import FORMATS, NETWORK_FORMS
 from amg_plugin.registries.tables import HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS
 
 
@@ -330,7 +331,7 @@ _section(
         "latency.form",
         "fast",
         "what is timed, out of the forms of amg-reid bench",
-        one_of("eager", "fast", "onnx", "openvino", "torchscript", "exported_program"),
+        one_of(*NETWORK_FORMS, FORMATS),
     ),
     ("latency.device", "cpu", "where it is timed", one_of("cpu", "cuda")),
     ("latency.threads", 1, "CPU threads", at_least(1)),

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,26 +15,20 @@ from typing import Any
 from tqdm import tqdm
 
 from amg_plugin.deploy import int8, writers
+from amg_plugin.deploy.exported_file import open_exported
 from amg_plugin.deploy.graph import FeatureGraph, deployed
 from amg_plugin.deploy.images import as_image, images_below, spread
-from amg_plugin.deploy.info import FORMATS, ExportInfo, file_size
-from amg_plugin.deploy.parity import Comparison, compare, generated_images
+from amg_plugin.deploy.info import ExportInfo
+from amg_plugin.deploy.parity import compare, generated_images
 from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.reference import CheckpointFile, open_checkpoint
-from amg_plugin.deploy.runtimes import PACKAGES, need, open_exported
 from amg_plugin.errors import InputError, RunError
+from amg_plugin.registries.formats import FORMATS, ExportFormat, file_size
 from amg_plugin.utils.environment import environment
 from amg_plugin.utils.files import sha256
+from amg_plugin.utils.packages import need
 from amg_plugin.version import __version__
 
-#: What an output file has to be called.
-SUFFIXES = {
-    "onnx": (".onnx",),
-    "torchscript": (".pt", ".ts", ".torchscript"),
-    "exported_program": (".pt2",),
-    "openvino": (".xml",),
-}
-INT8_FORMATS = ("onnx", "openvino")
 #: Images of the comparison: generated ones, and the most of the user's.
 GENERATED, REAL = 8, 32
 #: Most images to calibrate on, unless said otherwise.
@@ -46,7 +40,7 @@ class ExportOptions:
     """What to write.
 
     Attributes:
-        file_format: One of :data:`~amg_plugin.deploy.info.FORMATS`.
+        file_format: A name of :data:`~amg_plugin.registries.formats.FORMATS`.
         output: The file.
         opset: ONNX opset; None for :data:`~amg_plugin.deploy.writers.DEFAULT_OPSET`.
         fp16: Half precision.
@@ -72,65 +66,74 @@ class ExportOptions:
     calibration_images: int | None = None
 
     @property
+    def row(self) -> ExportFormat:
+        """The format.
+
+        Raises:
+            ConfigError: If there is none of this name.
+        """
+        return FORMATS.row(self.file_format)
+
+    @property
     def precision(self) -> str:
         """``fp32``, ``fp16`` or ``int8``."""
         return "fp16" if self.fp16 else "fp32" if self.int8 is None else "int8"
 
     @property
-    def onnx_opset(self) -> int:
-        """The opset of an ONNX file."""
-        return writers.DEFAULT_OPSET if self.opset is None else self.opset
+    def batch(self) -> int | None:
+        """Images per call, None for any number."""
+        return None if self.row.batch == "any" or self.dynamic_batch else 1
 
     @property
     def beside(self) -> list[Path]:
-        """What is written beside the file."""
-        weights = [self.output.with_suffix(".bin")] if self.file_format == "openvino" else []
-        return [self.output.with_name(f"{self.output.name}.json"), *weights]
+        """What is written beside the file; the description comes first."""
+        return [self.output.with_name(f"{self.output.name}.json"), *self.row.files(self.output)[:-1]]
 
     def check(self) -> None:
         """Check everything that can be known without the checkpoint.
 
         Raises:
             InputError: If a value, a combination or the output's name is impossible.
-            MissingDependencyError: If the runtime is missing.
+            MissingDependencyError: If a package is missing.
         """
-        if self.file_format not in FORMATS:
-            raise InputError(f"--format '{self.file_format}' is unknown; allowed are {', '.join(FORMATS)}.")
-        suffixes = SUFFIXES[self.file_format]
-        if self.output.suffix.lower() not in suffixes:
-            raise InputError(f"--output '{self.output}' must end in {' or '.join(suffixes)} for {self.file_format}.")
-        if self.output.is_dir():
-            raise InputError(f"--output '{self.output}' is a folder; give the name of a file.")
-        for path in self.beside:
-            if path.is_dir():
-                raise InputError(f"'{path}', which is written beside --output, is a folder; choose another name.")
-        if self.opset is not None and self.file_format != "onnx":
-            raise InputError(f"--opset is for onnx only, not for {self.file_format}.")
-        if self.int8 is not None:
-            if not self.int8:
-                raise InputError("--int8 needs calibration data: a folder of images, or the name of a data set.")
-            if self.fp16:
-                raise InputError("--fp16 and --int8 exclude each other; give one of them.")
-            if self.file_format not in INT8_FORMATS:
-                raise InputError(f"--int8 is for {' and '.join(INT8_FORMATS)}, not for {self.file_format}.")
-        elif self.root is not None:
-            raise InputError("--root is for --int8 only, which may name a data set below it; leave it out.")
-        elif self.calibration_images is not None:
-            raise InputError("--calibration-images is for --int8 only; leave it out.")
-        if self.calibration_images is not None and self.calibration_images < 1:
-            raise InputError(f"--calibration-images is {self.calibration_images}, but must be at least 1.")
-        for package in PACKAGES[self.file_format]:
-            need(package, f"Exporting to {self.file_format}")
-        if self.file_format == "onnx":
-            writers.check_opset(self.onnx_opset)
-        elif self.int8 is not None:
-            need("nncf", "--int8 for openvino")
+        row, quantised = self.row, self.int8 is not None
+        able = [other.name for other in FORMATS.rows.values() if other.quantiser]
+        folders = [str(path) for path in self.beside if path.is_dir()]
+        faults = {
+            f"--output '{self.output}' must end in {' or '.join(row.suffixes)} for {row.name}.": (
+                self.output.suffix.lower() not in row.suffixes
+            ),
+            f"--output '{self.output}' is a folder; give the name of a file.": self.output.is_dir(),
+            f"'{''.join(folders[:1])}', which is written beside --output, is a folder; choose another name.": folders,
+            f"--opset is for onnx only, not for {row.name}.": self.opset is not None and "opset" not in row.options,
+            "--int8 needs calibration data: a folder of images, or the name of a data set.": self.int8 == "",
+            "--fp16 and --int8 exclude each other; give one of them.": self.fp16 and quantised,
+            f"--fp16 is not for {row.name}; leave it out.": self.fp16 and not row.half,
+            f"--int8 is for {' and '.join(able)}, not for {row.name}.": quantised and not row.quantiser,
+            f"--dynamic-batch is not for {row.name}: {row.batch_reason}.": self.dynamic_batch and row.batch == "one",
+            "--root is for --int8 only, which may name a data set below it; leave it out.": (
+                self.root is not None and not quantised
+            ),
+            "--calibration-images is for --int8 only; leave it out.": (
+                self.calibration_images is not None and not quantised
+            ),
+            f"--calibration-images is {self.calibration_images}, but must be at least 1.": (
+                self.calibration_images is not None and self.calibration_images < 1
+            ),
+        }
+        for sentence, applies in faults.items():
+            if applies:
+                raise InputError(sentence)
+        for package in (*row.packages, *(row.quantiser_packages if quantised else ())):
+            need(package, f"Exporting to {row.name}", row.extras[0])
+        if row.check is not None:
+            row.load("check")(self)
 
 
 def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], None] = lambda text: None) -> dict:
     """Write a file, run it in its runtime and compare it with PyTorch.
 
-    The file appears under its name only if it passed; beside it lies ``<name>.json`` with the outcome.
+    The file appears under its name only if it passed; ``<name>.json`` beside it holds the outcome.
 
     Args:
         checkpoint: A checkpoint of ``amg-reid``.
@@ -155,23 +158,14 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
         reference.info,
         file_format=options.file_format,
         precision=options.precision,
-        batch=None if options.dynamic_batch or options.file_format == "torchscript" else 1,
+        batch=options.batch,
         normalize_input=options.normalize_input,
         l2_normalize=options.l2_normalize,
         versions=_versions(options),
     )
-    folders = [folder for folder in output.parents if not folder.exists()]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".amg-export-", dir=output.parent))
-    except OSError as error:
-        raise InputError(f"--output '{output}' cannot be written ({error.strerror}); choose another place.") from error
-    try:
+    with _folder_beside(output) as work:
         draft = work / output.name
-        say(f"writing {options.file_format}, {info.precision}")
-        _write(reference, info, draft, options, calibration, say)
-        if info.file_format == "openvino" and crashes(draft):
-            info = _with_open_batch(reference, info, draft, options, calibration, say)
+        info = _write_what_runs(_Job(options, reference, calibration, say), info, draft)
         exported = open_exported(draft)
         comparison = compare(exported, reference, pictures, kind)
         say(comparison.sentence())
@@ -181,31 +175,51 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
                 f"{comparison.relative_difference:.1e} of the largest feature, cosine {comparison.cosine:.4f} "
                 f"(limit: {comparison.limit}); '{output}' was not written."
             )
-        outcome = _outcome(draft, output, info, comparison, exported.runtime, options, len(calibration))
+        outcome = {
+            "file": output.name,
+            "bytes": file_size(draft),
+            "sha256": sha256(draft),
+            "opset": (options.opset or writers.DEFAULT_OPSET) if "opset" in options.row.options else None,
+            "calibration_images": len(calibration),
+            "comparison": comparison.to_dict(),
+            "runtime": exported.runtime,
+            **environment(use_gpu=False),
+            "info": info.to_dict(),
+        }
         del exported  # lets go of the file, which Windows would not rename
-        side = work / f"{output.name}.json"
-        side.write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+        (work / options.beside[0].name).write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
         # The description before what it describes, weights before the graph that needs them.
-        for name in (side.name, draft.with_suffix(".bin").name, draft.name):
-            if (work / name).exists():
-                (work / name).replace(output.with_name(name))
+        for file in (*options.beside, output):
+            (work / file.name).replace(file)
+    return outcome
+
+
+@contextlib.contextmanager
+def _folder_beside(output: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk; if nothing comes out of it, folders made for ``output`` go as well."""
+    made = [folder for folder in output.parents if not folder.exists()]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".amg-export-", dir=output.parent))
+    except OSError as error:
+        raise InputError(f"--output '{output}' cannot be written ({error.strerror}); choose another place.") from error
+    try:
+        yield work
     except OSError as error:
         raise RunError(f"'{output}' cannot be written: {error}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if not output.exists():
             with contextlib.suppress(OSError):  # somebody else put something there
-                for folder in folders:
+                for folder in made:
                     folder.rmdir()
-    return outcome
 
 
 def _images(options: ExportOptions, info: ExportInfo) -> tuple[list[Path], list[Any], str]:
     """Calibration files, images of the comparison and what kind they are."""
     calibration: list[Path] = []
-    pictures: list[Any] = []
-    if options.images is not None:
-        pictures = spread(images_below(options.images), REAL)
+    pictures: list[Any] = [] if options.images is None else spread(images_below(options.images), REAL)
+    kind = "real"
     if options.int8 is not None:
         files = int8.calibration_files(options.int8, options.root)
         calibration = spread(files, options.calibration_images or CALIBRATION)
@@ -213,97 +227,72 @@ def _images(options: ExportOptions, info: ExportInfo) -> tuple[list[Path], list[
             as_image(file)
         if not pictures:
             held_out = sorted(set(files) - set(calibration))
-            kind = "real" if held_out else "calibration"
-            return calibration, [as_image(picture) for picture in spread(held_out or calibration, REAL)], kind
-    if pictures:
-        return calibration, [as_image(picture) for picture in pictures], "real"
-    return calibration, generated_images(GENERATED, *info.image_size), "generated"
+            pictures, kind = spread(held_out or calibration, REAL), "real" if held_out else "calibration"
+    if not pictures:
+        return calibration, generated_images(GENERATED, *info.image_size), "generated"
+    return calibration, [as_image(picture) for picture in pictures], kind
 
 
-def _write(
-    reference: CheckpointFile,
-    info: ExportInfo,
-    draft: Path,
-    options: ExportOptions,
-    calibration: list[Path],
-    say: Callable[[str], None],
-) -> None:
-    half = options.fp16 and options.file_format != "openvino"  # which halves its weights itself, when it saves
+@dataclass(frozen=True)
+class _Job:
+    """What an export has in hand once everything is checked."""
+
+    options: ExportOptions
+    reference: CheckpointFile
+    calibration: list[Path]
+    say: Callable[[str], None]
+
+
+def _write(job: _Job, info: ExportInfo, draft: Path) -> None:
+    row = job.options.row
     graph = FeatureGraph(
-        deployed(reference.network, half=half),
+        deployed(job.reference.network, half=info.precision == "fp16" and row.half == "graph"),
         info.label_inputs,
         info.preprocessing,
         normalize_input=info.normalize_input,
         l2_normalize=info.l2_normalize,
     ).eval()
-    if info.file_format == "onnx":
-        plain = draft if options.int8 is None else draft.with_name("float.onnx")
-        writers.write_onnx(graph, plain, info, options.onnx_opset)
-        if options.int8 is not None:
-            say(f"calibrating on {len(calibration)} images")
-            int8.quantize_onnx(plain, draft, int8.Calibration(calibration, info), info)
-    elif options.int8 is None:
-        writers.WRITERS[info.file_format](graph, draft, info)
+    given = {name: getattr(job.options, name) for name in row.options}
+    if info.precision != "int8":
+        row.load("writer")(graph, draft, info, **given)
     else:
-        model = writers.openvino_model(graph, info)
-        say(f"calibrating on {len(calibration)} images")
-        model = int8.quantize_openvino(model, int8.Calibration(calibration, info))
-        writers.save_openvino(model, draft, info)
+        job.say(f"calibrating on {len(job.calibration)} images")
+        row.load("quantiser")(graph, draft, info, int8.calibration_batches(job.calibration, info), **given)
 
 
-def _with_open_batch(
-    reference: CheckpointFile,
-    info: ExportInfo,
-    draft: Path,
-    options: ExportOptions,
-    calibration: list[Path],
-    say: Callable[[str], None],
-) -> ExportInfo:
-    """Write a file that its runtime crashes on again, for any number of images; gives its new description.
+def _write_what_runs(job: _Job, info: ExportInfo, draft: Path) -> ExportInfo:
+    """Write a file that does not crash its runtime; gives its description.
 
-    OpenVINO's CPU plugin makes kernels out of shapes that are fixed, and those of some small pruned networks crash.
+    OpenVINO's CPU plugin makes kernels out of shapes that are fixed, and those of some small pruned networks crash;
+    then the file is written again for any number of images.
 
     Raises:
         RunError: If the runtime crashes on that, too.
     """
+    job.say(f"writing {info.file_format}, {info.precision}")
+    _write(job, info, draft)
+    if not (job.options.row.fragile and crashes(draft)):
+        return info
     if info.batch is not None:
-        say("OpenVINO crashes on this network with one image per call: writing a file for any number of images")
+        job.say(
+            f"The runtime of {info.file_format} crashes on this network with one image per call: writing a file for "
+            "any number of images"
+        )
         info = replace(info, batch=None)
-        _write(reference, info, draft, options, calibration, say)
+        _write(job, info, draft)
         if not crashes(draft):
             return info
-    raise RunError(f"OpenVINO crashes when it runs the {info.precision} file; '{options.output}' was not written.")
+    raise RunError(
+        f"The runtime of {info.file_format} crashes when it runs the {info.precision} file; "
+        f"'{job.options.output}' was not written."
+    )
 
 
 def _versions(options: ExportOptions) -> dict[str, str]:
-    names = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}.get(options.file_format, ())
-    names += ("nncf",) if options.file_format == "openvino" and options.int8 is not None else ()
-    found = {"amg_plugin": __version__}
-    for name in ("torch", "timm", *names):
+    row, found = options.row, {"amg_plugin": __version__}
+    for name in ("torch", "timm", *row.packages, *(row.quantiser_packages if options.int8 is not None else ())):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
-
-
-def _outcome(
-    draft: Path,
-    output: Path,
-    info: ExportInfo,
-    comparison: Comparison,
-    runtime: str,
-    options: ExportOptions,
-    calibration: int,
-) -> dict:
-    return {
-        "file": output.name,
-        "bytes": file_size(draft),
-        "sha256": sha256(draft),
-        "opset": options.onnx_opset if info.file_format == "onnx" else None,
-        "calibration_images": calibration,
-        "comparison": comparison.to_dict(),
-        "runtime": runtime,
-        **environment(use_gpu=False),
-        "info": info.to_dict(),
-    }

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from amg_plugin.deploy.exported_file import ExportedFile, open_exported
 from amg_plugin.deploy.images import prepare, unnormalized
-from amg_plugin.deploy.runtimes import ExportedFile, file_format, need, open_exported
 from amg_plugin.errors import InputError
+from amg_plugin.registries.formats import FORMATS, file_format
+from amg_plugin.utils.packages import need
 
 OUTPUTS = ("auto", "numpy", "torch")
 
@@ -60,8 +62,9 @@ class FeatureExtractor:
         self.file = _open(Path(path), str(device), threads)
         self.info = self.file.info
         self.batch_size, self.normalize = batch_size, normalize
-        without_torch = self.info.file_format in ("onnx", "openvino")
-        self.output = ("numpy" if without_torch else "torch") if output == "auto" else output
+        row = FORMATS.rows.get(self.info.file_format)  # none for a checkpoint
+        in_torch = row is None or "torch" in row.runtime
+        self.output = ("torch" if in_torch else "numpy") if output == "auto" else output
         if self.output == "torch":
             need("torch", "output 'torch'")
 

@@ -33,25 +33,15 @@ def without_classifiers(network: ReIDModel) -> ReIDModel:
     return network
 
 
-class HalfLinear(FastLinear):
-    """A linear layer in float16 between tokens in float32.
+def in_half_precision(network: FastNetwork) -> FastNetwork:
+    """``network`` with linear layers and attention in float16, in place.
 
     Norms, residual sums and what the head computes stay in float32: pretrained ViTs have tokens with a few values so
     large that half precision would lose the others.
     """
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """As :class:`FastLinear`; float16, with ``residual`` float32."""
-        x = F.linear(x.half(), self.weight, self.bias)
-        x = F.gelu(x) if self.gelu else x
-        return x if residual is None else residual + x
-
-
-def in_half_precision(network: FastNetwork) -> FastNetwork:
-    """``network`` with linear layers and attention in float16, in place."""
     for module in network.modules():
         if isinstance(module, FastLinear):
-            module.half().__class__ = HalfLinear
+            module.half()
         elif isinstance(module, FastBlock):
             for norm in (module.q_norm, module.k_norm, module.attention_norm, module.mlp_norm):
                 if norm is not None:  # works on what linear layers give

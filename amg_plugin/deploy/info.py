@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from amg_plugin.errors import CheckpointError
+from amg_plugin.registries.formats import FORMATS, PRECISIONS
 from amg_plugin.utils.preprocessing import Preprocessing, damaged, is_size
 
 FORMAT = "amg_plugin.export"
@@ -19,8 +22,6 @@ WEIGHTS_KEY = "amg_plugin_weights"
 #: Name of the same text among the extra files of TorchScript and ExportedProgram archives.
 EXTRA_FILE = "amg_plugin.json"
 
-FORMATS = ("onnx", "torchscript", "exported_program", "openvino")
-PRECISIONS = ("fp32", "fp16", "int8")
 _LABELS = ("camids", "viewids")
 
 
@@ -29,8 +30,8 @@ class ExportInfo:
     """Everything a user of the file has to know.
 
     Attributes:
-        file_format: One of :data:`FORMATS`.
-        precision: One of :data:`PRECISIONS`; inputs and outputs are float32 in each.
+        file_format: One of :data:`~amg_plugin.registries.formats.FORMATS`.
+        precision: One of :data:`~amg_plugin.registries.formats.PRECISIONS`; inputs and outputs are float32 in each.
         batch: Images per call, None for any number.
         inputs: Names in order: ``images`` ``[B, 3, height, width]``, then ``camids`` and ``viewids`` ``[B]`` int64 if
             the network uses them (from 0; negative for unseen ones).
@@ -132,17 +133,15 @@ class ExportInfo:
         """Inputs after the images."""
         return tuple(name for name in self.inputs if name != "images")
 
+    def labels_in_turn(self, start: int, count: int) -> dict[str, np.ndarray]:
+        """Labels int64 ``[count]`` per label input that take every value in turn, unseen (-1) included."""
+        side = self.spec.get("side_information") or {}
+        totals = {"camids": side.get("cameras", 0), "viewids": side.get("views", 0)}
+        return {name: (start + np.arange(count)) % (totals[name] + 1) - 1 for name in self.label_inputs}
+
 
 def foreign(path: str | Path) -> CheckpointError:
     """The error for a file of another program."""
     return CheckpointError(
         f"'{path}' was not written by 'amg-reid export': it does not say how images are prepared for it."
     )
-
-
-def file_size(path: str | Path) -> int:
-    """Bytes of an exported file, with the weights that OpenVINO keeps beside it."""
-    path = Path(path)
-    weights = path.with_suffix(".bin")
-    beside = weights.stat().st_size if path.suffix.lower() == ".xml" and weights.exists() else 0
-    return path.stat().st_size + beside

@@ -7,19 +7,17 @@ softmax, norms and the patch embedding: with 8 bits there features suffer, and l
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import nn
 from tqdm import tqdm
 
+from amg_plugin.deploy.exported_file import first_line
 from amg_plugin.deploy.images import images_below, prepare
 from amg_plugin.deploy.info import KEY, ExportInfo
-from amg_plugin.deploy.runtimes import first_line, need
+from amg_plugin.deploy.writers import failing_as, openvino_model, quietly, save_openvino, write_onnx
 from amg_plugin.errors import DataError, RunError
 
 BATCH = 8
@@ -74,65 +72,60 @@ def _known_datasets() -> dict[str, type]:
     return known_datasets()
 
 
-class Calibration:
-    """Batches of network inputs; an iterator for onnxruntime (``get_next``) and a sequence of arrays.
+def calibration_batches(files: Sequence[Path], info: ExportInfo) -> list[dict[str, np.ndarray]]:
+    """Network inputs by name, in batches.
 
     Args:
         files: Images.
         info: How they are prepared, and which inputs there are. Labels take every value in turn.
     """
-
-    def __init__(self, files: Sequence[Path], info: ExportInfo) -> None:
-        step = info.batch or BATCH
-        self.batches = []
-        side = info.spec.get("side_information") or {}
-        totals = {"camids": side.get("cameras", 0), "viewids": side.get("views", 0)}
-        starts = range(0, len(files), step)
-        for start in tqdm(starts, desc="reading calibration images", leave=False, disable=None):
-            part = list(files[start : start + step])
-            part += [part[-1]] * ((info.batch or 1) - len(part))
-            images = prepare(part, info.preprocessing, normalize=not info.normalize_input)
-            labels = {name: (start + np.arange(len(part))) % (totals[name] + 1) - 1 for name in info.label_inputs}
-            self.batches.append({"images": images, **labels})
-        self.rewind()
-
-    def rewind(self) -> None:
-        """Start over."""
-        self._next = iter(self.batches)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch, None at the end."""
-        return next(self._next, None)
+    step, batches = info.batch or BATCH, []
+    for start in tqdm(range(0, len(files), step), desc="reading calibration images", leave=False, disable=None):
+        part = list(files[start : start + step])
+        part += [part[-1]] * ((info.batch or 1) - len(part))
+        images = prepare(part, info.preprocessing, normalize=not info.normalize_input)
+        batches.append({"images": images, **info.labels_in_turn(start, len(part))})
+    return batches
 
 
-def quantize_onnx(source: Path, target: Path, calibration: Calibration, info: ExportInfo) -> None:
-    """Quantise an ONNX file by onnxruntime (QDQ form).
+def quantize_onnx(
+    graph: nn.Module, path: Path, info: ExportInfo, batches: list[dict[str, np.ndarray]], opset: int | None = None
+) -> None:
+    """Write an ONNX file that onnxruntime quantised (QDQ form).
 
     Args:
-        source: File in float32.
-        target: File to write.
-        calibration: Images.
-        info: Description of the new file.
+        graph: Images (and labels) in, features out, in float32.
+        path: The file.
+        info: Its description.
+        batches: Inputs to calibrate on.
+        opset: ONNX opset; None for the usual one.
 
     Raises:
-        MissingDependencyError: If onnx or onnxruntime is missing.
-        RunError: If quantisation fails.
+        RunError: If the export or quantisation fails.
     """
-    onnx = need("onnx", "Quantising an ONNX file")
-    quantization = need("onnxruntime.quantization", "Quantising an ONNX file")
-    graph = onnx.load(str(source)).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    weighted = [node.name for node in graph.node if node.op_type in _PRODUCTS and constants.intersection(node.input)]
+    import onnx
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(batches)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.batches, None)
+
+    whole = path.with_name("float.onnx")
+    write_onnx(graph, whole, info, opset)
+    nodes = onnx.load(str(whole)).graph
+    constants = {tensor.name for tensor in nodes.initializer}
+    weighted = [node.name for node in nodes.node if node.op_type in _PRODUCTS and constants.intersection(node.input)]
     if not weighted:
         raise RunError("The graph has no product with weights to quantise.")
-    reader = type("Reader", (Calibration, quantization.CalibrationDataReader), {})
-    calibration.__class__ = reader  # onnxruntime asks for a subclass of its own
-    try:
-        with _quietly():
+    with failing_as("Quantisation by onnxruntime"):
+        with quietly():
             quantization.quantize_static(
-                str(source),
-                str(target),
-                calibration,
+                str(whole),
+                str(path),
+                Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
                 nodes_to_quantize=weighted,
                 per_channel=True,
@@ -141,44 +134,29 @@ def quantize_onnx(source: Path, target: Path, calibration: Calibration, info: Ex
                 calibrate_method=quantization.CalibrationMethod.MinMax,
                 extra_options={"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)},
             )
-        model = onnx.load(str(target))
+        model = onnx.load(str(path))
         used = {node.domain for node in model.graph.node} | {""}
         kept = [entry for entry in model.opset_import if entry.domain in used]
         del model.opset_import[:], model.metadata_props[:]
         model.opset_import.extend(kept)
         onnx.helper.set_model_props(model, {KEY: info.to_json()})
-        onnx.save(model, str(target))
-    except Exception as error:  # onnxruntime raises many types
-        raise RunError(f"onnxruntime could not quantise the graph: {first_line(error)}") from error
+        onnx.save(model, str(path))
 
 
-def quantize_openvino(model: Any, calibration: Calibration) -> Any:
-    """Quantise an ``openvino.Model`` by NNCF; returns the new one.
+def quantize_openvino(graph: nn.Module, path: Path, info: ExportInfo, batches: list[dict[str, np.ndarray]]) -> None:
+    """Write an OpenVINO file that NNCF quantised; arguments as for :func:`quantize_onnx`.
 
     Raises:
-        MissingDependencyError: If NNCF is missing.
-        RunError: If quantisation fails.
+        RunError: If the export or quantisation fails.
     """
-    nncf = need("nncf", "Quantising for OpenVINO")
-    try:
-        with _quietly():
-            return nncf.quantize(
-                model,
-                nncf.Dataset([list(batch.values()) for batch in calibration.batches]),
-                model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=len(calibration.batches),
-            )
-    except Exception as error:
-        raise RunError(f"NNCF could not quantise the graph: {first_line(error)}") from error
+    import nncf
 
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep remarks of the quantisers, prints included, from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    model = openvino_model(graph, info)
+    with failing_as("Quantisation by NNCF"), quietly():
+        model = nncf.quantize(
+            model,
+            nncf.Dataset([list(batch.values()) for batch in batches]),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(batches),
+        )
+    save_openvino(model, path, info)

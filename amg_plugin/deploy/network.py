@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint
+from amg_plugin.deploy.exported_file import ExportedFile
 from amg_plugin.deploy.info import ExportInfo
-from amg_plugin.deploy.runtimes import ExportedFile
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.side_information import SideInformation
 from amg_plugin.models.spec import ModelSpec

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from amg_plugin.deploy.exported_file import ExportedFile, first_line
 from amg_plugin.deploy.images import prepare
-from amg_plugin.deploy.runtimes import ExportedFile, first_line
 from amg_plugin.errors import RunError
 
 #: Largest difference allowed, relative to the largest feature, per precision.
@@ -78,7 +78,7 @@ def compare(exported: ExportedFile, reference: ExportedFile, images: Sequence[An
     info, count = exported.info, len(images)
     first = prepare(list(images), info.preprocessing, normalize=not info.normalize_input)
     second = prepare(list(images), info.preprocessing)
-    labels = _labels(info.spec.get("side_information") or {}, info.label_inputs, count)
+    labels = info.labels_in_turn(0, count)
     cuts = [0, 1, 3, count] if info.batch is None and count > 3 else range(0, count + 1, info.batch or count)
     sizes, found = [], []
     for start, stop in itertools.pairwise(cuts):
@@ -111,8 +111,3 @@ def compare(exported: ExportedFile, reference: ExportedFile, images: Sequence[An
         limit=f"difference {most:g}" if most is not None else f"cosine {least:g}",
         within=difference <= most if most is not None else cosine >= least,
     )
-
-
-def _labels(side: dict[str, Any], names: Sequence[str], count: int) -> dict[str, np.ndarray]:
-    totals = {"camids": side.get("cameras", 0), "viewids": side.get("views", 0)}
-    return {name: np.arange(count) % (totals[name] + 1) - 1 for name in names}

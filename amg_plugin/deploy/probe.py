@@ -7,12 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import amg_plugin
-
 _CODE = """
 import sys
 import numpy as np
-from amg_plugin.deploy.runtimes import open_exported
+from amg_plugin.deploy.exported_file import open_exported
 
 file = open_exported(sys.argv[1])
 file.features(np.zeros((1, 3, *file.info.image_size), dtype=np.float32))
@@ -24,7 +22,7 @@ def crashes(path: Path) -> bool:
 
     A file that fails with an exception does not crash; whoever opens it next learns why it fails.
     """
-    folders = [str(Path(amg_plugin.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    folders = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     ended = subprocess.run(
         [sys.executable, "-c", _CODE, str(path)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
+from amg_plugin.deploy.exported_file import ExportedFile
 from amg_plugin.deploy.graph import label_inputs
 from amg_plugin.deploy.info import ExportInfo
-from amg_plugin.deploy.runtimes import ExportedFile, torch_device
+from amg_plugin.deploy.runtimes import torch_device
 from amg_plugin.errors import CheckpointError
 from amg_plugin.utils.files import sha256
 from amg_plugin.utils.preprocessing import not_recorded
@@ -37,7 +38,8 @@ class CheckpointFile(ExportedFile):
         self.network = network.to(self.device)
         self.runtime = f"torch {torch.__version__}"
 
-    def _run(self, columns: list[np.ndarray]) -> np.ndarray:
+    def run(self, columns: list[np.ndarray]) -> np.ndarray:
+        """As :meth:`ExportedFile.run`."""
         images, *labels = (torch.from_numpy(column).to(self.device) for column in columns)
         with torch.no_grad():
             features = self.network(images, **dict(zip(self.info.label_inputs, labels, strict=True)))

@@ -7,15 +7,15 @@ import importlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from amg_plugin.deploy.exported_file import first_line
 from amg_plugin.deploy.info import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo
-from amg_plugin.deploy.runtimes import first_line, need
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.utils.files import sha256
 
@@ -38,30 +38,30 @@ def _dynamic_shapes(info: ExportInfo) -> Any:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the exporters' remarks about themselves from the user."""
-    noisy = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")]
-    levels = [logger.level for logger in noisy]
+def quietly() -> Iterator[None]:
+    """Keep remarks of exporters and quantisers about themselves, prints included, from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            for logger in noisy:
-                logger.setLevel(logging.ERROR)
             yield
     finally:
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
-def check_opset(opset: int) -> None:
-    """Check that the exporter writes an opset and ONNX Runtime reads it, before any work.
+def check_opset(options: Any) -> None:
+    """Check that the exporter writes the opset of export options and ONNX Runtime reads it, before any work.
 
     Raises:
         InputError: If not; says what is allowed.
-        MissingDependencyError: If a package is missing.
     """
-    onnx, ort = need("onnx", "Exporting to ONNX"), need("onnxruntime", "Exporting to ONNX")
-    need("onnxscript", "Exporting to ONNX")
+    import onnx
+    import onnxruntime as ort
+
+    opset = options.opset
+    if opset is None:
+        return
     written = _highest_written(onnx)
     highest = written
     while highest > LOWEST_OPSET and not _runs(onnx, ort, highest):
@@ -125,15 +125,22 @@ def _attention(
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
-def write_onnx(graph: nn.Module, path: Path, info: ExportInfo, opset: int = DEFAULT_OPSET) -> None:
+def write_onnx(graph: nn.Module, path: Path, info: ExportInfo, opset: int | None = None) -> None:
     """Write an ONNX file with its weights inside.
+
+    Args:
+        graph: Images (and labels) in, features out.
+        path: The file.
+        info: Its description.
+        opset: ONNX opset; None for :data:`DEFAULT_OPSET`.
 
     Raises:
         RunError: If the exporter fails, or gives another opset.
     """
+    opset = opset or DEFAULT_OPSET
     # From opset 23 on attention is a node of its own.
     table = {torch.ops.aten.scaled_dot_product_attention.default: _attention} if opset < 23 else None
-    with _quietly(), _named("ONNX"):
+    with quietly(), failing_as("The export to ONNX"):
         program = torch.onnx.export(
             graph,
             example_inputs(info),
@@ -162,7 +169,7 @@ def write_torchscript(graph: nn.Module, path: Path, info: ExportInfo) -> None:
     Raises:
         RunError: If tracing fails.
     """
-    with _quietly(), _named("TorchScript"), torch.no_grad():
+    with quietly(), failing_as("The export to TorchScript"), torch.no_grad():
         traced = torch.jit.trace(graph, example_inputs(info), check_trace=False)
         archive = io.BytesIO()  # on a full disk torch's own writer ends the process
         torch.jit.save(traced, archive, _extra_files={EXTRA_FILE: info.to_json()})
@@ -175,7 +182,7 @@ def exported_program(graph: nn.Module, info: ExportInfo) -> torch.export.Exporte
     Raises:
         RunError: If it fails.
     """
-    with _quietly(), _named("torch.export"), torch.no_grad():
+    with quietly(), failing_as("torch.export"), torch.no_grad():
         return torch.export.export(graph, example_inputs(info), dynamic_shapes=_dynamic_shapes(info))
 
 
@@ -189,7 +196,7 @@ def write_exported_program(graph: nn.Module, path: Path, info: ExportInfo) -> No
     program.example_inputs = None  # zeros, which would be stored as a pickle
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
-    with _quietly(), _named("torch.export"):
+    with quietly(), failing_as("torch.export"):
         archive = io.BytesIO()  # on a full disk torch's own writer ends the process
         torch.export.save(program, archive, extra_files={EXTRA_FILE: info.to_json()})
     path.write_bytes(archive.getbuffer())
@@ -201,9 +208,10 @@ def openvino_model(graph: nn.Module, info: ExportInfo) -> Any:
     Raises:
         RunError: If conversion fails.
     """
-    openvino = need("openvino", "Exporting to OpenVINO")
+    import openvino
+
     program = exported_program(graph, info)
-    with _quietly(), _named("OpenVINO"):
+    with quietly(), failing_as("The export to OpenVINO"):
         model = openvino.convert_model(program)
         batch = -1 if info.batch is None else info.batch
         shapes = [[batch, 3, *info.image_size], *[[batch]] * len(info.label_inputs)]
@@ -230,8 +238,10 @@ def save_openvino(model: Any, path: Path, info: ExportInfo) -> None:
     Raises:
         RunError: If writing fails.
     """
-    save, half = need("openvino", "Exporting to OpenVINO").save_model, info.precision == "fp16"
-    with _named("OpenVINO"):
+    from openvino import save_model as save
+
+    half = info.precision == "fp16"
+    with failing_as("The export to OpenVINO"):
         save(model, str(path), compress_to_fp16=half)
         weights = sha256(path.with_suffix(".bin"))
         model.set_rt_info(weights, [WEIGHTS_KEY])
@@ -241,20 +251,18 @@ def save_openvino(model: Any, path: Path, info: ExportInfo) -> None:
 
 
 @contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
+def failing_as(what: str) -> Iterator[None]:
+    """Turn what exporters and quantisers raise, whatever their inner parts raise, into one sentence.
+
+    Raises:
+        RunError: Naming ``what`` and the innermost error.
+    """
     try:
         yield
-    except Exception as error:  # exporters raise whatever their inner parts raise
+    except RunError:
+        raise
+    except Exception as error:
         inner: BaseException = error
         while inner.__cause__ is not None:  # what wraps it says less
             inner = inner.__cause__
-        raise RunError(f"The export by {what} failed ({type(inner).__name__}): {first_line(inner)}") from error
-
-
-#: Format -> what writes it.
-WRITERS: dict[str, Callable[[nn.Module, Path, ExportInfo], None]] = {
-    "onnx": write_onnx,
-    "torchscript": write_torchscript,
-    "exported_program": write_exported_program,
-    "openvino": write_openvino,
-}
+        raise RunError(f"{what} failed ({type(inner).__name__}): {first_line(inner)}") from error

@@ -4,9 +4,10 @@ Each ``register_...`` is a call, ``register_dataset("mine", MyData)``, or a deco
 The first line of the docstring becomes the line in lists; :class:`amg_plugin.registries.registry.Registry` says more.
 """
 
+from amg_plugin.registries.formats import FORMATS, ExportFormat, register_format
 from amg_plugin.registries.tables import DATASETS, HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS, TRANSFORMS
 
-TABLES = (HEAD_SCORERS, TOKEN_SCORERS, REDUCERS, DATASETS, TRANSFORMS, HOOKS)
+TABLES = (HEAD_SCORERS, TOKEN_SCORERS, REDUCERS, DATASETS, TRANSFORMS, HOOKS, FORMATS)
 register_head_scorer = HEAD_SCORERS.register
 register_token_scorer = TOKEN_SCORERS.register
 register_reducer = REDUCERS.register
@@ -26,14 +27,17 @@ def described() -> list[str]:
 
 __all__ = [
     "DATASETS",
+    "FORMATS",
     "HEAD_SCORERS",
     "HOOKS",
     "REDUCERS",
     "TABLES",
     "TOKEN_SCORERS",
     "TRANSFORMS",
+    "ExportFormat",
     "described",
     "register_dataset",
+    "register_format",
     "register_head_scorer",
     "register_hook",
     "register_reducer",

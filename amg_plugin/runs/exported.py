@@ -9,8 +9,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 from amg_plugin.cli.arguments import config_from_arguments, finish, logged
+from amg_plugin.deploy.exported_file import ExportedFile, open_exported
 from amg_plugin.deploy.network import ExportedNetwork, as_checkpoint, check_unchanged
-from amg_plugin.deploy.runtimes import ExportedFile, open_exported
 from amg_plugin.errors import InputError
 from amg_plugin.models.build import build_network
 from amg_plugin.pruning import apply_plan

@@ -12,18 +12,18 @@ import torch
 
 from amg_plugin import compat
 from amg_plugin.bench import table, worker
-from amg_plugin.bench.forms import FORMS, SUFFIXES, check_form, write_form
+from amg_plugin.bench.forms import check_form, write_form
 from amg_plugin.bench.run import Settings, _in_process, quartiles
 from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_structure, joined, parse_rates
 from amg_plugin.checkpoint import save_checkpoint
-from amg_plugin.cli import bench
 from amg_plugin.cli.main import main
 from amg_plugin.config.load import load_config
-from amg_plugin.deploy.runtimes import open_exported
+from amg_plugin.deploy.exported_file import open_exported
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
+from amg_plugin.registries.formats import FORMATS, forms
 from amg_plugin.utils.files import write_text
 
 SPEC = ModelSpec("vit_tiny_patch16_224", (64, 32), 5, overrides={"depth": 2, "embed_dim": 16, "num_heads": 2})
@@ -96,8 +96,7 @@ MISSING = {
     "openvino": find_spec("openvino") is None,
 }
 FILE_FORMS = [
-    pytest.param(form, marks=pytest.mark.skipif(MISSING.get(form, False), reason=f"no {form} here"))
-    for form in SUFFIXES
+    pytest.param(form, marks=pytest.mark.skipif(MISSING.get(form, False), reason=f"no {form} here")) for form in FORMATS
 ]
 
 
@@ -106,7 +105,7 @@ FILE_FORMS = [
 def test_what_is_written_to_be_measured_gives_the_networks_features(form, tmp_path):
     subject = from_backbone("osnet_x0_25", (64, 32))
     model = subject.build()
-    path = tmp_path / f"model{SUFFIXES[form]}"
+    path = tmp_path / f"model{FORMATS.row(form).suffixes[0]}"
     write_form(SimpleNamespace(name="osnet", image_size=(64, 32), build=lambda: model), form, path)
     images = torch.rand(3, 3, 64, 32)
     with torch.no_grad():
@@ -156,7 +155,7 @@ def test_files_are_called_by_their_name_and_folder(pruned):
     [
         (["--height", "-5"], "--height -5"),
         (["--height", "8", "--width", "8"], "osnet_x0_25 does not run on images of 8x8"),
-        (["--output", ""], "--output '' is no name for files"),
+        (["--output", ""], "--output '' is not a name for files"),
         (["--output", "{file}/edge"], "The folder of --output,"),
     ],
 )
@@ -307,7 +306,7 @@ def test_onnx_runtime_and_torchreids_networks_take_part(capsys):
 
 @pytest.mark.parametrize("form", FILE_FORMS)
 def test_an_exported_file_is_measured_against_its_dense_network(pruned, form, tmp_path, capsys):
-    file = tmp_path / f"pruned{SUFFIXES[form]}"
+    file = tmp_path / f"pruned{FORMATS.row(form).suffixes[0]}"
     assert main(["export", str(pruned), "--format", form, "--dynamic-batch", "--output", str(file)]) == 0
     assert main(["bench", str(file), "--batch", "2", "--output", str(tmp_path / "edge"), *QUICK]) == 0
     result = json.loads((tmp_path / "edge.json").read_text(encoding="utf-8"))
@@ -359,9 +358,8 @@ def test_a_missing_runtime_is_named_before_anything_is_measured(monkeypatch, cap
     assert "[export]" in said
 
 
-def test_every_form_can_be_asked_for_on_the_command_line_and_as_a_goal():
-    assert tuple(FORMS) == bench._FORMS
-    for form in FORMS:
+def test_every_form_can_be_asked_for_as_a_goal():
+    for form in forms():
         assert load_config(None, ["amg.latency.form", form]).amg.latency.form == form
 
 
@@ -380,7 +378,7 @@ def test_every_form_can_be_asked_for_on_the_command_line_and_as_a_goal():
         (["missing.pth", "--height", "64"], "has a size of its own"),
         (["missing.pth", "--stride", "8"], "--variant and --stride are for --model"),
         (["missing.pth", "--variant", "kv"], "--variant and --stride are for --model"),
-        (["--model", "vit_amg_tiny", "--output", "results/"], "is no name for files"),
+        (["--model", "vit_amg_tiny", "--output", "results/"], "is not a name for files"),
         (["--model", "vit_amg_tiny", "--device", "cuda"], "no GPU"),
     ],
 )
@@ -406,6 +404,8 @@ def test_a_process_that_fails_is_named():
     task = {
         "what": "time",
         "form": "eager",
+        "loader": "network",
+        "packages": ["torch"],
         "threads": 1,
         "batches": [1],
         "device": "nonsense",
@@ -427,7 +427,7 @@ def test_settings_leave_threads_to_the_cpu():
 @needs_onnx
 def test_a_gpu_that_onnx_runtime_does_not_know_is_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("amg_plugin.bench.forms._providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     Settings(forms=("fast",), device="cuda").check()
     with pytest.raises(InputError, match="onnxruntime-gpu"):
         Settings(forms=("fast", "onnx"), device="cuda").check()

@@ -4,12 +4,14 @@ import argparse
 import ast
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from amg_plugin.cli import doctor
 from amg_plugin.cli.doctor import ABSENT, OK, PROBLEM
+from amg_plugin.registries.formats import FORMATS, optional_packages
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -49,8 +51,9 @@ def test_a_missing_need_of_torchreid_is_named_with_its_pip_name(monkeypatch, cap
     assert "1 problem: see" in text
 
 
-def test_a_missing_optional_package_is_no_problem(monkeypatch):
-    monkeypatch.setitem(doctor.OPTIONAL, "package_that_is_not_there", "its-pip-name")
+def test_a_missing_package_of_a_format_is_no_problem(monkeypatch):
+    row = replace(FORMATS.row("onnx"), packages=("package_that_is_not_there",))
+    monkeypatch.setitem(FORMATS.rows, "onnx", row)
     assert _check("package_that_is_not_there").status == ABSENT
     assert _run() == 0
 
@@ -120,7 +123,7 @@ def test_the_doctor_looks_at_everything_that_setup_declares():
         if isinstance(node, ast.Assign) and node.targets[0].id in ("REQUIREMENTS", "EXTRAS")
     }
     assert set(doctor.NEEDED.values()) == set(values["REQUIREMENTS"])
-    assert set(doctor.OPTIONAL.values()) == set(values["EXTRAS"]["export"])
+    assert set(optional_packages()) - set(doctor.NEEDED) == set(values["EXTRAS"]["export"])
 
 
 def test_the_running_interpreter_is_named():

@@ -148,7 +148,7 @@ def output(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "tflite"], "--format 'tflite' is unknown; allowed are onnx, torchscript"),
+        (["--format", "tflite"], "Unknown export format 'tflite'; allowed are onnx, torchscript"),
         (["--format", "torchscript"], "must end in .pt or .ts"),
         (["--format", "onnx", "--int8"], "--int8 needs calibration data"),
         (["--format", "onnx", "--int8", "FOLDER", "--fp16"], "exclude each other"),

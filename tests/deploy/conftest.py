@@ -8,7 +8,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from small_models import ALL, save
 
-from amg_plugin.deploy.export import SUFFIXES, ExportOptions, export
+from amg_plugin.deploy.export import ExportOptions, export
+from amg_plugin.registries.formats import FORMATS
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,7 @@ def exported(checkpoint, tmp_path_factory):
     def of(kind, file_format, **options):
         key = (kind, file_format, *sorted(options.items()))
         if key not in made:
-            output = tmp_path_factory.mktemp("exported") / f"model{SUFFIXES[file_format][0]}"
+            output = tmp_path_factory.mktemp("exported") / f"model{FORMATS.row(file_format).suffixes[0]}"
             made[key] = output, export(checkpoint(kind), ExportOptions(file_format, output, **options))
         return made[key]
 

@@ -11,8 +11,8 @@ from small_models import NETWORKS, preprocessing, save
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 import amg_plugin
+from amg_plugin.deploy.exported_file import first_line
 from amg_plugin.deploy.images import as_image, prepare
-from amg_plugin.deploy.runtimes import first_line
 from amg_plugin.errors import CheckpointError, DataError, InputError
 
 FORMATS = ["checkpoint", "torchscript", "exported_program", "onnx"]

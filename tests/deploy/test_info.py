@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from amg_plugin.deploy.exported_file import open_exported
 from amg_plugin.deploy.info import ExportInfo
-from amg_plugin.deploy.runtimes import open_exported
 from amg_plugin.errors import CheckpointError
 
 

@@ -53,7 +53,7 @@ class Flow:
     order: Positions
     outgoing: int
 
-    def places_of(self, positions: Iterable[int]) -> Positions:
+    def rows_of(self, positions: Iterable[int]) -> Positions:
         """Where ``positions`` are in the final sequence."""
         place = {position: index for index, position in enumerate(self.order)}
         return tuple(place[position] for position in positions)

@@ -70,6 +70,8 @@ class FastLinear(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[..., in]`` to ``[..., out]``, plus ``residual`` if given."""
         if self.packed is None:
+            if x.dtype != self.weight.dtype:  # a layer in float16 between tokens in float32
+                x = x.to(self.weight.dtype)
             x = F.linear(x, self.weight, self.bias)
             x = F.gelu(x) if self.gelu else x
             return x if residual is None else residual + x

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, global_pool_nlc
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from amg_plugin.errors import InputError
 from amg_plugin.models.la_transformer import LATransformer, part_averages
 from amg_plugin.models.reid import ReIDModel, at_least_float32
 from amg_plugin.models.transreid import TransReID
-from amg_plugin.models.vit import pooled_features
 from amg_plugin.pruning import current_plan
 
 
@@ -76,13 +75,15 @@ class ClassToken(nn.Module):
     def __init__(self, model: ReIDModel, flow: Flow, neck: nn.BatchNorm1d | None) -> None:
         super().__init__()
         vit = model.backbone
-        self.restore = Gather(flow.places_of(_read_by_pooling(vit)))
+        self.restore = Gather(flow.rows_of(_read_by_pooling(vit)))
         self.norm, self.fc_norm = vit.norm, vit.fc_norm
         self.distilled = isinstance(vit, VisionTransformerDistilled)
         # Other ways of pooling are timm's own; they find every token in its place.
-        self.pooling = None if self.distilled or vit.has_class_token else _without_blocks(vit)
+        self.pooled = not (self.distilled or vit.has_class_token)
+        self.attn_pool, self.kind = vit.attn_pool, vit.global_pool
+        self.prefix, self.with_prefix = vit.num_prefix_tokens, vit.pool_include_prefix
         self.neck = neck
-        if neck is not None and self.pooling is None:
+        if neck is not None and not self.pooled:
             last = "norm" if isinstance(self.fc_norm, nn.Identity) else "fc_norm"
             if _is_affine(getattr(self, last)):
                 setattr(self, last, _folded(getattr(self, last), neck))
@@ -91,14 +92,19 @@ class ClassToken(nn.Module):
     def forward(self, tokens: Tensor, batch: int) -> Tensor:
         """Features of the final sequence ``[tokens * B, D]``."""
         tokens = self.norm(self.restore(tokens, batch)).view(self.restore.count, batch, -1)
-        if self.pooling is not None:
-            features = pooled_features(self.pooling, tokens.transpose(0, 1))
-        elif self.distilled:
+        if self.distilled:
             features = (tokens[0] + tokens[1]) / 2
+        elif self.pooled:
+            features = self.fc_norm(self._pool(tokens.transpose(0, 1)))
         else:
             features = self.fc_norm(tokens[0])
         features = at_least_float32(features)
         return features if self.neck is None else self.neck(features)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        if self.attn_pool is not None:
+            return self.attn_pool(tokens if self.with_prefix else tokens[:, self.prefix :])
+        return global_pool_nlc(tokens, self.kind, self.prefix, self.with_prefix)
 
 
 class Parts(nn.Module):
@@ -107,7 +113,7 @@ class Parts(nn.Module):
     def __init__(self, model: LATransformer, flow: Flow) -> None:
         super().__init__()
         vit, self.parts = model.backbone, model.spec.parts
-        self.restore = Gather(flow.places_of(_patches(vit)))
+        self.restore = Gather(flow.rows_of(_patches(vit)))
         self.norm = vit.norm
 
     def forward(self, tokens: Tensor, batch: int) -> Tensor:
@@ -125,7 +131,7 @@ class Jigsaw(nn.Module):
         vit, branch, length = model.backbone, model.jigsaw, len(flow.order)
         after_neck = model.spec.neck_feat == "after"
         last = token_flow(_kept(vit)[-1:], current_plan(vit).variant, length, _read_by_pooling(vit))
-        self.restore = Gather(flow.places_of(range(length)))
+        self.restore = Gather(flow.rows_of(range(length)))
         self.whole = FastBlock(vit.blocks[-1], last.steps[0])
         self.head = ClassToken(model, last, model.bottleneck if after_neck else None)
         self.prefix, self.parts = branch.prefix, branch.parts
@@ -270,16 +276,6 @@ def _read_by_pooling(vit: VisionTransformer) -> range:
     if isinstance(vit, VisionTransformerDistilled):
         return range(2)
     return range(1) if vit.has_class_token else range(_patches(vit).stop)
-
-
-def _without_blocks(vit: VisionTransformer) -> VisionTransformer:
-    """A copy that pools only."""
-    blocks, embedding = vit.blocks, vit.patch_embed
-    try:
-        vit.blocks, vit.patch_embed = nn.Sequential(), nn.Identity()
-        return copy.deepcopy(vit)
-    finally:
-        vit.blocks, vit.patch_embed = blocks, embedding
 
 
 def _is_affine(norm: nn.Module) -> bool:

@@ -97,4 +97,4 @@ def test_a_token_that_comes_back_is_carried_meanwhile():
 
 def test_places_follow_the_final_order():
     flow = token_flow([[0, 2], [0, 1]], "block", 3, range(3))
-    assert [flow.order[place] for place in flow.places_of([2, 0, 1])] == [2, 0, 1]
+    assert [flow.order[place] for place in flow.rows_of([2, 0, 1])] == [2, 0, 1]

@@ -1,0 +1,109 @@
+"""What ``amg-reid bench`` is asked to measure, as subjects and forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_exported, from_structure, joined
+from amg_plugin.errors import InputError
+from amg_plugin.registries.formats import NETWORK_FORMS, file_format
+
+HEIGHT, WIDTH = 256, 128
+
+
+@dataclass(frozen=True)
+class Request:
+    """Networks and forms as the command line names them; the attributes are its options.
+
+    Attributes:
+        checkpoints: Checkpoints and exported files.
+        model: Names of networks to build with random weights.
+        plan: What to prune of each ``model``, as words.
+        variant: What a token of a plan loses.
+        reducers: Token reducers to set beside each plan.
+        stride: Patch stride of each ``model``; 0 for the patch size.
+        height: Pixels of what has no checkpoint; None for 256.
+        width: Likewise; None for 128.
+        backbones: Names of torchreid's networks.
+        forms: Forms to measure in; None for those that suit all that is given.
+        batch: Numbers of images.
+    """
+
+    checkpoints: Sequence[str] = ()
+    model: Sequence[str] = ()
+    plan: Sequence[str] = ()
+    variant: str = "block"
+    reducers: Sequence[str] = ()
+    stride: int = 0
+    height: int | None = None
+    width: int | None = None
+    backbones: Sequence[str] = ()
+    forms: Sequence[str] | None = None
+    batch: Sequence[int] = (1,)
+
+    def check(self) -> None:
+        """Check what can be known without opening a file.
+
+        Raises:
+            InputError: If options contradict one another.
+        """
+        built, sized = bool(self.model or self.backbones), not (self.height is None and self.width is None)
+        faults = {
+            "--plan needs --model, the network that it prunes.": self.plan and not self.model,
+            "--reducers needs --plan, whose MACs they are brought to.": self.reducers and not self.plan,
+            "There is nothing to measure: give checkpoints, --model or --backbones.": not (self.checkpoints or built),
+            "--variant and --stride are for --model; a checkpoint has its own.": (
+                not self.model and (self.variant != "block" or self.stride)
+            ),
+            "--height and --width are for --model and --backbones; a checkpoint has a size of its own.": (
+                sized and not built
+            ),
+            f"--height {self.image_size[0]} --width {self.image_size[1]} is impossible; allowed are numbers from 1.": (
+                min(self.image_size) < 1
+            ),
+        }
+        for sentence, applies in faults.items():
+            if applies:
+                raise InputError(sentence)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of what has no checkpoint."""
+        return HEIGHT if self.height is None else self.height, WIDTH if self.width is None else self.width
+
+    def chosen_forms(self) -> tuple[str, ...]:
+        """The forms to measure in.
+
+        Raises:
+            InputError: If an exported file runs in none of them.
+        """
+        formats = {path: file_format(path) if Path(path).is_file() else None for path in self.checkpoints}
+        if self.forms is not None:
+            for path, found in formats.items():
+                if found is not None and found not in self.forms:
+                    raise InputError(
+                        f"'{path}' runs in the form {found} only: add it to --forms, or leave --forms out."
+                    )
+            return tuple(dict.fromkeys(self.forms))
+        in_torch = self.model or self.backbones or not formats or None in formats.values()
+        return tuple(dict.fromkeys([*(NETWORK_FORMS if in_torch else ()), *filter(None, formats.values())]))
+
+    def subjects(self) -> list[Subject]:
+        """The networks, each beside its dense one.
+
+        Raises:
+            InputError: If something given cannot be measured.
+        """
+        self.check()
+        groups = [
+            from_exported(path, self.batch) if Path(path).is_file() and file_format(path) else from_checkpoint(path)
+            for path in self.checkpoints
+        ]
+        reducers = tuple(dict.fromkeys(self.reducers))
+        groups += [
+            from_structure(model, self.plan, self.image_size, self.stride, self.variant, reducers)
+            for model in self.model
+        ]
+        return joined([*groups, [from_backbone(name, self.image_size) for name in self.backbones]])
