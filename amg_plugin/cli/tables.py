@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from amg_plugin.paper.tables import FORMATS, build_table, render
-from amg_plugin.utils.files import write_text
-
 HELP = "print the published tables: published, published accounting, counted"
 DESCRIPTION = """Build every published model without weights, prune it at the published rates and print published,
 published-accounting and counted MACs, MSA parameters and parameters. No data is needed.
@@ -23,7 +20,12 @@ example: amg-reid tables --output docs/paper_tables.md
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--format", choices=FORMATS, default="markdown", help="form of the table (default: markdown)")
+    parser.add_argument(
+        "--format",
+        choices=("markdown", "csv", "json"),
+        default="markdown",
+        help="form of the table (default: markdown)",
+    )
     parser.add_argument("--output", metavar="FILE", help="write there instead of printing")
     parser.add_argument(
         "--results",
@@ -40,6 +42,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         RunError: If the file cannot be written.
     """
+    from amg_plugin.paper.tables import build_table, render
+    from amg_plugin.utils.files import write_text
+
     text = render(build_table(args.results), args.format)
     if not args.output:
         print(text, end="")

@@ -5,34 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from amg_plugin.checkpoint import Checkpoint
-from amg_plugin.cli.import_model import save_imported
-from amg_plugin.cli.inspect import describe, render
-from amg_plugin.paper.zoo import (
-    ENTRIES,
-    LICENCE,
-    ZooEntry,
-    cache_folder,
-    fetch,
-    find_entry,
-    import_entry,
-    recorded,
-    remarks,
-)
-from amg_plugin.paper.zoo.cache import CACHE_VARIABLE, path_of
-from amg_plugin.pruning import current_plan
-from amg_plugin.utils.tables import text_table
+if TYPE_CHECKING:
+    from amg_plugin.paper.zoo import ZooEntry
 
 HELP = "list or fetch the authors' published checkpoints"
-DESCRIPTION = f"""The checkpoints that the authors of AMG pruning published, by Google Drive id.
+DESCRIPTION = """The checkpoints that the authors of AMG pruning published, by Google Drive id.
 
 'list' prints them with their published figures. 'fetch' downloads one into a cache folder, records its size and SHA-256
 (the authors give none) and verifies them whenever it is used again; then it reads the file as data, never as code, and
 prints its structure. --out writes it as a checkpoint that 'amg-reid test', 'prune' and 'inspect' take.
 
-The cache folder is --cache, ${CACHE_VARIABLE}, or amg_plugin/zoo in the user's cache folder.
+The cache folder is --cache, $AMG_REID_CACHE, or amg_plugin/zoo in the user's cache folder.
 Without network, download the file elsewhere (its address is in the error and in 'list --json') and give it with --file.
 
 Licence: the authors' repositories state none, and weights trained on Market-1501 are for research; what you may do with
@@ -56,12 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     wanted.add_argument("--refresh", action="store_true", help="fetch anew and record size and SHA-256 anew")
     for action in (shown, wanted):
         action.add_argument(
-            "--cache", metavar="FOLDER", help=f"folder of fetched files (default: ${CACHE_VARIABLE} or ~/.cache)"
+            "--cache", metavar="FOLDER", help="folder of fetched files (default: $AMG_REID_CACHE or ~/.cache)"
         )
 
 
 def run(args: argparse.Namespace) -> int:
     """List or fetch; 0 on success."""
+    from amg_plugin.paper.zoo import ENTRIES, cache_folder, find_entry
+
     folder = cache_folder(args.cache)
     if args.action == "list":
         rows = [row_of(entry, folder) for entry in ENTRIES]
@@ -72,6 +59,12 @@ def run(args: argparse.Namespace) -> int:
 
 def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
     """Fetch, verify, import and show one checkpoint; 0 on success."""
+    from amg_plugin.checkpoint import Checkpoint
+    from amg_plugin.paper.importing import save_imported
+    from amg_plugin.paper.zoo import LICENCE, fetch, import_entry, remarks
+    from amg_plugin.pruning import current_plan
+    from amg_plugin.runs.description import describe, render
+
     fetched = fetch(entry, folder, local_file=args.file, refresh=args.refresh)
     record = fetched.record
     state = "recorded" if fetched.is_new else "verified"
@@ -88,6 +81,9 @@ def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
 
 def row_of(entry: ZooEntry, folder: Path) -> dict[str, Any]:
     """An entry as plain data."""
+    from amg_plugin.paper.zoo import LICENCE, recorded
+    from amg_plugin.paper.zoo.cache import path_of
+
     row = entry.published[0]
     record = recorded(entry, folder)
     return {
@@ -116,6 +112,8 @@ def row_of(entry: ZooEntry, folder: Path) -> dict[str, Any]:
 
 def listing(rows: list[dict[str, Any]], folder: Path) -> str:
     """The table of ``zoo list``."""
+    from amg_plugin.utils.tables import text_table
+
     header = ["name", "program", "data", "removed (label)", "mAP %", "Rank-1 %", "MACs G", "licence", "in the cache"]
     table = text_table(
         header,

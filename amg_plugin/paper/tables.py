@@ -28,7 +28,6 @@ from amg_plugin.utils.tables import csv_table, markdown_table
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("markdown", "csv", "json")
 #: Sections of a result that can be a published model's, finished ones first; one with a reducer cannot.
 LATEST_FIRST = ("dense", "finetuned", "pruned", "start")
 

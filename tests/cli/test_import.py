@@ -9,9 +9,9 @@ import torch
 from published_state import la_transformer, la_transformer_state, la_vit_state, transreid, transreid_state
 
 from amg_plugin.checkpoint import load_model, read_checkpoint
-from amg_plugin.cli.import_model import fitting_stride
 from amg_plugin.cli.main import main
 from amg_plugin.errors import InputError
+from amg_plugin.paper.importing import fitting_stride
 
 TRANSREID = ["--from", "transreid", "--image-size", "64", "40", "--head-dim", "8"]
 
