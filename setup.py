@@ -28,7 +28,7 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "test": ["pytest", "hypothesis", "ruff", "onnx", "onnxruntime", "onnxscript"],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "onnx", "onnxruntime", "onnxscript"],
     "export": ["onnx", "onnxruntime", "onnxscript", "openvino", "nncf"],
     "runtime": ["onnxruntime", "numpy", "pillow"],  # running exported ONNX files; see docs/export.md
 }

@@ -23,6 +23,13 @@ def pytest_report_header() -> str:
     return f"amg_plugin: {amg_plugin.__version__} from {Path(amg_plugin.__file__).parent}"
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the whole suite in several processes, and chosen files in this one: a further process starts in seconds."""
+    cores = os.cpu_count() or 1
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    return min(cores, 4) if whole and cores > 1 else 0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_folder() -> Iterator[None]:
     """Keep what is remembered about images out of the user's cache folder, in started processes too."""
