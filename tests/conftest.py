@@ -6,8 +6,11 @@ from pathlib import Path
 # Before torch is imported, for started processes too: DataParallel around a CPU model fails where it sees a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import runpy
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from torchreid_layouts import Layout, make_layout
@@ -36,6 +39,29 @@ def own_cache_folder() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", folder)
         yield
+
+
+@pytest.fixture
+def run_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Does in this process what ``python FILE WORDS...`` does, since importing torch anew takes seconds."""
+
+    def run(file: Path, *words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        status = 0
+        argv = [str(file), *map(str, words)]
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", argv)
+            if cwd is not None:
+                patch.chdir(cwd)
+            try:
+                runpy.run_path(str(file), run_name="__main__")
+            except SystemExit as exit_:
+                status = exit_.code or 0
+        return subprocess.CompletedProcess(argv, status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session", params=["pypi", "git"])

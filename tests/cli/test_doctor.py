@@ -106,6 +106,7 @@ def test_without_torchreid_the_doctor_still_works_and_says_what_to_do(any_layout
     assert checks["torch"]["status"] == OK
 
 
+@pytest.mark.parametrize("layout", ["git"], indirect=True)  # the installed one is looked at above
 def test_with_torchreid_the_doctor_names_the_layout(layout, tmp_path):
     result = layout.run("-m", "amg_plugin", "doctor", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

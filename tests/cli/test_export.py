@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -112,7 +110,9 @@ def test_extracted_features_are_those_of_the_evaluation(pruned, script, tiny_roo
     assert torch.allclose(from_checkpoint, amg_plugin.FeatureExtractor(script)(images), atol=1e-5)
 
 
-def test_exported_files_and_their_checkpoint_come_into_one_table(pruned, script, tiny_root, amg_reid, tmp_path):
+def test_exported_files_and_their_checkpoint_come_into_one_table(
+    pruned, script, tiny_root, amg_reid, tmp_path, run_script
+):
     tool = Path(__file__).resolve().parents[2] / "tools" / "results.py"
     if not tool.is_file():
         pytest.skip("the tests do not run from a checkout")
@@ -124,8 +124,8 @@ def test_exported_files_and_their_checkpoint_come_into_one_table(pruned, script,
         f"pruned script={script},{evaluated / 'result.json'}",
     ]
     words = [*rows, "--title", "Table", "--output", str(tmp_path / "table")]
-    env = {**os.environ, "PYTHONPATH": str(Path(amg_plugin.__file__).parent.parent)}
-    subprocess.run([sys.executable, str(tool), "exports", *words], env=env, check=True)
+    outcome = run_script(tool, "exports", *words)
+    assert outcome.returncode == 0, outcome.stderr
     table = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
     whole, exported = (line for line in table if line.startswith("| pruned"))
     assert whole.split("|")[6:8] == exported.split("|")[6:8]

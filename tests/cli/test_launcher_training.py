@@ -55,7 +55,11 @@ def project(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("loss", "source"), [("softmax", "market1501"), ("triplet", "synthetic_reid")])
+@pytest.mark.parametrize(
+    ("layout", "loss", "source"),
+    [("pypi", "softmax", "market1501"), ("git", "triplet", "synthetic_reid")],
+    indirect=["layout"],
+)
 def test_an_unchanged_script_trains_and_tests_the_model_of_the_amg_node(layout, root, project, loss, source):
     result = layout.run(
         *("-m", "amg_plugin", "--amg-config", "amg.yaml", Path("scripts", "main.py")),

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +145,7 @@ def test_a_dense_model_of_another_structure_is_refused(refused, pruned, test_wor
 
 
 @pytest.fixture
-def page(amg_reid, trained, test_words, pair_root, tmp_path):
+def page(amg_reid, trained, test_words, pair_root, tmp_path, run_script):
     """Runs tools/results.py on the evaluations of a dense and a pruned model and of a control."""
     assert amg_reid(*test_words[:3], "--dense", trained.last, *test_words[3:]).status == 0
     control = tmp_path / "control"
@@ -163,15 +161,7 @@ def page(amg_reid, trained, test_words, pair_root, tmp_path):
 
     def run(**changes):
         words = {**arguments, **{f"--{name}": value for name, value in changes.items()}}
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            TOOL,
-            "occlusion",
-            *(word for pair in words.items() for word in pair),
-        ]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, check=False)
+        return run_script(TOOL, "occlusion", *(word for pair in words.items() for word in pair), cwd=tmp_path)
 
     return run
 

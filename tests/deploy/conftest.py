@@ -1,11 +1,5 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from small_models import ALL, save
 
 from amg_plugin.deploy.export import ExportOptions, export

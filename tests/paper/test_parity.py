@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -134,27 +132,27 @@ def test_a_damaged_file_is_named(la_numbers, tmp_path, number, content):
 class TestTheTool:
     """``tools/check_parity.py``."""
 
-    def run(self, *files):
-        command = [sys.executable, CHECKOUT / "tools" / "check_parity.py", *files]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=CHECKOUT)
+    @pytest.fixture
+    def run(self, run_script):
+        return lambda *files: run_script(CHECKOUT / "tools" / "check_parity.py", *files)
 
-    def test_it_prints_a_line_per_quantity_and_succeeds(self, la_numbers, tmp_path):
-        run = self.run(*write(tmp_path, *la_numbers))
-        assert run.returncode == 0, run.stderr
-        *lines, last = run.stdout.splitlines()
+    def test_it_prints_a_line_per_quantity_and_succeeds(self, run, la_numbers, tmp_path):
+        outcome = run(*write(tmp_path, *la_numbers))
+        assert outcome.returncode == 0, outcome.stderr
+        *lines, last = outcome.stdout.splitlines()
         assert len(lines) > 15
         assert all(line.startswith("ok  ") for line in lines)
         assert last == f"{len(lines)} quantities, 0 failed"
 
-    def test_it_fails_with_1_if_a_quantity_differs(self, la_numbers, tmp_path):
+    def test_it_fails_with_1_if_a_quantity_differs(self, run, la_numbers, tmp_path):
         tensors, facts = la_numbers
-        run = self.run(*write(tmp_path, {**tensors, "dense.logits": tensors["dense.logits"] + 1}, facts))
-        assert run.returncode == 1
-        assert [line.split(":")[0] for line in run.stdout.splitlines() if "FAIL" in line] == ["FAIL  dense.logits"]
+        outcome = run(*write(tmp_path, {**tensors, "dense.logits": tensors["dense.logits"] + 1}, facts))
+        assert outcome.returncode == 1
+        assert [line.split(":")[0] for line in outcome.stdout.splitlines() if "FAIL" in line] == ["FAIL  dense.logits"]
 
-    def test_it_names_a_missing_key_without_a_traceback(self, la_numbers, tmp_path):
+    def test_it_names_a_missing_key_without_a_traceback(self, run, la_numbers, tmp_path):
         tensors, facts = la_numbers
-        run = self.run(*write(tmp_path, tensors, {key: facts[key] for key in facts if key != "token.kept"}))
-        assert run.returncode == 2
-        assert "lacks the key 'token.kept'" in run.stderr
-        assert "Traceback" not in run.stderr
+        outcome = run(*write(tmp_path, tensors, {key: facts[key] for key in facts if key != "token.kept"}))
+        assert outcome.returncode == 2
+        assert "lacks the key 'token.kept'" in outcome.stderr
+        assert "Traceback" not in outcome.stderr

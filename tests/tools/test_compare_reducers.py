@@ -1,35 +1,29 @@
 """``tools/compare_reducers.py``: methods side by side at equal MACs, over several seeds."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tiny_run import settings
-
-import amg_plugin
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare_reducers.py"
 pytestmark = pytest.mark.skipif(not TOOL.is_file(), reason="the tests do not run from a checkout")
 
 
 @pytest.fixture
-def tool(trained, tiny_root, tmp_path):
+def tool(trained, tiny_root, tmp_path, run_script):
     (tmp_path / "dense1.pth").write_bytes(trained.last.read_bytes())
     (tmp_path / "dense2.pth").write_bytes(trained.last.read_bytes())
 
     def run(*words):
-        command = [sys.executable, "-W", "ignore", TOOL, "--weights", tmp_path / "dense{seed}.pth"]
-        command += ["--config-file", tmp_path / "empty.yaml", "--root", tiny_root, "--save-dir", tmp_path / "runs"]
-        command += [*words, "--saving", "0.21", "--output", tmp_path / "table"]
+        command = ["--weights", tmp_path / "dense{seed}.pth", "--config-file", tmp_path / "empty.yaml"]
+        command += ["--root", tiny_root, "--save-dir", tmp_path / "runs", *words]
+        command += ["--saving", "0.21", "--output", tmp_path / "table"]
         keys = settings(tiny_root, tmp_path / "unused")
-        env = {**os.environ, "PYTHONPATH": str(Path(amg_plugin.__file__).parent.parent)}
-        words = [*map(str, command), *keys[: keys.index("data.root")], *keys[keys.index("data.sources") :]]
-        place = words.index("data.save_dir")
-        del words[place : place + 2]
-        return subprocess.run([*words, "train.max_epoch", "1"], capture_output=True, text=True, env=env, check=False)
+        for key in ("data.root", "data.save_dir"):
+            place = keys.index(key)
+            del keys[place : place + 2]
+        return run_script(TOOL, *command, *keys, "train.max_epoch", "1")
 
     (tmp_path / "empty.yaml").write_text("train: {max_epoch: 1}\n")
     return run

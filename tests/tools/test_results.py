@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,10 +27,9 @@ def results(trained, pruned, tmp_path):
 
 
 @pytest.fixture
-def tool(results):
+def tool(results, run_script):
     def run(*words):
-        command = [sys.executable, "-W", "ignore", TOOL, "seeds", *words, "--title", "T", "--output", results / "table"]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=results, check=False)
+        return run_script(TOOL, "seeds", *words, "--title", "T", "--output", results / "table", cwd=results)
 
     return run
 

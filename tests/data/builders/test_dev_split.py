@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -174,22 +172,17 @@ def test_every_shipped_query_has_a_match_in_another_camera():
     assert alone == []
 
 
-def run_tool(*words, cwd):
-    command = [sys.executable, "-W", "ignore", str(TOOL), *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-
-
 @pytest.mark.skipif(not TOOL.is_file(), reason="the tests do not run from a checkout")
-def test_the_tool_makes_a_split(market, root, split_file, tmp_path):
-    result = run_tool("--market", market, "--root", root, "--split", split_file, cwd=tmp_path)
+def test_the_tool_makes_a_split(market, root, split_file, tmp_path, run_script):
+    result = run_script(TOOL, "--market", market, "--root", root, "--split", split_file, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "2 train, 1 query, 2 gallery images" in result.stdout
     assert images_of(root, "query") == set(SPLIT.query)
 
 
 @pytest.mark.skipif(not TOOL.is_file(), reason="the tests do not run from a checkout")
-def test_the_tool_reports_an_error_in_one_line(market, root, tmp_path):
-    result = run_tool("--market", market, "--root", root, cwd=tmp_path)
+def test_the_tool_reports_an_error_in_one_line(market, root, tmp_path, run_script):
+    result = run_script(TOOL, "--market", market, "--root", root, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith("make_dev_split: error: ")
     assert result.stderr.count("\n") == 1
