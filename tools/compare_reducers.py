@@ -22,15 +22,15 @@ from typing import Any
 
 from amg_plugin.checkpoint import LAST_CHECKPOINT, Checkpoint, read_checkpoint
 from amg_plugin.cli.arguments import finish, logged
-from amg_plugin.cli.test import evaluate, test
-from amg_plugin.cli.train import train
 from amg_plugin.config.load import load_config
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.budget import Goal
 from amg_plugin.pruning.cut import carry_out
 from amg_plugin.runs import result as report
-from amg_plugin.runs.setup import assemble, check_fits, prepare, restore_model
+from amg_plugin.runs.setup import assemble, build_evaluator, check_identities, fitted, prepare
+from amg_plugin.runs.test import evaluate_checkpoint
+from amg_plugin.runs.train import train
 from amg_plugin.utils.tables import per_cent
 
 #: Method -> label, keys beside those of the configuration.
@@ -108,7 +108,7 @@ def run_step(args: argparse.Namespace, seed: int, method: str, name: str, checkp
     cfg, started = configuration(args, seed, method, folder), time.time()
     prepare(cfg)
     pruned = "amg.schedule" in METHODS[method][1]
-    step = prune_once if pruned and name == BEFORE else {BEFORE: test, AFTER: train}[name]
+    step = prune_once if pruned and name == BEFORE else {BEFORE: evaluate_checkpoint, AFTER: train}[name]
     if pruned and name == AFTER:
         checkpoint = read_checkpoint(place(args, seed, method, BEFORE) / LAST_CHECKPOINT)
     with logged(str(folder), name):
@@ -121,10 +121,11 @@ def prune_once(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     from amg_plugin.engine import AMGPruningHook
     from amg_plugin.engine.calibration import build_calibration, scoring_mode
 
-    check_fits(checkpoint, cfg)
+    checkpoint = fitted(checkpoint, cfg)
     pruning = AMGPruningHook.from_config(cfg)
     datamanager = build_datamanager(cfg)
-    model = restore_model(checkpoint, cfg, datamanager.num_train_pids)
+    check_identities(checkpoint, datamanager.num_train_pids)
+    model = checkpoint.build()
     apply_plan(model, current_plan(model).with_variant(cfg.amg.token_variant))
     pruning.check(model)
     engine = assemble(cfg, datamanager, model, [], 1)
@@ -135,9 +136,9 @@ def prune_once(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         structure = {"heads_per_block": plan.heads_per_block, "tokens_per_block": plan.tokens_per_block}
         engine.history.append({"event": "cut", "epoch": 0, "target": cut.target, **structure})
     engine.write_checkpoint(Path(cfg.data.save_dir) / LAST_CHECKPOINT)
-    evaluate(cfg, engine, visrank=False)
+    scores = build_evaluator(cfg, model, datamanager.test_loader).evaluate()
     shape = report.structure(model, cfg.data.height, cfg.data.width)
-    return {"pruned": report.section(engine.results, shape), "history": engine.history}
+    return {"pruned": report.section(scores, shape), "history": engine.history}
 
 
 def read(folder: Path) -> dict[str, Any] | None:

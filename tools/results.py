@@ -89,27 +89,17 @@ def with_interval(entry: Result, key: str, sign: str = "") -> str:
 
 def per_query(path: str, root: str, target: str) -> Result:
     """Scores of every query of a checkpoint, under its own configuration."""
-    import torch
-
     from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.config import load_config
-    from amg_plugin.data.manager import build_datamanager
-    from amg_plugin.evaluation.protocol import distances, embed, per_query_scores
-    from amg_plugin.runs.setup import assemble, restore_model
+    from amg_plugin.evaluation.protocol import per_query_scores
+    from amg_plugin.runs.setup import build_evaluator, fitted
 
     checkpoint = read_checkpoint(path)
-    names = ["data.root", root, "data.sources", [target], "data.targets", [target]]
-    cfg = load_config(None, names, use_schedule=False, base=checkpoint.config)
-    engine = assemble(cfg, build_datamanager(cfg), restore_model(checkpoint, cfg), [], 1)
-    engine.set_model_mode("eval")
-    extract = engine.extractor(target)
-    with torch.no_grad():
-        query, gallery = (
-            embed(engine.test_loader[target][part], engine.parse_data_for_eval, extract, part)
-            for part in ("query", "gallery")
-        )
-    matrix = distances(query, gallery, cfg.test.dist_metric, cfg.test.normalize_feature, False)
-    return per_query_scores(matrix, query, gallery)
+    words = ["data.root", root, "data.targets", [target], "test.rerank", False]
+    cfg = load_config(None, words, use_schedule=False, base=checkpoint.config)
+    evaluator = build_evaluator(cfg, fitted(checkpoint, cfg).build())
+    query, gallery = evaluator.embed(target)
+    return per_query_scores(evaluator.protocol.distances(query, gallery), query, gallery)
 
 
 def intervals(args: argparse.Namespace) -> None:

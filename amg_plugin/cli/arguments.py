@@ -8,7 +8,7 @@ import copy
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -118,19 +118,41 @@ def _as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
     return base
 
 
-def refuse_to_overwrite(cfg: CfgNode, weights: str) -> None:
-    """Check that the checkpoint a run starts from is not where the run writes its own.
+def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    """``--overwrite``."""
+    parser.add_argument("--overwrite", action="store_true", help="replace the result that data.save_dir holds")
+
+
+def names_key(args: argparse.Namespace, key: str) -> bool:
+    """Whether the command line gives a configuration key."""
+    lists = (getattr(args, name, None) or [] for name in ("opts", "sources", "targets", "transforms"))
+    return any(key in words for words in lists)
+
+
+def refuse_to_overwrite(cfg: CfgNode, overwrite: bool, weights: str | None = None) -> None:
+    """Check that a run writes over nothing that it should not.
+
+    Args:
+        cfg: Its configuration.
+        overwrite: Whether an old result may be replaced.
+        weights: The checkpoint that it starts from, which may never be.
 
     Raises:
-        InputError: If it is.
+        InputError: If ``data.save_dir`` holds a result, or the checkpoint where the run writes its own.
     """
     from amg_plugin.checkpoint import BEST_CHECKPOINT, LAST_CHECKPOINT
+    from amg_plugin.runs import result as report
 
     folder = Path(cfg.data.save_dir).resolve()
-    if Path(weights).resolve() in (folder / LAST_CHECKPOINT, folder / BEST_CHECKPOINT):
+    if weights and Path(weights).resolve() in (folder / LAST_CHECKPOINT, folder / BEST_CHECKPOINT):
         raise InputError(
             f"data.save_dir '{cfg.data.save_dir}' holds the checkpoint given with --weights, which this run would "
             "overwrite; choose another folder."
+        )
+    if not overwrite and (folder / report.FILE_NAME).exists():
+        raise InputError(
+            f"'{cfg.data.save_dir}' holds the result of another run; give another folder as data.save_dir, or "
+            "--overwrite to replace it."
         )
 
 
@@ -180,21 +202,14 @@ def logged(save_dir: str, command: str) -> Iterator[None]:
             logger.propagate = propagate
 
 
-def finish(
-    cfg: CfgNode,
-    command: str,
-    sections: dict[str, Any],
-    started: float,
-    table: Callable[[Mapping[str, Any]], str] | None = None,
-) -> dict[str, Any]:
-    """Write ``result.json`` and print the table.
+def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float) -> dict[str, Any]:
+    """Write ``result.json`` and print its tables.
 
     Args:
         cfg: The configuration.
         command: Name of the command.
         sections: ``dense``, ``pruned``, ``finetuned``, whichever are known, and what else belongs to the result.
         started: ``time.time()`` at the start.
-        table: Makes the first table out of the result; None for the usual comparison of its sections.
 
     Returns:
         The result.
@@ -202,7 +217,7 @@ def finish(
     from amg_plugin.config.load import to_plain_dict
     from amg_plugin.runs import result as report
     from amg_plugin.runs.setup import use_gpu
-    from amg_plugin.runs.targets import as_text, further_tables
+    from amg_plugin.runs.targets import as_text
     from amg_plugin.utils.environment import environment
 
     result = {
@@ -214,6 +229,5 @@ def finish(
         "seconds": round(time.time() - started, 1),
     }
     path = report.write_result(cfg.data.save_dir, result)
-    tables = [(table or report.comparison_table)(result), *map(as_text, further_tables(result))]
-    print("\n" + "\n\n".join([*tables, str(path)]))
+    print("\n" + "\n\n".join([*map(as_text, tables(result)), str(path)]))
     return result

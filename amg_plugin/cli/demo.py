@@ -6,21 +6,16 @@ import argparse
 import time
 from pathlib import Path
 
-from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.cli.arguments import add_key_value_argument, finish, logged
-from amg_plugin.cli.prune import prune
-from amg_plugin.cli.train import train
-from amg_plugin.config.load import load_config
 from amg_plugin.errors import InputError
-from amg_plugin.runs.setup import prepare
 
 HELP = "everything on a drawn data set, in a few minutes on two CPU cores"
 DESCRIPTION = """Draw the data set synthetic_reid, train a small ViT on it from scratch, prune 25 % of the heads and
 25 % of the tokens, fine-tune with distillation, evaluate before and after, and print the table.
 
 Needs no download and no GPU. The configurations are demo/synthetic and demo/synthetic_head25_token25; figures and
-checkpoints go to SAVE_DIR/dense and SAVE_DIR/pruned. The numbers say that the path works, not how well the method
-does on real people.
+checkpoints go to SAVE_DIR/dense and SAVE_DIR/pruned, in place of those of an earlier demo. The numbers say that the
+path works, not how well the method does on real people.
 
 example: amg-reid demo --seed 1"""
 
@@ -35,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 0 on success."""
+    from amg_plugin.checkpoint import LAST_CHECKPOINT, read_checkpoint
+    from amg_plugin.config.load import load_config
+    from amg_plugin.data.synthetic.reid import write_synthetic_reid
+    from amg_plugin.runs.prune import prune
+    from amg_plugin.runs.setup import prepare
+    from amg_plugin.runs.train import train
+
     started = time.time()
     if args.seed < 0:
         raise InputError(f"--seed {args.seed} is negative; 0 or more is allowed.")
@@ -49,13 +51,12 @@ def run(args: argparse.Namespace) -> int:
         "demo/synthetic_head25_token25", [*shared, "data.save_dir", str(folder / "pruned"), *words]
     )
 
-    from amg_plugin.data.synthetic.reid import write_synthetic_reid
-
     prepare(pruned_cfg)
     prepare(dense_cfg)
     write_synthetic_reid(root, seed=args.seed)
     with logged(dense_cfg.data.save_dir, "train"):
         finish(dense_cfg, "train", train(dense_cfg), started)
     with logged(pruned_cfg.data.save_dir, "prune"):
-        finish(pruned_cfg, "demo", prune(pruned_cfg, read_checkpoint(folder / "dense" / "last.pth")), started)
+        dense = read_checkpoint(Path(dense_cfg.data.save_dir) / LAST_CHECKPOINT)
+        finish(pruned_cfg, "demo", prune(pruned_cfg, dense, print), started)
     return 0

@@ -20,8 +20,8 @@ VIEWS = "viewid"
 Labels = tuple[Tensor | None, ...]
 
 
-class SideLabels:
-    """Turns the camera labels of a run's data sets into the rows that a network has learned.
+class TrainingLabels:
+    """Turns the camera labels of training batches into the rows that a network has learned.
 
     Args:
         datamanager: torchreid's image data manager or the plugin's.
@@ -33,11 +33,11 @@ class SideLabels:
         self.sources = list(sources)
 
     @cached_property
-    def training(self) -> TrainingCameras:
+    def cameras(self) -> TrainingCameras:
         """Cameras of the training data."""
         return TrainingCameras.of(self.datamanager)
 
-    def check_training(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module) -> None:
         """Check that the network has a row for every training camera, and name the rows if they have no name yet.
 
         Raises:
@@ -54,15 +54,15 @@ class SideLabels:
             )
         if not side.cameras or side.camera_table:
             return
-        if self.training.count > side.cameras:
+        if self.cameras.count > side.cameras:
             raise ConfigError(
                 f"The network has side information for {side.cameras} cameras, the training data has "
-                f"{self.training.count}; set amg.sie.cameras to {self.training.count} before the network is built."
+                f"{self.cameras.count}; set amg.sie.cameras to {self.cameras.count} before the network is built."
             )
-        if self.training.count == side.cameras:
-            model.name_cameras(self.training.table)
+        if self.cameras.count == side.cameras:
+            model.name_cameras(self.cameras.table)
 
-    def of_training(self, model: nn.Module, batch: Mapping[str, Any], device: torch.device) -> Labels:
+    def of(self, model: nn.Module, batch: Mapping[str, Any], device: torch.device) -> Labels:
         """What ``model`` wants after the images of a training batch: rows of cameras and views ``[B]``, or nothing."""
         side = _side(model)
         if side is None:
@@ -71,48 +71,56 @@ class SideLabels:
         if side.cameras:
             camids = torch.as_tensor(batch["camid"])
             places = torch.as_tensor(batch.get("dsetid", torch.zeros_like(camids)))
-            cameras = self.training.rows(camids, places, self._table(side)).to(device)
+            cameras = self.cameras.rows(camids, places, _table(side, self.sources)).to(device)
         return cameras, _views(side, batch, device)
 
-    def of_target(
-        self, model: nn.Module, target: str, camids: Tensor, batch: Mapping[str, Any], device: torch.device
-    ) -> Labels:
-        """What ``model`` wants after the images of a query or gallery batch of ``target``."""
+
+class TargetLabels:
+    """Turns the camera labels of query and gallery batches of one target into the rows that a network has learned.
+
+    Args:
+        target: Name of the data set.
+        loaders: Its loaders, ``"query"`` and ``"gallery"``.
+        sources: As :class:`TrainingLabels`.
+    """
+
+    def __init__(self, target: str, loaders: Mapping[str, Any], sources: Sequence[str]) -> None:
+        self.target = target
+        self.loaders = loaders
+        self.sources = list(sources)
+
+    def of(self, model: nn.Module, camids: Tensor, batch: Mapping[str, Any], device: torch.device) -> Labels:
+        """What ``model`` wants after the images of a batch: rows of cameras and views ``[B]``, or nothing."""
         side = _side(model)
         if side is None:
             return ()
-        cameras = self._target_rows(side, target, camids.tolist()).to(device) if side.cameras else None
+        cameras = self._rows(side, camids.tolist()).to(device) if side.cameras else None
         return cameras, _views(side, batch, device)
 
-    def announce_unseen(self, model: nn.Module, target: str) -> None:
-        """Warn of cameras of ``target`` that training has not seen, unless a warning was given already.
-
-        Args:
-            model: The network.
-            target: Name of the data set.
-        """
+    def announce_unseen(self, model: nn.Module) -> None:
+        """Warn of cameras that training has not seen, unless a warning was given already."""
         side = _side(model)
         if side is None or not side.cameras:
             return
-        numbers = sorted({item[2] for part in self.datamanager.test_dataset[target].values() for item in part})
-        rows = self._target_rows(side, target, numbers).tolist()
+        numbers = sorted({item[2] for loader in self.loaders.values() for item in loader.dataset.data})
+        rows = self._rows(side, numbers).tolist()
         unseen = [str(number) for number, row in zip(numbers, rows, strict=True) if row == UNSEEN]
         if unseen:
             which = "all cameras" if len(unseen) == len(numbers) else f"cameras {', '.join(unseen)} (counted from 0)"
-            unwrap(model).side_information.warn(f"{which} of {target} are unseen in training")
+            unwrap(model).side_information.warn(f"{which} of {self.target} are unseen in training")
 
-    def _target_rows(self, side: SideInformationSpec, target: str, numbers: Sequence[int]) -> Tensor:
-        table = self._table(side)
+    def _rows(self, side: SideInformationSpec, numbers: Sequence[int]) -> Tensor:
+        table, target = _table(side, self.sources), self.target
         if target not in table:
             # A copy of a training set holds the same photographs, so it says whose cameras it has.
-            dataset = self.datamanager.test_loader[target]["query"].dataset
-            target = getattr(dataset, "cameras_of", target)
+            target = getattr(self.loaders["query"].dataset, "cameras_of", target)
         return target_rows(target, numbers, table)
 
-    def _table(self, side: SideInformationSpec) -> CameraTable:
-        if side.camera_table or len(self.sources) != 1:
-            return side.camera_table
-        return {self.sources[0]: range(side.cameras)}
+
+def _table(side: SideInformationSpec, sources: Sequence[str]) -> CameraTable:
+    if side.camera_table or len(sources) != 1:
+        return side.camera_table
+    return {sources[0]: range(side.cameras)}
 
 
 def _side(model: nn.Module) -> SideInformationSpec | None:

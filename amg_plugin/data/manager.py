@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ from amg_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
-
-logger = logging.getLogger(__name__)
 
 _SAMPLERS = (
     "RandomIdentitySampler", "RandomDomainSampler", "RandomDatasetSampler", "SequentialSampler", "RandomSampler",
@@ -234,9 +231,6 @@ def _check_input(
         options={key: options[key] for key in DATASET_OPTIONS if key in options},
     )
     inspection.refuse()
-    if images := inspection.images:
-        logger.info("%d images can be read", images.count - len(images.unreadable))
-
     unusable = inspection.unusable
     batch_size = options.get("batch_size_train", 32)
     num_instances = options.get("num_instances", 4)

@@ -1,8 +1,6 @@
-"""An exported file in the place of a network, for torchreid's evaluator."""
+"""An exported file in the place of a network, for evaluation."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +29,6 @@ class ExportedNetwork(nn.Module):
         self.uses_cameras = bool(file.info.label_inputs)
         # Says which cameras are unseen; its vectors are inside the file.
         self.side_information = SideInformation(self.spec.side_information, width=1) if self.uses_cameras else None
-        self.parameter = nn.Parameter(torch.zeros(1))  # optimisers want one, and it says where results go
         for name in ("mean", "std"):
             values = torch.tensor(getattr(file.info.preprocessing, name)).reshape(1, 3, 1, 1)
             self.register_buffer(name, values, persistent=False)
@@ -48,27 +45,16 @@ class ExportedNetwork(nn.Module):
             images = images * self.std + self.mean
         labels = {"camids": camids, "viewids": viewids}
         given = {name: column.cpu().numpy() for name, column in labels.items() if column is not None}
-        features = self.file.features(images.float().cpu().numpy(), given)
-        return torch.from_numpy(features).to(self.parameter.device)
+        return torch.from_numpy(self.file.features(images.float().cpu().numpy(), given))
 
 
-def output_folder(path: str | Path) -> Path:
-    """Where results of an exported file go: ``model_onnx`` for ``model.onnx``, beside it."""
-    path = Path(path)
-    return path.with_name(path.name.replace(".", "_"))
-
-
-def as_checkpoint(info: ExportInfo, path: str | Path) -> Checkpoint:
-    """What an exported file knows of its checkpoint: everything but weights and history.
-
-    The configuration's output folder is :func:`output_folder`.
-    """
-    config = {**info.config, "data": {**info.config.get("data", {}), "save_dir": str(output_folder(path))}}
+def as_checkpoint(info: ExportInfo) -> Checkpoint:
+    """What an exported file knows of its checkpoint: everything but weights and history."""
     return Checkpoint(
         spec=ModelSpec.from_dict(info.spec),
         plan=PruningPlan.from_dict(info.plan),
         weights={},
-        config=config if info.config else {},
+        config=dict(info.config),
         preprocessing=info.preprocessing,
     )
 

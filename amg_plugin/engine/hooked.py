@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from yacs.config import CfgNode
 from amg_plugin import compat
 from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint
 from amg_plugin.config.load import to_plain_dict
-from amg_plugin.data.labels import SideLabels
+from amg_plugin.data.labels import TrainingLabels
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.optim import build_optimizer, build_scheduler
 from amg_plugin.errors import RunError
-from amg_plugin.evaluation.protocol import distances, embed, score
+from amg_plugin.evaluation.evaluator import Evaluator, draw_rankings
+from amg_plugin.evaluation.protocol import Protocol
 from amg_plugin.models.reid import unwrap
 from amg_plugin.utils.preprocessing import Preprocessing
 
@@ -54,7 +56,7 @@ class HookedEngine:
         self.max_epoch = 0
         self.test_arguments: dict[str, Any] = {}
         self.batch: dict[str, Any] = {}
-        self.labels = SideLabels(self.datamanager, list(cfg.data.sources))
+        self.labels = TrainingLabels(self.datamanager, list(cfg.data.sources))
 
     # Phases ----------------------------------------------------------------------------------------------------------
 
@@ -67,7 +69,7 @@ class HookedEngine:
         if bound.arguments["test_only"]:
             super().run(*args, **kwargs)
             return
-        self.labels.check_training(self.model)
+        self.labels.check(self.model)
         for hook in self.hooks:
             hook.before_run(self)
         super().run(*args, **kwargs)
@@ -159,7 +161,7 @@ class HookedEngine:
 
         Each network has its own table of cameras, so a teacher may ask as well as the student.
         """
-        return self.labels.of_training(model, self.batch, self.device)
+        return self.labels.of(model, self.batch, self.device)
 
     def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
         """One training step with the task loss and the hooks' losses.
@@ -204,49 +206,23 @@ class HookedEngine:
 
     # Evaluation and files --------------------------------------------------------------------------------------------
 
-    def extractor(self, target: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """What gives features ``[B, D]`` of query or gallery images of ``target`` and their camera labels ``[B]``."""
-        self.labels.announce_unseen(self.model, target)
-
-        def extract(images: Tensor, camids: Tensor) -> Tensor:
-            images = images.to(self.device)
-            labels = self.labels.of_target(self.model, target, camids, self.batch, images.device)
-            return self.model(images, *labels) if labels else self.extract_features(images)
-
-        return extract
-
-    def _evaluate(
-        self,
-        dataset_name: str = "",
-        query_loader: Any = None,
-        gallery_loader: Any = None,
-        dist_metric: str = "euclidean",
-        normalize_feature: bool = False,
-        visrank: bool = False,
-        visrank_topk: int = 10,
-        save_dir: str = "",
-        use_metric_cuhk03: bool = False,
-        ranks: Iterable[int] = (1, 5, 10, 20),
-        rerank: bool = False,
-    ) -> tuple[float, float]:
-        extract = self.extractor(dataset_name)
-        query = embed(query_loader, self.parse_data_for_eval, extract, f"{dataset_name} query")
-        gallery = embed(gallery_loader, self.parse_data_for_eval, extract, f"{dataset_name} gallery")
-        matrix = distances(query, gallery, dist_metric, normalize_feature, rerank)
-        result = score(matrix, query, gallery, list(ranks), use_metric_cuhk03)
-        self.results[dataset_name] = result
-        curve = ", ".join(f"Rank-{rank} {value:.1%}" for rank, value in result["cmc"].items())
-        logger.info("%s: mAP %.1f%%, %s", dataset_name, 100 * result["mAP"], curve)
-        if visrank:
-            compat.torchreid().utils.visualize_ranked_results(
-                matrix,
-                self.datamanager.fetch_test_loaders(dataset_name),
-                self.datamanager.data_type,
-                width=self.datamanager.width,
-                height=self.datamanager.height,
-                save_dir=str(Path(save_dir) / f"visrank_{dataset_name}"),
-                topk=visrank_topk,
-            )
+    def _evaluate(self, **given: Any) -> tuple[float, float]:
+        # What torchreid's test() calls for each target.
+        target = given["dataset_name"]
+        protocol = Protocol(
+            given["dist_metric"],
+            given["normalize_feature"],
+            given["ranks"],
+            given["rerank"],
+            given["use_metric_cuhk03"],
+        )
+        evaluator = _RunEvaluator(self, protocol)
+        draw = None
+        if given["visrank"]:
+            size = self.datamanager.height, self.datamanager.width
+            options = {"loaders": evaluator.loaders, "size": size, "folder": given["save_dir"]}
+            draw = partial(draw_rankings, longest=given["visrank_topk"], **options)
+        result = self.results[target] = evaluator.score(target, draw)
         return result["rank1"], result["mAP"]
 
     def write_checkpoint(self, path: str | Path) -> None:
@@ -262,3 +238,17 @@ class HookedEngine:
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
         """Write the latest model; torchreid's own format cannot be read back for a pruned one."""
         self.write_checkpoint(Path(save_dir) / LAST_CHECKPOINT)
+
+
+class _RunEvaluator(Evaluator):
+    """Reads batches and extracts features by methods of the engine, which subclasses may change as in torchreid."""
+
+    def __init__(self, engine: HookedEngine, protocol: Protocol) -> None:
+        super().__init__(engine.model, engine.test_loader, protocol, engine.cfg.data.sources)
+        self.engine = engine
+
+    def parse(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.engine.parse_data_for_eval(batch)
+
+    def extract(self, images: Tensor, *labels: Tensor | None) -> Tensor:
+        return self.model(images, *labels) if labels else self.engine.extract_features(images)

@@ -2,83 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from yacs.config import CfgNode
-
-from amg_plugin.engine.hooked import HookedEngine
-from amg_plugin.evaluation.protocol import Embedded, distances, embed, score
+from amg_plugin.evaluation.evaluator import Evaluator
+from amg_plugin.evaluation.protocol import Scores
 
 #: Which network embeds queries and gallery.
 QUERY, GALLERY, ASYMMETRIC = "query", "gallery", "asymmetric"
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How features are compared, as in torchreid's ``test``.
-
-    Attributes:
-        metric: ``"euclidean"`` or ``"cosine"``.
-        normalize: L2-normalise features first.
-        ranks: CMC ranks to report.
-        rerank: k-reciprocal re-ranking.
-        use_metric_cuhk03: CUHK03's metric.
-    """
-
-    metric: str
-    normalize: bool
-    ranks: Sequence[int]
-    rerank: bool = False
-    use_metric_cuhk03: bool = False
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> Protocol:
-        """Read the nodes ``test`` and ``cuhk03``."""
-        test = cfg.test
-        ranks = tuple(test.ranks)
-        return cls(test.dist_metric, test.normalize_feature, ranks, test.rerank, cfg.cuhk03.use_metric_cuhk03)
-
-    def compare(self, query: Embedded, gallery: Embedded) -> dict[str, Any]:
-        """Scores of one target: ``{"mAP", "rank1", "cmc"}``."""
-        matrix = distances(query, gallery, self.metric, self.normalize, self.rerank)
-        return score(matrix, query, gallery, list(self.ranks), self.use_metric_cuhk03)
-
-
-def compare_spaces(
-    query_engine: HookedEngine, gallery_engine: HookedEngine, protocol: Protocol
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Evaluate both networks alone and together on every target of the query's engine.
-
-    Each engine brings its own network, image size and preparation of images.
+def compare_spaces(by_query: Evaluator, by_gallery: Evaluator) -> dict[str, dict[str, Scores]]:
+    """Evaluate two networks alone and together on every target, by the protocol of the first.
 
     Args:
-        query_engine: Engine of the network that embeds queries.
-        gallery_engine: Engine of the network that embeds the gallery, with the same targets.
-        protocol: How features are compared.
+        by_query: Has the network that embeds queries, with its own image size and preparation of images.
+        by_gallery: Has the network that embeds the gallery, likewise, with the same targets.
 
     Returns:
         Scores per target for ``query`` (the query network embeds both), ``gallery`` (the gallery network does) and
         ``asymmetric``.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {ASYMMETRIC: {}, QUERY: {}, GALLERY: {}}
-    for target in query_engine.datamanager.test_loader:
-        by_query = embed_both(query_engine, target, "query model")
-        by_gallery = embed_both(gallery_engine, target, "gallery model")
-        found[ASYMMETRIC][target] = protocol.compare(by_query[0], by_gallery[1])
-        found[QUERY][target] = protocol.compare(*by_query)
-        found[GALLERY][target] = protocol.compare(*by_gallery)
+    found: dict[str, dict[str, Scores]] = {ASYMMETRIC: {}, QUERY: {}, GALLERY: {}}
+    compare = by_query.protocol.compare
+    for target in by_query.loaders:
+        ours, theirs = by_query.embed(target, "query model"), by_gallery.embed(target, "gallery model")
+        found[ASYMMETRIC][target] = compare(ours[0], theirs[1])
+        found[QUERY][target] = compare(*ours)
+        found[GALLERY][target] = compare(*theirs)
     return found
-
-
-def embed_both(engine: HookedEngine, target: str, label: str) -> tuple[Embedded, Embedded]:
-    """Features of query and gallery of a target, by the engine's network."""
-    engine.model.eval()
-    extract = engine.extractor(target)
-    loaders = engine.datamanager.test_loader[target]
-    query, gallery = (
-        embed(loaders[part], engine.parse_data_for_eval, extract, f"{target} {part}, {label}")
-        for part in ("query", "gallery")
-    )
-    return query, gallery

@@ -1,4 +1,4 @@
-"""Attention on covered patches: from masks on disk and an engine to shares per block."""
+"""Attention on covered patches: from masks on disk and an evaluator to shares per block."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from amg_plugin.data.occlusion.masks import COVERED
 from amg_plugin.data.occlusion.target_masks import Grid, covered_by_masks
+from amg_plugin.data.targets import PARTS, Loaders
+from amg_plugin.evaluation.evaluator import Evaluator
 from amg_plugin.models.reid import unwrap
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning.coverage import CoveredAttentionRecorder
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("query", "gallery")
 Covered = Mapping[str, np.ndarray]
 """Image -> which of its patches are covered."""
 
@@ -36,11 +37,11 @@ def grid_of(model: nn.Module) -> Grid:
     return Grid(tuple(embed.img_size), tuple(embed.patch_size), tuple(getattr(embed, "stride", embed.patch_size)))
 
 
-def covered_targets(datamanager: Any, model: nn.Module) -> dict[str, Covered]:
+def covered_targets(loaders: Loaders, model: nn.Module) -> dict[str, Covered]:
     """Targets that have masks, with the covered patches of their images.
 
     Args:
-        datamanager: torchreid's image data manager or the plugin's.
+        loaders: Query and gallery of the targets.
         model: Gives image size and patches.
 
     Raises:
@@ -51,33 +52,33 @@ def covered_targets(datamanager: Any, model: nn.Module) -> dict[str, Covered]:
         return {}
     grid = grid_of(model)
     found = {}
-    for target, parts in datamanager.test_dataset.items():
-        covered = covered_by_masks([item[0] for part in PARTS for item in parts[part]], grid, f"masks of {target}")
+    for target, parts in loaders.items():
+        images = [item[0] for part in PARTS for item in parts[part].dataset.data]
+        covered = covered_by_masks(images, grid, f"masks of {target}")
         if covered:
             found[target] = covered
     return found
 
 
 @torch.no_grad()
-def covered_attention(engine: Any, target: str, covered: Covered) -> list[dict[str, float]]:
+def covered_attention(evaluator: Evaluator, target: str, covered: Covered) -> list[dict[str, float]]:
     """Run all images of a target that have a mask.
 
     Args:
-        engine: The engine, whose model and loaders are used.
+        evaluator: Has the network and the loaders.
         target: Name of the target.
         covered: Its images with masks.
 
     Returns:
         Per block ``attention`` and ``keys``, see :meth:`CoveredAttentionRecorder.mean`.
     """
-    model = unwrap(engine.model).eval()
+    model = unwrap(evaluator.model).eval()
     with CoveredAttentionRecorder(model) as recorder:
         for part in PARTS:
-            loader = _with_masks(engine.datamanager.test_loader[target][part], covered)
+            loader = _with_masks(evaluator.loaders[target][part], covered)
             for batch in tqdm(loader, desc=f"attention, {target} {part}", leave=False, disable=None):
-                images, _, camids = engine.parse_data_for_eval(batch)
                 recorder.covered = torch.from_numpy(np.stack([covered[path] for path in batch["impath"]]))
-                model(images.to(engine.device), *engine.labels.of_target(model, target, camids, batch, engine.device))
+                model(*evaluator.inputs(target, batch))
     return recorder.mean()
 
 

@@ -1,18 +1,17 @@
-"""Evaluation of one target with torchreid's distances and metrics, safe for small galleries."""
+"""How query and gallery are compared: torchreid's distances and metrics, safe for small galleries."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
+from yacs.config import CfgNode
 
 from amg_plugin import compat
 from amg_plugin.errors import DataError
@@ -21,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: torchreid's default length of the CMC curve.
 MAX_RANK = 50
+
+Scores = dict[str, Any]
+"""``{"mAP": float, "rank1": float, "cmc": {rank: float}}`` of one target, fractions."""
 
 
 @dataclass(frozen=True)
@@ -38,36 +40,77 @@ class Embedded:
     camids: np.ndarray
 
 
-@torch.no_grad()
-def embed(loader: Iterable[Any], parse: Callable, extract: Callable[[Tensor, Tensor], Tensor], label: str) -> Embedded:
-    """Extract the features of a loader.
+@dataclass(frozen=True)
+class Protocol:
+    """How features are compared; the values are those of torchreid's ``test``.
 
-    Args:
-        loader: torchreid's query or gallery loader.
-        parse: Gives images, pids and camids of a batch.
-        extract: Gives features ``[B, D]`` of images and their camera labels ``[B]``.
-        label: What the progress bar says.
+    Attributes:
+        metric: ``"euclidean"`` or ``"cosine"``.
+        normalize: L2-normalise features first.
+        ranks: CMC ranks to report, clamped to the gallery.
+        rerank: k-reciprocal re-ranking.
+        use_metric_cuhk03: CUHK03's metric, which ranks one image per identity.
     """
-    features, pids, camids = [], [], []
-    for batch in tqdm(loader, desc=label, leave=False, disable=None):
-        images, batch_pids, batch_camids = parse(batch)
-        features.append(extract(images, batch_camids).float().cpu())
-        pids.extend(batch_pids.tolist())
-        camids.extend(batch_camids.tolist())
-    return Embedded(torch.cat(features), np.asarray(pids), np.asarray(camids))
 
+    metric: str = "euclidean"
+    normalize: bool = False
+    ranks: Sequence[int] = (1, 5, 10, 20)
+    rerank: bool = False
+    use_metric_cuhk03: bool = False
 
-def distances(query: Embedded, gallery: Embedded, metric: str, normalize: bool, rerank: bool) -> np.ndarray:
-    """torchreid's distance matrix ``[queries, gallery]``, re-ranked if asked for."""
-    torchreid = compat.torchreid()
-    q, g = query.features, gallery.features
-    if normalize:
-        q, g = F.normalize(q, dim=1), F.normalize(g, dim=1)
-    measure = torchreid.metrics.compute_distance_matrix
-    matrix = measure(q, g, metric).numpy()
-    if rerank:
-        matrix = torchreid.utils.re_ranking(matrix, measure(q, q, metric).numpy(), measure(g, g, metric).numpy())
-    return matrix
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Protocol:
+        """Read the nodes ``test`` and ``cuhk03``."""
+        test = cfg.test
+        ranks = tuple(test.ranks)
+        return cls(test.dist_metric, test.normalize_feature, ranks, test.rerank, cfg.cuhk03.use_metric_cuhk03)
+
+    def distances(self, query: Embedded, gallery: Embedded) -> np.ndarray:
+        """torchreid's distance matrix ``[queries, gallery]``, re-ranked if asked for."""
+        torchreid = compat.torchreid()
+        q, g = query.features, gallery.features
+        if self.normalize:
+            q, g = F.normalize(q, dim=1), F.normalize(g, dim=1)
+
+        def measure(a: Tensor, b: Tensor) -> np.ndarray:
+            return torchreid.metrics.compute_distance_matrix(a, b, self.metric).numpy()
+
+        matrix = measure(q, g)
+        return torchreid.utils.re_ranking(matrix, measure(q, q), measure(g, g)) if self.rerank else matrix
+
+    def score(self, matrix: np.ndarray, query: Embedded, gallery: Embedded) -> Scores:
+        """CMC and mAP by torchreid's ``evaluate_rank``.
+
+        Args:
+            matrix: What :meth:`distances` gave.
+            query: Identities and cameras of its rows.
+            gallery: Identities and cameras of its columns.
+
+        Raises:
+            DataError: If no query has a match.
+        """
+        length = longest_cmc(query, gallery, self.use_metric_cuhk03)
+        cmc, mean_precision = compat.torchreid().metrics.evaluate_rank(
+            matrix,
+            query.pids,
+            gallery.pids,
+            query.camids,
+            gallery.camids,
+            max_rank=length,
+            use_metric_cuhk03=self.use_metric_cuhk03,
+        )
+        kept = sorted({min(rank, length) for rank in self.ranks})
+        if kept != sorted(set(self.ranks)):
+            logger.warning("ranks %s are clamped to %s: the gallery is small", list(self.ranks), kept)
+        return {
+            "mAP": float(mean_precision),
+            "rank1": float(cmc[0]),
+            "cmc": {str(rank): float(cmc[rank - 1]) for rank in kept},
+        }
+
+    def compare(self, query: Embedded, gallery: Embedded) -> Scores:
+        """Scores of one target."""
+        return self.score(self.distances(query, gallery), query, gallery)
 
 
 def longest_cmc(query: Embedded, gallery: Embedded, use_metric_cuhk03: bool = False) -> int:
@@ -91,34 +134,6 @@ def longest_cmc(query: Embedded, gallery: Embedded, use_metric_cuhk03: bool = Fa
             "No query of the target can be evaluated: none of their identities is in the gallery under another camera."
         )
     return min(MAX_RANK, len(per_identity) if use_metric_cuhk03 else min(left))
-
-
-def score(
-    matrix: np.ndarray, query: Embedded, gallery: Embedded, ranks: Sequence[int], use_metric_cuhk03: bool = False
-) -> dict[str, Any]:
-    """CMC and mAP by torchreid's ``evaluate_rank``; ranks are clamped to the gallery.
-
-    Returns:
-        ``{"mAP": float, "rank1": float, "cmc": {rank: float}}``, fractions.
-    """
-    length = longest_cmc(query, gallery, use_metric_cuhk03)
-    cmc, mean_precision = compat.torchreid().metrics.evaluate_rank(
-        matrix,
-        query.pids,
-        gallery.pids,
-        query.camids,
-        gallery.camids,
-        max_rank=length,
-        use_metric_cuhk03=use_metric_cuhk03,
-    )
-    kept = sorted({min(rank, length) for rank in ranks})
-    if kept != sorted(set(ranks)):
-        logger.warning("ranks %s are clamped to %s: the gallery is small", list(ranks), kept)
-    return {
-        "mAP": float(mean_precision),
-        "rank1": float(cmc[0]),
-        "cmc": {str(rank): float(cmc[rank - 1]) for rank in kept},
-    }
 
 
 def per_query_scores(matrix: np.ndarray, query: Embedded, gallery: Embedded) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ from amg_plugin.plots.image_figure import draw_image
 from amg_plugin.plots.model_figure import ModelMaps, draw_model
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
-from amg_plugin.runs.setup import assemble, prepare, restore_model
+from amg_plugin.runs.setup import assemble, check_identities, fitted, prepare
 from amg_plugin.utils.preprocessing import Preprocessing
 
 #: What torchreid takes where a checkpoint does not say.
@@ -133,8 +133,10 @@ def scored_maps(cfg: CfgNode, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     from amg_plugin.data.manager import build_datamanager
 
     prepare(cfg)
+    checkpoint = fitted(checkpoint, cfg)
     datamanager = build_datamanager(cfg)
-    model = restore_model(checkpoint, cfg, datamanager.num_train_pids)
+    check_identities(checkpoint, datamanager.num_train_pids)
+    model = checkpoint.build()
     engine = assemble(cfg, datamanager, model, [], 1)
     blocks, plan = prunable_blocks(model), checkpoint.plan
     with scoring_mode(model, cfg.amg.calibration.mode):

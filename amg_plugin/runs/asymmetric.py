@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint
-from amg_plugin.config.load import from_plain_dict, to_plain_dict
 from amg_plugin.errors import CheckpointError
+from amg_plugin.evaluation.asymmetric import compare_spaces
 from amg_plugin.runs import result as report
-from amg_plugin.runs.setup import assemble, check_fits, check_reducer, restore_model
-from amg_plugin.utils.tables import text_table
-
-#: Sections of the result and what the table calls them: (query, gallery).
-ROWS = {
-    "query": ("query model", "query model"),
-    "gallery": ("gallery model", "gallery model"),
-    "asymmetric": ("query model", "gallery model"),
-}
+from amg_plugin.runs.setup import build_evaluator, fitted, own_config
 
 
-def gallery_config(cfg: CfgNode, checkpoint: Checkpoint) -> Any:
-    """The configuration that the gallery's checkpoint is evaluated with.
-
-    Network, image size and preparation of images are the checkpoint's own; data, device and evaluation are the run's.
-
-    Args:
-        cfg: The run's configuration.
-        checkpoint: The gallery's checkpoint.
-    """
-    values = to_plain_dict(cfg)
-    stored, pixels = checkpoint.config, checkpoint.preprocessing
-    for node in ("model", "amg"):
-        if isinstance(stored.get(node), Mapping):
-            values[node] = dict(stored[node])
-    if isinstance(stored.get("loss"), Mapping):
-        values["loss"] = dict(stored["loss"])
-    own = stored.get("data") if isinstance(stored.get("data"), Mapping) else {}
-    values["amg"] = {**values["amg"], "image_size": [], "check_images": cfg.amg.check_images}
-    values["amg"]["skip_unreadable"] = cfg.amg.skip_unreadable
-    data = values["data"]
-    data["height"], data["width"] = checkpoint.spec.image_size
-    for key, name in (("norm_mean", "mean"), ("norm_std", "std")):
-        data[key] = list(getattr(pixels, name, None) or own.get(key) or data[key])
-    bicubic = pixels.interpolation == "bicubic" if pixels else "bicubic" in own.get("transforms", ())
-    data["transforms"] = ["bicubic"] if bicubic else []
-    return from_plain_dict(values)
-
-
-def test_asymmetric(cfg: CfgNode, query: Checkpoint, gallery: Checkpoint) -> dict[str, Any]:
+def evaluate_pair(cfg: CfgNode, query: Checkpoint, gallery: Checkpoint) -> dict[str, Any]:
     """Evaluate two checkpoints alone and together; returns the sections of the result.
 
     Args:
@@ -59,28 +22,18 @@ def test_asymmetric(cfg: CfgNode, query: Checkpoint, gallery: Checkpoint) -> dic
         gallery: Embeds the gallery.
 
     Raises:
-        CheckpointError: If their features cannot be compared.
+        CheckpointError: If a checkpoint does not fit, or their features cannot be compared.
     """
-    from amg_plugin.cli.test import evaluation_config
-    from amg_plugin.data.manager import build_datamanager
-    from amg_plugin.evaluation.asymmetric import Protocol, compare_spaces
-
-    configs = {"query": cfg, "gallery": gallery_config(cfg, gallery)}
-    checkpoints = {"query": query, "gallery": gallery}
-    models = {}
-    for side, checkpoint in checkpoints.items():
-        check_fits(checkpoint, configs[side])
-        check_reducer(checkpoint, configs[side])
-        models[side] = restore_model(checkpoint, configs[side])
+    configs = {"query": cfg, "gallery": own_config(gallery, cfg)}
+    checkpoints = {"query": fitted(query, cfg), "gallery": fitted(gallery, configs["gallery"])}
+    models = {side: checkpoint.build() for side, checkpoint in checkpoints.items()}
     check_comparable(models["query"], models["gallery"])
-    engines, sections = {}, {}
+    shapes = {}
     for side, own in configs.items():
-        datamanager = build_datamanager(evaluation_config(own))
-        sections[side] = report.structure(models[side], own.data.height, own.data.width)
-        sections[side]["image_size"] = [own.data.height, own.data.width]
-        engines[side] = assemble(own, datamanager, models[side], [], 1)
-    found = compare_spaces(engines["query"], engines["gallery"], Protocol.from_config(cfg))
-    result = {f"{side}_model": report.section(found[side], sections[side]) for side in sections}
+        shapes[side] = report.structure(models[side], own.data.height, own.data.width)
+        shapes[side]["image_size"] = [own.data.height, own.data.width]
+    found = compare_spaces(*(build_evaluator(configs[side], models[side]) for side in ("query", "gallery")))
+    result = {f"{side}_model": report.section(found[side], shapes[side]) for side in shapes}
     return {**result, "asymmetric": report.section(found["asymmetric"], {})}
 
 
@@ -100,31 +53,3 @@ def check_comparable(query: Any, gallery: Any) -> None:
             f"The features of --weights are taken {query.spec.neck_feat} the neck, those of --gallery-weights "
             f"{gallery.spec.neck_feat} it (amg.neck_feat); asymmetric retrieval needs the same."
         )
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """The three cases side by side, for every target."""
-    return text_table(*rows(result))
-
-
-def rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of :func:`table`."""
-    sections = {"query": result["query_model"], "gallery": result["gallery_model"], "asymmetric": result["asymmetric"]}
-    found = []
-    for target in sections["asymmetric"]["targets"]:
-        for case, (query, gallery) in ROWS.items():
-            scores = sections[case]["targets"][target]
-            macs = {f"{side} model": result[f"{side}_model"]["macs"] for side in ("query", "gallery")}
-            found.append(
-                [
-                    query,
-                    gallery,
-                    target,
-                    f"{100 * scores['rank1']:.1f}",
-                    f"{100 * scores['mAP']:.1f}",
-                    f"{macs[query] / 1e9:.3f} G",
-                    f"{macs[gallery] / 1e9:.3f} G",
-                ]
-            )
-    header = ["queries by", "gallery by", "target", "Rank-1 %", "mAP %", "MACs per query", "MACs per gallery image"]
-    return header, found

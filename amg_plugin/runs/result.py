@@ -1,4 +1,4 @@
-"""Results of a run as plain data (``result.json``) and as tables."""
+"""Results of a run as plain data (``result.json``), and what its first table shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from amg_plugin.models import complexity
 from amg_plugin.models.reid import unwrap
 from amg_plugin.pruning import current_plan
 from amg_plugin.utils.files import write_text
-from amg_plugin.utils.tables import text_table
 
 FILE_NAME = "result.json"
 #: ``start`` takes the place of ``dense`` where a run began with a model that was pruned already; ``reduced`` is a
@@ -58,13 +57,10 @@ def write_result(folder: str | Path, result: Mapping[str, Any]) -> Path:
     return write_text(Path(folder) / FILE_NAME, json.dumps(result, indent=1) + "\n")
 
 
-def comparison_table(result: Mapping[str, Any]) -> str:
-    """Before/after table of a result as text."""
-    return text_table(*comparison_rows(result))
-
-
 def comparison_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the before/after table: one row per section that a result has."""
+    """Header and rows of the first table: a row per section that a result has, or per case of asymmetric retrieval."""
+    if "asymmetric" in result:
+        return _asymmetric_rows(result)
     present = [name for name in SECTIONS if name in result]
     base = result[present[0]]
 
@@ -86,3 +82,26 @@ def comparison_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str
         for data in [result[name]]
     ]
     return ["model", "Rank-1 %", "mAP %", "params", "MACs", "heads", "tokens"], rows
+
+
+def _asymmetric_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The two models alone and together, for every target."""
+    cases = {
+        "query_model": ("query", "query"),
+        "gallery_model": ("gallery", "gallery"),
+        "asymmetric": ("query", "gallery"),
+    }
+    rows = [
+        [
+            *(f"{side} model" for side in sides),
+            target,
+            f"{100 * scores['rank1']:.1f}",
+            f"{100 * scores['mAP']:.1f}",
+            *(f"{result[f'{side}_model']['macs'] / 1e9:.3f} G" for side in sides),
+        ]
+        for target in result["asymmetric"]["targets"]
+        for case, sides in cases.items()
+        for scores in [result[case]["targets"][target]]
+    ]
+    header = ["queries by", "gallery by", "target", "Rank-1 %", "mAP %", "MACs per query", "MACs per gallery image"]
+    return header, rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,12 @@ from yacs.config import CfgNode
 
 from amg_plugin import compat
 from amg_plugin.checkpoint import Checkpoint
+from amg_plugin.config.load import from_plain_dict, get_default_config, to_plain_dict
 from amg_plugin.data.cameras import TrainingCameras
+from amg_plugin.data.targets import Loaders, build_test_loaders
 from amg_plugin.errors import CheckpointError, ConfigError
+from amg_plugin.evaluation.evaluator import Evaluator
+from amg_plugin.evaluation.protocol import Protocol
 from amg_plugin.models.build import build_network
 from amg_plugin.models.differences import differences
 from amg_plugin.models.reducers.solve import fit_reducer
@@ -172,40 +176,54 @@ def _check_preprocessing(checkpoint: Checkpoint, cfg: CfgNode) -> None:
             )
 
 
-def check_reducer(checkpoint: Checkpoint, cfg: CfgNode) -> None:
-    """Check that the network of a checkpoint can have the reducer that a configuration asks for.
+def own_config(checkpoint: Checkpoint, cfg: CfgNode) -> CfgNode:
+    """A checkpoint's own network, image size and preparation of images, with data, device and protocol of the run.
+
+    Args:
+        checkpoint: What was read; without a configuration, its description counts.
+        cfg: The run's configuration.
 
     Raises:
-        CheckpointError: If it has another one, or is pruned.
-        ConfigError: If the target cannot be met.
+        ConfigError: If the checkpoint's configuration is impossible.
     """
+    values, usual, stored = to_plain_dict(cfg), to_plain_dict(get_default_config()), checkpoint.config
+    usual["amg"]["neck_feat"] = checkpoint.spec.neck_feat
+    for node in ("model", "amg", "loss"):
+        values[node] = dict(stored[node]) if isinstance(stored.get(node), Mapping) else usual[node]
+    values["amg"] |= {"image_size": [], **{key: cfg.amg[key] for key in ("check_images", "skip_unreadable")}}
+    own = stored.get("data") if isinstance(stored.get("data"), Mapping) else {}
+    pixels, data = checkpoint.preprocessing, values["data"]
+    data["height"], data["width"] = checkpoint.spec.image_size
+    data["sources"] = list(own.get("sources") or data["sources"])
+    for key, name in (("norm_mean", "mean"), ("norm_std", "std")):
+        data[key] = list(getattr(pixels, name, None) or own.get(key) or data[key])
+    bicubic = pixels.interpolation == "bicubic" if pixels else "bicubic" in own.get("transforms", ())
+    data["transforms"] = ["bicubic"] if bicubic else []
+    return from_plain_dict(values)
+
+
+def fitted(checkpoint: Checkpoint, cfg: CfgNode) -> Checkpoint:
+    """A checkpoint with this run's loss, evaluation features, stochastic depth and reducer; its check at the door.
+
+    Args:
+        checkpoint: What was read.
+        cfg: The run's configuration.
+
+    Returns:
+        The checkpoint whose ``build`` gives the network of the run.
+
+    Raises:
+        CheckpointError: If structure or preparation of images differ, or a pruned network shall get a reducer.
+        ConfigError: If the reducer's target cannot be met.
+    """
+    check_fits(checkpoint, cfg)
     if not checkpoint.plan.is_dense and cfg.amg.reducer in REDUCERS:
         raise CheckpointError(
             f"The checkpoint is pruned, but amg.reducer '{cfg.amg.reducer}' starts from a dense network; give a dense "
             "checkpoint, or set amg.reducer to amg."
         )
-    fit_reducer(checkpoint.spec, cfg.amg)
-
-
-def restore_model(checkpoint: Checkpoint, cfg: CfgNode, num_classes: int | None = None) -> nn.Module:
-    """The network of a checkpoint, with this run's loss, evaluation features and stochastic depth.
-
-    Args:
-        checkpoint: What was read.
-        cfg: The run's configuration.
-        num_classes: Identities of the training data; None if no training follows.
-
-    Raises:
-        CheckpointError: If structure, image size or number of identities differ.
-    """
-    check_fits(checkpoint, cfg)
-    if num_classes is not None and checkpoint.spec.num_classes != num_classes:
-        raise CheckpointError(
-            f"The checkpoint knows {checkpoint.spec.num_classes} identities, the training data has {num_classes}; "
-            "use the training data (--sources, --root) that the checkpoint was trained on."
-        )
     spec = replace(
-        checkpoint.spec,
+        fit_reducer(checkpoint.spec, cfg.amg),
         loss=cfg.loss.name,
         neck_feat=cfg.amg.neck_feat,
         drop_path=cfg.amg.drop_path,
@@ -213,8 +231,48 @@ def restore_model(checkpoint: Checkpoint, cfg: CfgNode, num_classes: int | None 
     )
     if spec.side_information is not None:
         spec = replace(spec, side_information=replace(spec.side_information, unseen=cfg.amg.sie.unseen))
-    check_reducer(checkpoint, cfg)
-    return replace(checkpoint, spec=fit_reducer(spec, cfg.amg)).build()
+    return replace(checkpoint, spec=spec)
+
+
+def check_identities(checkpoint: Checkpoint, num_classes: int) -> None:
+    """Check that a checkpoint can go on with the training data.
+
+    Raises:
+        CheckpointError: If it knows another number of identities.
+    """
+    if checkpoint.spec.num_classes != num_classes:
+        raise CheckpointError(
+            f"The checkpoint knows {checkpoint.spec.num_classes} identities, the training data has {num_classes}; "
+            "use the training data (--sources, --root) that the checkpoint was trained on."
+        )
+
+
+def on_device(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The model on the GPU, in DataParallel where there are several, as torchreid's script puts it; or as it is.
+
+    Raises:
+        ConfigError: If the precision does not go with the GPUs.
+    """
+    check_precision(cfg)
+    if not use_gpu(cfg):
+        return model
+    return nn.DataParallel(model).cuda() if uses_several_gpus(cfg) else model.cuda()
+
+
+def build_evaluator(cfg: CfgNode, model: nn.Module, loaders: Loaders | None = None) -> Evaluator:
+    """What evaluates a model on the targets of a configuration, by its protocol.
+
+    Args:
+        cfg: The configuration.
+        model: The network, on the CPU.
+        loaders: Query and gallery of the targets; made here if omitted.
+
+    Raises:
+        ConfigError: If a name is unknown.
+        DataError: If the data cannot be used.
+    """
+    loaders = build_test_loaders(cfg) if loaders is None else loaders
+    return Evaluator(on_device(cfg, model), loaders, Protocol.from_config(cfg), list(cfg.data.sources))
 
 
 def assemble(cfg: CfgNode, datamanager: Any, model: nn.Module, hooks: Iterable[Any], epochs: int) -> Any:
@@ -223,7 +281,7 @@ def assemble(cfg: CfgNode, datamanager: Any, model: nn.Module, hooks: Iterable[A
     Args:
         cfg: The configuration.
         datamanager: The image data manager.
-        model: The network; moved to the GPU and wrapped in DataParallel as torchreid's script does.
+        model: The network, see :func:`on_device`.
         hooks: Hooks of the engine.
         epochs: Epochs of the first phase, for the learning-rate schedule.
 
@@ -232,9 +290,7 @@ def assemble(cfg: CfgNode, datamanager: Any, model: nn.Module, hooks: Iterable[A
     """
     from amg_plugin.engine.optim import build_optimizer, build_scheduler
 
-    check_precision(cfg)
-    if use_gpu(cfg):
-        model = nn.DataParallel(model).cuda() if uses_several_gpus(cfg) else model.cuda()
+    model = on_device(cfg, model)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_scheduler(cfg, optimizer, epochs, cfg.amg.warmup_epochs)
     return build_engine(cfg, datamanager, model, optimizer, scheduler, hooks=hooks)

@@ -85,6 +85,11 @@ def further_tables(result: Mapping[str, Any], models: Sequence[str] = SECTIONS) 
     return [*([scores] if scores else []), *attention]
 
 
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Every table of a result, that of its models first."""
+    return [("", *comparison_rows(result)), *further_tables(result)]
+
+
 def as_text(table: Table) -> str:
     """A table for the terminal."""
     heading, header, rows = table
@@ -97,19 +102,17 @@ def as_markdown(table: Table) -> str:
     return "\n".join([*([heading, ""] if heading else []), markdown_table(header, rows)])
 
 
-def write_markdown(folder: str | Path, result: Mapping[str, Any], tables: Sequence[Table] | None = None) -> Path:
+def write_markdown(folder: str | Path, result: Mapping[str, Any]) -> Path:
     """Write the tables of a result as ``result.md`` beside ``result.json``.
 
     Args:
         folder: Where.
         result: Whose.
-        tables: None for those of models, targets and attention.
 
     Raises:
         RunError: If it cannot be written.
     """
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     measured = f"Measured on {result['device']}, {result['threads']} threads, seed {result['seed']}; {versions}."
-    tables = [("", *comparison_rows(result)), *further_tables(result)] if tables is None else tables
-    text = "\n\n".join([*map(as_markdown, tables), measured]) + "\n"
+    text = "\n\n".join([*map(as_markdown, tables(result)), measured]) + "\n"
     return write_text(Path(folder) / MARKDOWN_FILE, text)

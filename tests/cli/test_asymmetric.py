@@ -8,8 +8,7 @@ from tiny_run import settings
 
 import amg_plugin
 from amg_plugin.cli.main import main
-from amg_plugin.evaluation.asymmetric import Protocol
-from amg_plugin.evaluation.protocol import Embedded
+from amg_plugin.evaluation.protocol import Embedded, Protocol
 
 RUN = ["-t", "synthetic_reid"]
 

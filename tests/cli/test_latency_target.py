@@ -8,10 +8,10 @@ from tiny_run import settings
 from amg_plugin.bench import latency
 from amg_plugin.bench.latency import Timing
 from amg_plugin.checkpoint import read_checkpoint
-from amg_plugin.cli import latency_target
 from amg_plugin.cli.main import main
 from amg_plugin.config.load import load_config
 from amg_plugin.errors import RunError
+from amg_plugin.runs import latency_target
 
 FORM = "[{target: heads}, {target: tokens}]"
 FINE = ["amg.override.patch_size", "4", "amg.stride", "2", "train.max_epoch", "1"]  # 105 patches

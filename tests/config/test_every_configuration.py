@@ -8,8 +8,6 @@ import torch
 from tiny_run import BATCH, IMAGES_PER_IDENTITY, draw
 
 from amg_plugin.checkpoint import read_checkpoint
-from amg_plugin.cli.prune import prune
-from amg_plugin.cli.train import train
 from amg_plugin.config.load import list_configs, load_config
 from amg_plugin.models.build import build_network
 from amg_plugin.models.complexity import count
@@ -21,7 +19,9 @@ from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.pruning.schedule import PruningSchedule
 from amg_plugin.pruning.selection import removal_count
+from amg_plugin.runs.prune import prune
 from amg_plugin.runs.setup import prepare
+from amg_plugin.runs.train import train
 
 #: Which published row a configuration ends at.
 PUBLISHED = {

@@ -12,12 +12,14 @@ from tiny_run import HEIGHT, SPEC, WIDTH
 from amg_plugin import compat
 from amg_plugin.checkpoint import load_model
 from amg_plugin.data.cameras import UNSEEN, TrainingCameras, target_rows
-from amg_plugin.data.labels import SideLabels
+from amg_plugin.data.labels import TargetLabels, TrainingLabels
 from amg_plugin.data.manager import build_datamanager
 from amg_plugin.data.occlusion.copy import write_occluded_copy
 from amg_plugin.data.synthetic.reid import write_synthetic_reid
 from amg_plugin.engine import AMGPruningHook, DistillationHook, Hook
 from amg_plugin.errors import ConfigError
+from amg_plugin.evaluation.evaluator import Evaluator
+from amg_plugin.evaluation.protocol import Protocol
 from amg_plugin.models.side_information import SideInformationSpec
 from amg_plugin.plugin.active import using_amg_config
 from amg_plugin.pruning.cut import PruningRules
@@ -46,6 +48,11 @@ def build(make_cfg):
         return assemble(cfg, datamanager, model, hooks, 1)
 
     return build
+
+
+def evaluator_of(engine):
+    """Evaluates the engine's network on its targets."""
+    return Evaluator(engine.model, engine.test_loader, Protocol(), engine.cfg.data.sources)
 
 
 class Rows(Hook):
@@ -156,7 +163,7 @@ def test_a_target_that_is_no_source_is_unseen_with_one_warning(build, run, warni
 def test_cameras_that_training_lacks_are_named_in_the_warning(build, warnings):
     engine = build()
     engine.model.name_cameras({DRAWN: [0, 2, 7]})
-    engine.extractor(DRAWN)
+    evaluator_of(engine).embed(DRAWN)
     (message,) = warnings()
     assert f"cameras 1 (counted from 0) of {DRAWN} are unseen" in message
 
@@ -190,10 +197,10 @@ def test_a_checkpoint_knows_its_cameras_and_gives_the_same_features(build, run, 
     engine = run(build(data__sources=[DRAWN, OTHER], data__targets=[OTHER]), 1)
     model = load_model(tmp_path / "log" / "last.pth")
     assert model.spec.side_information.camera_table == {DRAWN: [0, 1, 2], OTHER: [0, 1, 2]}
-    extract = engine.extractor(OTHER)
-    images, _, camids = engine.parse_data_for_eval(next(iter(engine.test_loader[OTHER]["query"])))
-    assert torch.equal(extract(images, camids), model(images, camids + 3))
-    assert not torch.equal(extract(images, camids), model(images, camids))
+    batch = next(iter(engine.test_loader[OTHER]["query"]))
+    features = engine.model(*evaluator_of(engine).inputs(OTHER, batch))
+    assert torch.equal(features, model(batch["img"], batch["camid"] + 3))
+    assert not torch.equal(features, model(batch["img"], batch["camid"]))
 
 
 def test_a_copy_of_a_training_set_has_its_cameras(build, warnings, tmp_path):
@@ -203,12 +210,10 @@ def test_a_copy_of_a_training_set_has_its_cameras(build, warnings, tmp_path):
     engine = build(data__root=str(root), data__targets=[DRAWN, "occluded_market1501"])
     seen = []
     engine.model.side_information.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
-    engine.set_model_mode("eval")
     for target in (DRAWN, "occluded_market1501"):
-        batch = next(iter(engine.test_loader[target]["query"]))
-        images, _, camids = engine.parse_data_for_eval(batch)
-        engine.extractor(target)(images, camids)
-    assert seen[0] == seen[1] and UNSEEN not in seen[0]
+        evaluator_of(engine).embed(target)
+    whole, copy = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert whole == copy and not any(UNSEEN in rows for rows in whole)
     assert warnings() == []
 
 
@@ -239,22 +244,20 @@ def test_more_cameras_than_rows_are_refused_before_training(make_engine, make_cf
 def test_an_unnamed_network_is_taken_for_the_one_source_of_the_configuration():
     side, device = SideInformationSpec(cameras=2), torch.device("cpu")
     model = SimpleNamespace(uses_cameras=True, spec=SimpleNamespace(side_information=side))
-    targets = SimpleNamespace(test_loader={OTHER: {"query": SimpleNamespace(dataset=object())}})
+    loaders = {"query": SimpleNamespace(dataset=object())}
     for sources, expected in (([OTHER], [1, UNSEEN]), ([DRAWN], [UNSEEN] * 2), ([OTHER, DRAWN], [UNSEEN] * 2)):
-        rows, views = SideLabels(targets, sources).of_target(model, OTHER, torch.tensor([1, 2]), {}, device)
+        rows, views = TargetLabels(OTHER, loaders, sources).of(model, torch.tensor([1, 2]), {}, device)
         assert rows.tolist() == expected and views is None
 
 
 def test_views_go_along_where_the_data_set_gives_them():
-    labels = SideLabels(manager(["a"], [(0, 0), (0, 1)]), ["a"])
+    training = TrainingLabels(manager(["a"], [(0, 0), (0, 1)]), ["a"])
+    target = TargetLabels("a", {}, ["a"])
     side, device = SideInformationSpec(cameras=2, views=2, camera_table={"a": [0, 1]}), torch.device("cpu")
     model = SimpleNamespace(uses_cameras=True, spec=SimpleNamespace(side_information=side))
     batch = {"camid": torch.tensor([1, 0]), "viewid": torch.tensor([0, 1])}
-    assert [values.tolist() for values in labels.of_training(model, batch, device)] == [[1, 0], [0, 1]]
-    assert [values.tolist() for values in labels.of_target(model, "a", batch["camid"], batch, device)] == [
-        [1, 0],
-        [0, 1],
-    ]
+    assert [values.tolist() for values in training.of(model, batch, device)] == [[1, 0], [0, 1]]
+    assert [values.tolist() for values in target.of(model, batch["camid"], batch, device)] == [[1, 0], [0, 1]]
 
 
 def test_views_without_labels_are_refused_before_training(build, run):

@@ -11,7 +11,7 @@ from typing import Any
 from amg_plugin.data.checks.folders import check_dataset_folder
 from amg_plugin.data.checks.readable import TINY, ReadableImages, read_images
 from amg_plugin.data.datasets.local import queries_without_match
-from amg_plugin.data.datasets.names import NO_TRAINING_DATA, known_datasets
+from amg_plugin.data.datasets.names import known_datasets
 from amg_plugin.data.layout import MARKET_EXAMPLE, MARKET_FOLDERS, identity_and_camera
 from amg_plugin.errors import AMGError, ConfigError, DataError
 
@@ -80,7 +80,7 @@ class Inspection:
         return bool(self.unusable or self.unmatched)
 
     def refuse(self) -> None:
-        """Logs the warnings and stops if there is any problem.
+        """Logs the warnings and the number of readable images, or stops if there is any problem.
 
         Raises:
             DataError: Names all problems in one sentence each.
@@ -94,6 +94,8 @@ class Inspection:
         if sentences:
             numbered = " ".join(f"({number}) {text}." for number, text in enumerate(sentences, 1))
             raise DataError(f"{len(sentences)} problems in the data: {numbered}")
+        if images := self.images:
+            logger.info("%d images can be read", images.count - len(images.unreadable))
 
 
 def inspect_data(
@@ -132,7 +134,6 @@ def inspect_data(
         # A data set without a training part refuses the mode "train".
         _open_dataset(found, name, root, "train" if name in trained else "query", options or {})
 
-    trained.pop(NO_TRAINING_DATA, None)
     parts = [(name, "train", found.datasets[name].train) for name in trained if name in found.datasets]
     found.problems += [problem for name, _, items in parts if (problem := find_label_gaps(name, items))]
     for name in dict.fromkeys(targets):

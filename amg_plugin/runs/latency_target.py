@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tqdm import tqdm
 from yacs.config import CfgNode
 
+from amg_plugin.bench import latency
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.data.checks.folders import check_dataset_folder
 from amg_plugin.plugin.registry import register
@@ -17,13 +19,18 @@ from amg_plugin.utils.tables import text_table
 
 logger = logging.getLogger(__name__)
 
+Say = Callable[[str], None]
 
-def resolve(cfg: CfgNode, checkpoint: Checkpoint, *, data: bool = True) -> tuple[Any, dict[str, Any] | None]:
-    """Measure what ``amg.target_latency_saving`` takes, and print it.
+
+def resolve(
+    cfg: CfgNode, checkpoint: Checkpoint, say: Say, *, data: bool = True
+) -> tuple[CfgNode, dict[str, Any] | None]:
+    """Measure what ``amg.target_latency_saving`` takes.
 
     Args:
         cfg: The configuration.
         checkpoint: The model that will be pruned.
+        say: Gets the table of what was measured.
         data: Look first whether the data sets are there.
 
     Returns:
@@ -38,8 +45,6 @@ def resolve(cfg: CfgNode, checkpoint: Checkpoint, *, data: bool = True) -> tuple
     target = cfg.amg.target_latency_saving
     if not target:
         return cfg, None
-    from amg_plugin.bench import latency
-
     check_fits(checkpoint, cfg)
     if data:
         _check_files(cfg)
@@ -50,9 +55,9 @@ def resolve(cfg: CfgNode, checkpoint: Checkpoint, *, data: bool = True) -> tuple
     plans = latency.candidates(checkpoint.spec, plan, target, cfg.amg.head_token_balance, **floors)
     with _bar(settings.total_rounds) as progress:
         found, environment = latency.timings(checkpoint.spec, plans, settings, progress)
-    print(_table(target, options, found))
+    say(_table(target, options, found))
     saving = round(latency.macs_saving_for(target, found), 4)
-    print(f"amg.target_latency_saving {target:g} takes amg.target_macs_saving {saving:g}.\n")
+    say(f"amg.target_latency_saving {target:g} takes amg.target_macs_saving {saving:g}.\n")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.amg.target_macs_saving, cfg.amg.target_latency_saving = saving, 0.0
@@ -62,24 +67,23 @@ def resolve(cfg: CfgNode, checkpoint: Checkpoint, *, data: bool = True) -> tuple
     return cfg, measured
 
 
-def compare(measured: dict[str, Any], cfg: CfgNode, pruned: Checkpoint) -> dict[str, Any]:
+def compare(measured: dict[str, Any], cfg: CfgNode, pruned: Checkpoint, say: Say) -> dict[str, Any]:
     """Measure the pruned network against its dense one and say whether the target was met.
 
     Args:
         measured: What :func:`resolve` gave.
         cfg: The configuration.
         pruned: The network.
+        say: Gets a sentence on what was measured.
 
     Returns:
         ``measured`` with the entry ``reached``.
     """
-    from amg_plugin.bench import latency
-
     settings = latency.settings_of(cfg.amg.latency)
     with _bar(settings.total_rounds) as progress:
         (reached,), _ = latency.timings(pruned.spec, [pruned.plan], settings, progress)
     low, high = reached.quartiles
-    print(
+    say(
         f"latency saved by the pruned model: {reached.time_saved:.1%} (quartiles {low:.1%} to {high:.1%}), target "
         f"{measured['target']:.1%}\n"
     )
@@ -104,8 +108,6 @@ def _check_files(cfg: CfgNode) -> None:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[str, int], None]]:
-    from tqdm import tqdm
-
     with tqdm(total=total, disable=None, leave=False) as bar:
 
         def progress(what: str, finished: int) -> None:
