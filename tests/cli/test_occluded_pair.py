@@ -88,7 +88,7 @@ def test_without_a_dense_model_its_own_attention_is_reported(amg_reid, test_word
 def test_batches_and_loaders_do_not_matter(amg_reid, test_words, tmp_path):
     found = []
     for words in (("test.batch_size", "100"), ("test.batch_size", "3", "data.workers", "1")):
-        assert amg_reid(*test_words, *words).status == 0
+        assert amg_reid("test", "--overwrite", *test_words[1:], *words).status == 0
         found.append(result_of(tmp_path)["covered_attention"]["occluded_market1501"]["models"]["finetuned"])
     for one, other in zip(*found, strict=True):
         assert one == {name: pytest.approx(value, rel=1e-5) for name, value in other.items()}

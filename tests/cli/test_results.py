@@ -113,13 +113,6 @@ def test_the_feature_before_the_neck_can_be_tested_too(trained, amg_reid, tmp_pa
     assert result["dense"]["mAP"] != trained.result["dense"]["mAP"]
 
 
-def test_results_of_a_checkpoints_configuration_do_not_replace_those_of_its_run(trained, amg_reid):
-    before = (trained.folder / "result.json").read_bytes()
-    assert amg_reid("test", "--weights", trained.last).status == 0
-    assert (trained.folder / "result.json").read_bytes() == before
-    assert (trained.folder / "test" / "result.json").is_file()
-
-
 def test_pictures_of_rankings_are_drawn_on_demand(trained, amg_reid, tmp_path):
     words = ("test", "--weights", trained.last, "-t", "synthetic_reid", "data.save_dir", tmp_path)
     assert amg_reid(*words, "test.visrank", "True", "test.visrank_topk", "3").status == 0
