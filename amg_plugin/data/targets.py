@@ -13,7 +13,7 @@ from amg_plugin.data.checks.inspection import inspect_data
 from amg_plugin.data.checks.leave_out import leave_out_of_tests
 from amg_plugin.data.datasets.names import known_datasets
 from amg_plugin.data.manager import dataset_options
-from amg_plugin.data.transforms import TORCHREID_TRANSFORMS, check_transform_names, place_plugin_transforms
+from amg_plugin.data.transforms import check_transform_names, place_transforms
 from amg_plugin.errors import ConfigError
 
 PARTS = ("query", "gallery")
@@ -50,11 +50,11 @@ def build_test_loaders(cfg: CfgNode) -> Loaders:
     size = cfg.data.height, cfg.data.width
     train, test = compat.torchreid().data.transforms.build_transforms(
         *size,
-        transforms=[name for name in names if name in TORCHREID_TRANSFORMS],
+        transforms=[],  # of training
         norm_mean=list(cfg.data.norm_mean),
         norm_std=list(cfg.data.norm_std),
     )
-    place_plugin_transforms(names, train, test, *size)
+    place_transforms(names, train, test, *size)
     loaders: dict[str, dict[str, DataLoader]] = {}
     for target in targets:
         loaders[target] = {}

@@ -59,7 +59,8 @@ def test_an_exported_file_evaluates_as_its_checkpoint(pruned, tiny_root, amg_rei
     assert amg_reid("export", pruned.last, *words).status == 0
     outcome = amg_reid("test", "--weights", path, "--root", tiny_root)
     assert outcome.status == 0, outcome.err
-    result = json.loads((tmp_path / "test_model_pt_synthetic_reid+market1501" / "result.json").read_text(encoding="utf-8"))
+    folder = tmp_path / "test_model_pt_synthetic_reid+market1501"
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     section, expected = result["exported"], pruned.result["finetuned"]
     for name in ("mAP", "rank1", "params", "macs", "heads_per_block", "tokens_per_block"):
         assert section[name] == pytest.approx(expected[name]), name
@@ -76,7 +77,8 @@ def test_int8_is_calibrated_compared_and_evaluated(int8_file, tiny_root, amg_rei
     assert 0.99 <= stored["comparison"]["cosine"] < 1
     outcome = amg_reid("test", "--weights", int8_file, "--root", tiny_root)
     assert outcome.status == 0, outcome.err
-    result = json.loads((int8_file.parent / "test_int8_onnx_synthetic_reid+market1501" / "result.json").read_text(encoding="utf-8"))
+    folder = int8_file.with_name("test_int8_onnx_synthetic_reid+market1501")
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert result["exported"]["precision"] == "int8"
     assert 0 < result["exported"]["mAP"] <= 1
 
