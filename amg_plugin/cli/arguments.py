@@ -217,7 +217,7 @@ def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float)
     from amg_plugin.config.load import to_plain_dict
     from amg_plugin.runs import result as report
     from amg_plugin.runs.setup import use_gpu
-    from amg_plugin.runs.targets import as_text
+    from amg_plugin.runs.targets import as_text, tables
     from amg_plugin.utils.environment import environment
 
     result = {
