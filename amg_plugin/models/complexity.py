@@ -1,15 +1,19 @@
-"""Multiply-accumulate operations and parameters, counted on what really runs."""
+"""Multiply-accumulate operations and parameters: counted on what really runs, and in closed form for searches."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from amg_plugin.models.vit import unwrap
 
 #: Modules that a re-ID system does not run when it extracts features.
 CLASSIFIERS = (
@@ -32,8 +36,7 @@ def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
     Returns:
         ``{"macs": int, "params": int, "macs_by_module": {name: int}}``, without the classifier.
     """
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
+    model = unwrap(model)
     reference = next(model.parameters())
     image = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
     with _evaluating(model), explicit_attention(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -41,19 +44,17 @@ def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
             model(image, *torch.zeros(2, 1, dtype=torch.int64, device=image.device))
         else:
             model(image)
-    by_module = {}
-    for full_name, operations in counter.get_flop_counts().items():
-        name = "" if "." not in full_name else full_name.split(".", 1)[1]
-        if full_name != "Global" and not is_classifier(name):
-            by_module[name] = sum(operations.values()) // 2
-    total = counter.get_total_flops() // 2
-    total -= sum(
-        sum(operations.values()) // 2
-        for full_name, operations in counter.get_flop_counts().items()
-        if "." in full_name and is_classifier(full_name.split(".", 1)[1])
-    )
-    by_module.pop("", None)
-    return {"macs": total, "params": count_parameters(model), "macs_by_module": by_module}
+    counts = {  # by full name, in front of which torch puts the class of the network
+        name.partition(".")[2]: sum(operations.values()) // 2
+        for name, operations in counter.get_flop_counts().items()
+        if name != "Global"
+    }
+    classifiers = {name: macs for name, macs in counts.items() if is_classifier(name)}
+    return {
+        "macs": counter.get_total_flops() // 2 - sum(classifiers.values()),
+        "params": count_parameters(model),
+        "macs_by_module": {name: macs for name, macs in counts.items() if name and name not in classifiers},
+    }
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -93,3 +94,50 @@ def explicit_attention(model: nn.Module) -> Iterator[None]:
     finally:
         for module in fused:
             module.fused_attn = True
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """What one block of a plain ViT costs, as a function of its heads and tokens: :func:`count` in closed form.
+
+    Attributes:
+        width: Embedding width.
+        head_dim: Width of a head.
+        inward: Linear maps from the embedding to the width of all heads per query: query, and gate if there is one.
+        mlp: Operations of the MLP per token.
+        head_params: Parameters that a head owns.
+    """
+
+    width: int
+    head_dim: int
+    inward: int
+    mlp: int
+    head_params: int
+
+    @classmethod
+    def of(cls, block: Block) -> BlockCost:
+        """Read the sizes of a block, pruned or not."""
+        attention = block.attn
+        owned = [attention.qkv, attention.gate, attention.norm]
+        tensors = [value for module in owned if module is not None for value in module.parameters(recurse=False)]
+        tensors.append(attention.proj.weight)
+        return cls(
+            width=attention.qkv.in_features,
+            head_dim=attention.head_dim,
+            inward=1 + (attention.gate is not None),
+            mlp=sum(module.weight.numel() for module in block.mlp.modules() if isinstance(module, nn.Linear)),
+            head_params=sum(value.numel() for value in tensors) // attention.num_heads,
+        )
+
+    def macs(self, heads: int, queries: int, keys: int, rows: int) -> int:
+        """Operations of one image.
+
+        Args:
+            heads: Heads of the attention.
+            queries: Tokens that ask.
+            keys: Tokens that are asked.
+            rows: Tokens that pass the MLP.
+        """
+        across = heads * self.head_dim
+        linear = queries * (self.inward + 1) + keys * 2  # query (and gate), output; key and value
+        return linear * self.width * across + 2 * queries * keys * across + rows * self.mlp

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from amg_plugin.models.head import FrozenBiasBatchNorm1d, build_classifier
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import build_backbone, pooled_features
+from amg_plugin.models.vit import unwrap as unwrap
 
 
 class ReIDModel(nn.Module):
@@ -100,8 +101,3 @@ class ReIDModel(nn.Module):
 def at_least_float32(values: Tensor) -> Tensor:
     """Undo what autocast did to outputs: losses and distances need the precision."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside DataParallel, or the network itself."""
-    return model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model

@@ -203,15 +203,18 @@ def make_prunable(model: VisionTransformer) -> VisionTransformer:
     return model
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, or the network itself."""
+    return model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model
+
+
 def backbone_of(model: nn.Module) -> VisionTransformer:
     """The ViT inside ``model``: itself, its ``backbone``, or that of the wrapped module (DataParallel).
 
     Raises:
         UnsupportedModelError: If there is none.
     """
-    for wrapper in (nn.DataParallel, nn.parallel.DistributedDataParallel):
-        if isinstance(model, wrapper):
-            model = model.module
+    model = unwrap(model)
     model = getattr(model, "backbone", model)
     check_plain(model)
     return model

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from amg_plugin.errors import ConfigError
-from amg_plugin.models.cost import BlockCost
+from amg_plugin.models.complexity import BlockCost
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.selection import select_heads, select_tokens

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
-from amg_plugin.models.cost import BlockCost
+from amg_plugin.models.complexity import BlockCost
 from amg_plugin.models.jigsaw import JigsawSpec
 from amg_plugin.models.side_information import SideInformationSpec
 from amg_plugin.models.spec import ModelSpec

@@ -25,7 +25,7 @@ from amg_plugin.deploy.fast.flow import Flow, token_flow
 from amg_plugin.deploy.fast.layers import FastBlock, FastLinear, Gather, can_pack
 from amg_plugin.errors import InputError
 from amg_plugin.models.la_transformer import LATransformer, part_averages
-from amg_plugin.models.reid import ReIDModel, at_least_float32
+from amg_plugin.models.reid import ReIDModel, at_least_float32, unwrap
 from amg_plugin.models.transreid import TransReID
 from amg_plugin.pruning import current_plan
 
@@ -242,8 +242,7 @@ def fast(model: nn.Module, pack: bool | None = None) -> FastNetwork:
     Raises:
         InputError: If the network is none of the plugin, or packing is asked for where it is impossible.
     """
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
+    model = unwrap(model)
     if not has_fast_form(model):
         raise InputError(f"A {type(model).__name__} has no fast form; allowed are the networks that AMG prunes.")
     reference = next(model.parameters())

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
-from amg_plugin.models.cost import BlockCost
+from amg_plugin.models.complexity import BlockCost
 from amg_plugin.models.reducers.method import TokenReducer
 from amg_plugin.models.reducers.spec import ReducerSpec
 from amg_plugin.models.spec import ModelSpec
