@@ -72,7 +72,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     learning = [value for value in model.parameters() if value.requires_grad]
     model.eval()
-    for value in learning:  # torch's counter stumbles over views of them
+    for value in learning:  # torch's counter fails on views of them
         value.requires_grad_(False)
     try:
         yield

@@ -19,7 +19,7 @@ class JigsawSpec:
     Attributes:
         parts: Groups of patches, one local feature each.
         shift: The patches are rolled by ``shift - 1`` places.
-        groups: They are dealt out over this many piles.
+        groups: They are dealt out over this many groups.
     """
 
     parts: int = 4
@@ -35,8 +35,8 @@ class JigsawSpec:
 def jigsaw_parts(num_patches: int, spec: JigsawSpec) -> list[list[int]]:
     """Patch positions of each part (TransReID, ICCV 2021, section on JPM).
 
-    Patches are rolled; if their number does not divide into the piles, the second-to-last one is repeated; they are
-    dealt out over the piles and cut into equal parts, and what is left over is dropped.
+    Patches are rolled; if their number is not a multiple of the groups, the second-to-last one is repeated; they
+    are dealt out over the groups and cut into equal parts, and what is left over is dropped.
 
     Args:
         num_patches: Patch tokens of an image.
@@ -55,8 +55,8 @@ def jigsaw_parts(num_patches: int, spec: JigsawSpec) -> list[list[int]]:
         raise ConfigError(f"amg.jpm.groups {spec.groups} is too much for {num_patches} patches.")
     order = [(position + spec.shift - 1) % num_patches for position in range(num_patches)]
     order += [order[-2]] * (-num_patches % spec.groups)
-    pile = len(order) // spec.groups
-    dealt = [order[group * pile + place] for place in range(pile) for group in range(spec.groups)]
+    size = len(order) // spec.groups
+    dealt = [order[group * size + place] for place in range(size) for group in range(spec.groups)]
     return [dealt[part * length : (part + 1) * length] for part in range(spec.parts)]
 
 

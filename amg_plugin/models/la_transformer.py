@@ -11,7 +11,7 @@ from amg_plugin.models.reid import ReIDModel, at_least_float32
 
 #: Width of the hidden layer of a part classifier.
 HIDDEN = 256
-#: Weight of a part beside the class token, in training.
+#: Weight of a part, where the class token has 1, in training.
 PART_WEIGHT = 8.0
 
 
@@ -98,14 +98,12 @@ class LATransformer(ReIDModel):
     def training_outputs(self, images: Tensor) -> list[Tensor] | tuple[list[Tensor], Tensor]:
         """Logits per part, and the features with the loss ``triplet``, whatever the mode."""
         token, parts = self.class_and_parts(images)
-        self.show(parts, parts)
         logits = self._classified(token, parts)
         return (logits, self._joined(parts)) if self.spec.loss == "triplet" else logits
 
     def logits(self, images: Tensor) -> list[Tensor]:
         """Logits per part whatever the mode."""
         token, parts = self.class_and_parts(images)
-        self.show(parts, parts)
         return self._classified(token, parts)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor] | tuple[list[Tensor], Tensor]:
@@ -113,6 +111,7 @@ class LATransformer(ReIDModel):
         return self.training_outputs(images) if self.training else self.embed(images)
 
     def _classified(self, token: Tensor, parts: Tensor) -> list[Tensor]:
+        self.notify_observer(parts, parts)
         mixed = (token[:, None] + PART_WEIGHT * parts) / (1 + PART_WEIGHT)
         return [
             at_least_float32(classify(part)) for classify, part in zip(self.classifiers, mixed.unbind(1), strict=True)

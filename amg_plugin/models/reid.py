@@ -1,4 +1,4 @@
-"""The re-ID network that ``model.name=vit_amg`` stands for."""
+"""The plain re-ID network: prunable ViT, batch-norm neck and classifier."""
 
 from __future__ import annotations
 
@@ -8,10 +8,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.models.head import FrozenBiasBatchNorm1d, build_classifier
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import build_backbone, pooled_features
 from amg_plugin.models.vit import unwrap as unwrap
+
+
+class FrozenBiasBatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation whose bias stays zero, the neck of re-ID models (BNNeck, CVPRW 2019).
+
+    torchreid opens every parameter for training at each epoch, so the bias is a buffer and not a frozen parameter.
+    Its state-dict key is the same.
+
+    Args:
+        num_features: Width of the features.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        del self.bias
+        self.register_buffer("bias", torch.zeros(num_features))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``[B, D]``; in a network in half precision by its own weights, which features are not in."""
+        if input.dtype == self.weight.dtype:
+            return super().forward(input)
+        return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+
+    def reset_parameters(self) -> None:
+        """Reset statistics and scale."""
+        self.reset_running_stats()
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def build_classifier(num_features: int, num_classes: int) -> nn.Linear:
+    """Bias-free linear classifier with small initial weights."""
+    classifier = nn.Linear(num_features, num_classes, bias=False)
+    nn.init.normal_(classifier.weight, std=0.001)
+    return classifier
 
 
 class ReIDModel(nn.Module):
@@ -27,7 +61,7 @@ class ReIDModel(nn.Module):
 
     #: Whether camera labels make a difference; then they go into ``forward`` after the images.
     uses_cameras = False
-    #: Gets the features ``[B, feature_dim]`` of every batch that logits are computed for, see :meth:`show`.
+    #: Gets the features ``[B, feature_dim]`` of every batch that logits are computed for, see :meth:`notify_observer`.
     feature_observer: Callable[[Tensor], None] | None = None
 
     def __init__(self, spec: ModelSpec, pretrained: bool = False) -> None:
@@ -58,7 +92,7 @@ class ReIDModel(nn.Module):
         """Features before the neck, ``[B, D]``, of images ``[B, 3, height, width]``."""
         return at_least_float32(pooled_features(self.backbone, self.backbone.forward_features(images)))
 
-    def show(self, features: Any, necked: Any) -> None:
+    def notify_observer(self, features: Any, necked: Any) -> None:
         """Give the features that retrieval compares to :attr:`feature_observer`.
 
         In training they are behind the necks in training mode: a loss on them cannot be lowered by the scale of what
@@ -78,16 +112,16 @@ class ReIDModel(nn.Module):
     def training_outputs(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """What the network gives in training, whatever the mode: logits, or logits and features."""
         features = self.embed(images)
-        logits = self._classified_and_shown(features)
+        logits = self._classified(features)
         return (logits, features) if self.spec.loss == "triplet" else logits
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` whatever the mode; the teacher of distillation needs them in eval mode."""
-        return self._classified_and_shown(self.embed(images))
+        return self._classified(self.embed(images))
 
-    def _classified_and_shown(self, features: Tensor) -> Tensor:
+    def _classified(self, features: Tensor) -> Tensor:
         necked = self.bottleneck(features)
-        self.show(features, necked)
+        self.notify_observer(features, necked)
         return at_least_float32(self.classifier(necked))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:

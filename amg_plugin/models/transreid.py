@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.models.head import FrozenBiasBatchNorm1d, build_classifier
 from amg_plugin.models.jigsaw import JigsawBranch
-from amg_plugin.models.reid import ReIDModel, at_least_float32
+from amg_plugin.models.reid import FrozenBiasBatchNorm1d, ReIDModel, at_least_float32, build_classifier
 from amg_plugin.models.side_information import SideInformation
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
@@ -105,12 +104,12 @@ class TransReID(ReIDModel):
     ) -> Outputs | tuple[Outputs, Outputs]:
         """What the network gives in training, whatever the mode; arguments as :meth:`branch_features`."""
         features = self.branch_features(images, camids, viewids)
-        logits = self._classified_and_shown(features)
+        logits = self._classified(features)
         return (logits, features) if self.spec.loss == "triplet" else logits
 
     def logits(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Outputs:
         """Logits whatever the mode; arguments as :meth:`branch_features`."""
-        return self._classified_and_shown(self.branch_features(images, camids, viewids))
+        return self._classified(self.branch_features(images, camids, viewids))
 
     def forward(
         self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None
@@ -133,13 +132,10 @@ class TransReID(ReIDModel):
         necks = [self.bottleneck, *self.local_bottlenecks]
         return [neck(part) for neck, part in zip(necks, features, strict=True)]
 
-    def _classified_and_shown(self, features: Outputs) -> Outputs:
-        necked = self._necked(features)
-        self.show(features, necked)
-        return self._classified(necked)
-
     def _classified(self, features: Outputs) -> Outputs:
-        if isinstance(features, Tensor):
-            return at_least_float32(self.classifier(features))
+        necked = self._necked(features)
+        self.notify_observer(features, necked)
+        if isinstance(necked, Tensor):
+            return at_least_float32(self.classifier(necked))
         classifiers = [self.classifier, *self.local_classifiers]
-        return [at_least_float32(classify(part)) for classify, part in zip(classifiers, features, strict=True)]
+        return [at_least_float32(classify(part)) for classify, part in zip(classifiers, necked, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,41 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from amg_plugin.errors import AMGError, ConfigError, InputError, UnsupportedModelError
-from amg_plugin.models.architectures import ARCHITECTURES
 from amg_plugin.models.attention import PrunableAttention, PrunableBlock
 
 logger = logging.getLogger(__name__)
 
 PLAIN_MODELS = (VisionTransformer, VisionTransformerDistilled)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture of the literature that timm has no name for: a departure from one of timm's models.
+
+    Attributes:
+        base: timm's name.
+        overrides: Arguments that differ from timm's.
+        attention_scale: Factor of query times key; None for timm's own.
+        pretrained: Whether timm's weights of the base fit.
+    """
+
+    base: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    attention_scale: float | None = None
+    pretrained: bool = True
+
+
+#: TransReID's own names. Its "small" is 768 wide with 8 blocks, 8 heads of 96 and no qkv bias, and divides the
+#: attention by the root of the whole width.
+PUBLISHED: dict[str, Architecture] = {
+    "transreid_small": Architecture(
+        base="vit_base_patch16_224",
+        overrides={"depth": 8, "num_heads": 8, "mlp_ratio": 3.0, "qkv_bias": False},
+        attention_scale=768**-0.5,
+        pretrained=False,
+    ),
+    "deit_small": Architecture(base="deit_small_patch16_224"),
+}
 
 
 class OverlappingPatchEmbed(PatchEmbed):
@@ -72,7 +102,7 @@ def build_backbone(
 
     Args:
         arch: Name of a timm model, for example ``vit_base_patch16_224`` or ``vit_small_patch14_dinov2``, or one of
-            :data:`amg_plugin.models.architectures.ARCHITECTURES`.
+            :data:`PUBLISHED`.
         image_size: (height, width) in pixels.
         stride: Patch stride in pixels, one number or (vertical, horizontal); 0 means the patch size.
         pretrained: Take timm's weights (downloaded by timm, or from its cache); the position embedding is fitted.
@@ -87,18 +117,15 @@ def build_backbone(
     Raises:
         ConfigError: If the name, the image size or the stride is impossible.
         UnsupportedModelError: If the model is not a plain ViT.
-        InputError: If the weights cannot be had.
+        InputError: If the weights cannot be fetched, or timm has none.
     """
-    if (published := ARCHITECTURES.get(arch)) is not None:
+    if (published := PUBLISHED.get(arch)) is not None:
         if pretrained and not published.pretrained:
             raise InputError(
                 f"timm has no weights for amg.arch '{arch}'; give amg.weights, or set model.pretrained to False."
             )
         arch, overrides = published.base, {**published.overrides, **(overrides or {})}
         attention_scale = published.attention_scale if attention_scale is None else attention_scale
-    if not timm.is_model(arch):
-        near = timm.list_models(f"*{arch.split('.')[0][:12]}*")[:5]
-        raise ConfigError(f"amg.arch '{arch}' is not a model of timm {timm.__version__}; near names: {near or 'none'}.")
     kwargs: dict[str, Any] = {"img_size": tuple(image_size), "num_classes": 0, **(overrides or {})}
     if drop_path:
         kwargs["drop_path_rate"] = drop_path
@@ -108,15 +135,7 @@ def build_backbone(
     model = _create(arch, kwargs)
     check_plain(model)
     check_image_size(image_size, model.patch_embed.patch_size, stride)
-    if pretrained:
-        try:
-            model = timm.create_model(arch, pretrained=True, **kwargs)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"The pretrained weights of '{arch}' cannot be had ({type(error).__name__}: {_first_line(error)}): "
-                "put a local .pth or .safetensors file into amg.weights, or set model.pretrained to False."
-            ) from error
-    make_prunable(model)
+    model = make_prunable(_create_pretrained(arch, kwargs) if pretrained else model)
     for block in model.blocks if attention_scale is not None else ():
         block.attn.scale = attention_scale
     for module in model.modules() if layer_norm_eps is not None else ():
@@ -126,6 +145,9 @@ def build_backbone(
 
 
 def _create(arch: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    if not timm.is_model(arch):
+        near = timm.list_models(f"*{arch.split('.')[0][:12]}*")[:5]
+        raise ConfigError(f"amg.arch '{arch}' is not a model of timm {timm.__version__}; near names: {near or 'none'}.")
     try:
         return timm.create_model(arch, pretrained=False, **kwargs)
     except AMGError:  # of the patch embedding, clear already
@@ -137,6 +159,16 @@ def _create(arch: str, kwargs: Mapping[str, Any]) -> nn.Module:
         ) from error
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError(f"timm cannot build '{arch}' with {dict(kwargs)}: {_first_line(error)}.") from error
+
+
+def _create_pretrained(arch: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(arch, pretrained=True, **kwargs)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The pretrained weights of '{arch}' cannot be fetched ({type(error).__name__}: {_first_line(error)}): "
+            "put a local .pth or .safetensors file into amg.weights, or set model.pretrained to False."
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -171,7 +203,7 @@ def check_image_size(
     """Check that patches fit the image.
 
     Raises:
-        ConfigError: If the image is smaller than a patch, or is no multiple of it without overlap, or the stride is
+        ConfigError: If the image is smaller than a patch, or not a multiple of it without overlap, or the stride is
             larger than the patch.
     """
     for name, side, patch, step in zip(("height", "width"), image_size, patch_size, _pair(stride), strict=True):

@@ -29,7 +29,7 @@ _KINDS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"
           "float64")  # fmt: skip
 # numpy's own constructor of numbers, whose module was renamed in numpy 2.
 _scalar = np.float64(0).__reduce__()[0]
-#: numpy's numbers, under the old module name too: training programs write them beside the weights.
+#: numpy's numbers, under the old module name too: training programs write them next to the weights.
 _NUMPY_NUMBERS: list[Any] = [
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     np.dtype,
@@ -53,7 +53,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the state dict of a file, as data only; training checkpoints of other programs too.
 
     Pickles are read with ``weights_only=True`` and may hold tensors, parameters (also boolean ones), plain containers
-    and numbers, numpy's included. Numbers beside the tensors are left out.
+    and numbers, numpy's included. Numbers next to the tensors are left out.
 
     Args:
         path: A ``.pth``/``.pt`` or ``.safetensors`` file.

@@ -164,7 +164,7 @@ class PruningSchedule:
         self.done += 1
 
     def phase(self, epoch: int) -> tuple[int, int]:
-        """First epoch and length of the stretch of fine-tuning between two cuts that ``epoch`` lies in."""
+        """First epoch and length of the stretch of fine-tuning between two cuts that ``epoch`` belongs to."""
         starts = sorted({0, self.final_start, *(cut.epoch for cut in self.cuts)})
         start = max(value for value in starts if value <= epoch)
         end = min((value for value in starts if value > epoch), default=self.total_epochs)
@@ -190,7 +190,7 @@ class PruningSchedule:
             per_block = plan.heads_per_block if target == "heads" else plan.tokens_per_block
             left = [per_block[block] for block in blocks]
             wanted = removal_count(self.shares[target], sum(dense))
-            # A block may stand below the floor already, if earlier cuts had a lower one.
+            # A block may be below the floor already, if earlier cuts had a lower one.
             feasible = sum(dense) - sum(min(count, floor) for count in left)
             if wanted > feasible:
                 rate = math.ceil(1000 * feasible / sum(dense)) / 1000

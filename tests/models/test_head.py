@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from amg_plugin.models.head import FrozenBiasBatchNorm1d, build_classifier
+from amg_plugin.models.reid import FrozenBiasBatchNorm1d, build_classifier
 
 
 def test_the_bias_of_the_neck_is_no_parameter_but_has_its_usual_key():

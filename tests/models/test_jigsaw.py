@@ -11,7 +11,7 @@ from amg_plugin.models.vit import build_backbone
 
 
 def test_patches_are_rolled_dealt_out_and_cut():
-    # rolled by 4: 4 5 6 7 0 1 2 3, dealt out over two piles: 4 0 5 1 6 2 7 3
+    # rolled by 4: 4 5 6 7 0 1 2 3, dealt out over two groups: 4 0 5 1 6 2 7 3
     assert jigsaw_parts(8, JigsawSpec()) == [[4, 0], [5, 1], [6, 2], [7, 3]]
 
 

@@ -106,7 +106,7 @@ def test_an_unknown_network_is_refused_by_name():
         backbones.check_name("resnet5")
 
 
-def test_a_size_that_a_network_does_not_take_is_told():
+def test_a_size_that_a_network_does_not_take_is_an_error():
     with pytest.raises(InputError, match="hacnn does not take images of 256x128"):
         backbones.cost(backbones.build("hacnn", AMG), "hacnn", 256, 128)
 
