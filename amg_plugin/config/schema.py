@@ -117,9 +117,11 @@ DEFAULT_STAGES: tuple[dict[str, object], ...] = (
     {"target": "tokens", "iterations": 1, "epochs": 0},
 )
 
-_SAMPLER = one_of(
-    "RandomSampler", "RandomIdentitySampler", "RandomDomainSampler", "RandomDatasetSampler", "SequentialSampler"
-)
+#: torchreid's samplers of training images.
+SAMPLERS = (
+    "RandomSampler", "RandomIdentitySampler", "RandomDomainSampler", "RandomDatasetSampler", "SequentialSampler",
+)  # fmt: skip
+_SAMPLER = one_of(*SAMPLERS)
 
 
 def _image_only(value: str) -> str:

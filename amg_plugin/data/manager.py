@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
 from amg_plugin import compat
+from amg_plugin.config.schema import SAMPLERS
 from amg_plugin.data.checks.folders import check_training_set
-from amg_plugin.data.checks.inspection import DATASET_OPTIONS, Inspection, inspect_data
+from amg_plugin.data.checks.inspection import Inspection, inspect_data
 from amg_plugin.data.checks.leave_out import leave_out_of_tests, relabelled, remake_train_loader, usable_items
 from amg_plugin.data.occlusion.settings import Coverage
 from amg_plugin.data.short_epochs import shortened
@@ -24,9 +26,14 @@ from amg_plugin.errors import ConfigError
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
-_SAMPLERS = (
-    "RandomIdentitySampler", "RandomDomainSampler", "RandomDatasetSampler", "SequentialSampler", "RandomSampler",
-)  # fmt: skip
+#: What torchreid's manager hands on to the data sets -> the key of a configuration that says it.
+DATASET_OPTIONS = {
+    "split_id": "data.split_id",
+    "combineall": "data.combineall",
+    "cuhk03_labeled": "cuhk03.labeled_images",
+    "cuhk03_classic_split": "cuhk03.classic_split",
+    "market1501_500k": "market1501.use_500k_distractors",
+}
 
 
 class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
@@ -161,13 +168,7 @@ def _occlusion(options: CfgNode) -> RandomOcclusion:
 
 def dataset_options(cfg: CfgNode) -> dict[str, Any]:
     """What a configuration says to the data set classes themselves."""
-    return {
-        "split_id": cfg.data.split_id,
-        "combineall": cfg.data.combineall,
-        "cuhk03_labeled": cfg.cuhk03.labeled_images,
-        "cuhk03_classic_split": cfg.cuhk03.classic_split,
-        "market1501_500k": cfg.market1501.use_500k_distractors,
-    }
+    return {name: attrgetter(key)(cfg) for name, key in DATASET_OPTIONS.items()}
 
 
 def _names_of(key: str, value: str | Sequence[str] | None) -> list[str]:
@@ -218,8 +219,8 @@ def _check_input(
                 f"data.load_train_targets needs targets other than the sources; both have {', '.join(shared)}."
             )
     for key, value in samplers.items():
-        if value not in _SAMPLERS:
-            raise ConfigError(f"{key} is {value!r}; allowed are {', '.join(_SAMPLERS)}.")
+        if value not in SAMPLERS:
+            raise ConfigError(f"{key} is {value!r}; allowed are {', '.join(SAMPLERS)}.")
     inspection = inspect_data(
         root,
         sources,

@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 LISTED = 10
 """Names that a message gives; ``amg-reid check`` gives all of them."""
 
-#: What torchreid's manager hands on to the data sets.
-DATASET_OPTIONS = ("combineall", "split_id", "cuhk03_labeled", "cuhk03_classic_split", "market1501_500k")
 #: Data sets with Market-1501's file names, whose classes do not list those they cannot read: name -> cameras.
 _MARKET_NAMES = {"market1501": 6, "dukemtmcreid": 8, "synthetic_reid": 6}
 
@@ -120,7 +118,7 @@ def inspect_data(
         skip: Unreadable images and queries without a match are left out (see ``unusable`` and ``unmatched``) in place
             of being problems.
         workers: Threads that read; 0 takes one per processor.
-        options: Options of the data sets, see :data:`DATASET_OPTIONS`.
+        options: What the data sets are opened with besides root and mode.
 
     Returns:
         What was found. Nothing is raised for bad data.
@@ -210,8 +208,7 @@ def _open_dataset(found: Inspection, name: str, root: str | Path, mode: str, opt
     folder = None
     try:
         folder = check_dataset_folder(name, root)
-        chosen = {key: options[key] for key in DATASET_OPTIONS if key in options}
-        dataset = known_datasets()[name](root=str(root), mode=mode, verbose=False, **chosen)
+        dataset = known_datasets()[name](root=str(root), mode=mode, verbose=False, **options)
     except ConfigError:
         raise
     except Exception as error:  # a stock class raises whatever its parser meets
