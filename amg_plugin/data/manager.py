@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from amg_plugin import compat
 from amg_plugin.config.schema import SAMPLERS
-from amg_plugin.data.checks.folders import check_training_set
+from amg_plugin.data.checks.folders import Batch, check_training_set
 from amg_plugin.data.checks.inspection import Inspection, inspect_data
 from amg_plugin.data.checks.leave_out import leave_out_of_tests, relabelled, remake_train_loader, usable_items
 from amg_plugin.data.occlusion.settings import Coverage
@@ -233,21 +233,13 @@ def _check_input(
     )
     inspection.refuse()
     unusable = inspection.unusable
-    batch_size = options.get("batch_size_train", 32)
-    num_instances = options.get("num_instances", 4)
-    sizes = (batch_size, num_instances, options.get("num_cams", 1), options.get("num_datasets", 1))
     parts = {
         name: relabelled(usable_items(dataset.train, unusable)) if unusable else dataset.train
         for name, dataset in inspection.datasets.items()
     }
-    _check_part(sources, parts, samplers["sampler.train_sampler"], *sizes)
-    if load_targets:
-        _check_part(targets, parts, samplers["sampler.train_sampler_t"], *sizes)
+    sizes = {key: options[key] for key in ("num_instances", "num_cams", "num_datasets") if key in options}
+    for names, sampler in zip((sources, targets), samplers.values(), strict=False):  # targets have one if trained on
+        # pids and camids count from 0 in each data set; torchreid shifts them when it adds data sets up.
+        train = [(item[0], (name, item[1]), f"{item[2]} of {name}", name) for name in names for item in parts[name]]
+        check_training_set(train, Batch(sampler, options.get("batch_size_train", 32), **sizes))
     return inspection
-
-
-def _check_part(names: list[str], parts: dict[str, Any], sampler: str, *sizes: int) -> None:
-    """Checks that the training sets of ``names`` together fill a batch."""
-    # pids and camids count from 0 in each data set; torchreid shifts them when it adds data sets up.
-    train = [(item[0], (name, item[1]), f"{item[2]} of {name}", name) for name in names for item in parts[name]]
-    check_training_set(train, sampler, *sizes)

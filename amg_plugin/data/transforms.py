@@ -20,32 +20,20 @@ from amg_plugin.data.occlusion.settings import Coverage
 from amg_plugin.errors import ConfigError, RunError
 from amg_plugin.registries import TRANSFORMS
 
+# The functions place_... change torchreid's training and test pipelines in place; height and width are in pixels.
+
 PAD = 10
 """Width in pixels of the black border that ``pad_crop`` adds on each side."""
 
 
 def place_pad_crop(train: Compose, test: Compose, height: int, width: int) -> None:
-    """Adds a border of :data:`PAD` black pixels and a random crop back to ``height`` x ``width``; training only.
-
-    Args:
-        train: Training pipeline, changed in place.
-        test: Test pipeline, left as it is.
-        height: Image height in pixels.
-        width: Image width in pixels.
-    """
+    """Adds a border of :data:`PAD` black pixels and a random crop back to ``height`` x ``width``; training only."""
     # Black is black only before the normalisation: the last place for images is right before the tensor.
     train.transforms.insert(_index_of(train, ToTensor), RandomCrop((height, width), padding=PAD, fill=0))
 
 
 def place_bicubic(train: Compose, test: Compose, height: int, width: int) -> None:
-    """Makes the resize of both pipelines bicubic.
-
-    Args:
-        train: Training pipeline, changed in place.
-        test: Test pipeline, changed in place.
-        height: Image height in pixels.
-        width: Image width in pixels.
-    """
+    """Makes the resize of both pipelines bicubic."""
     for pipeline in (train, test):
         resize = Resize((height, width), interpolation=InterpolationMode.BICUBIC)
         pipeline.transforms[_index_of(pipeline, Resize)] = resize
@@ -81,15 +69,7 @@ class RandomOcclusion:
 def place_random_occlusion(
     train: Compose, test: Compose, height: int, width: int, occlusion: RandomOcclusion | None = None
 ) -> None:
-    """Adds :class:`RandomOcclusion` as the last step on the training image.
-
-    Args:
-        train: Training pipeline, changed in place.
-        test: Test pipeline, left as it is.
-        height: Image height in pixels.
-        width: Image width in pixels.
-        occlusion: The step; one with its defaults if omitted.
-    """
+    """Adds ``occlusion``, by default one with its own defaults, as the last step on the training image."""
     train.transforms.insert(_index_of(train, ToTensor), occlusion or RandomOcclusion())
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,103 +56,88 @@ def check_dataset_folder(name: str, root: str | Path) -> Path | None:
     return folder
 
 
-def check_identity_sampler(train: Sequence[tuple[Any, ...]], num_instances: int) -> int:
-    """Warns about identities with fewer images than the identity sampler draws; it repeats their images.
+@dataclass(frozen=True)
+class Batch:
+    """How torchreid fills a training batch.
 
-    Args:
-        train: Training items (path, pid, camid, ...).
-        num_instances: Images per identity in a batch (``sampler.num_instances``).
-
-    Returns:
-        Number of such identities.
+    Attributes:
+        sampler: Name of its sampler (``sampler.train_sampler``).
+        size: Images (``train.batch_size``).
+        num_instances: Images per identity (``sampler.num_instances``); counts for the identity sampler only.
+        num_cams: Cameras, 0 for all (``sampler.num_cams``); counts for the domain sampler only.
+        num_datasets: Data sets, 0 for all (``sampler.num_datasets``); counts for the data set sampler only.
     """
-    counts = Counter(item[1] for item in train)
-    short = sum(count < num_instances for count in counts.values())
-    if short:
-        logger.warning(
-            "%d of %d training identities have fewer than %d images (sampler.num_instances); "
-            "the identity sampler repeats theirs",
-            short,
-            len(counts),
-            num_instances,
-        )
-    return short
+
+    sampler: str = "RandomSampler"
+    size: int = 32
+    num_instances: int = 4
+    num_cams: int = 1
+    num_datasets: int = 1
 
 
-def check_domain_sampler(domains: Iterable[Any], what: str, key: str, batch_size: int, number: int) -> None:
-    """Makes sure that torchreid's domain or data set sampler, which draws without repetition, can fill a batch.
-
-    Args:
-        domains: Per training image, its camera or data set.
-        what: ``"camera"`` or ``"data set"``, for messages.
-        key: Key that ``number`` comes from, for messages.
-        batch_size: ``train.batch_size``.
-        number: Domains in a batch; 0 takes all there are.
-
-    Raises:
-        ConfigError: The batch cannot be shared out equally.
-        DataError: There are fewer domains than asked for, or one has too few images.
-    """
-    counts = Counter(domains)
-    number = number if number > 0 else len(counts)
-    if number > len(counts):
-        raise DataError(f"The training set has {len(counts)} {what}s, fewer than {key} = {number}; lower {key}.")
-    if not number or batch_size < number or batch_size % number:
-        raise ConfigError(
-            f"train.batch_size is {batch_size}, but must be a multiple of the number of {what}s in a batch ({key}), "
-            f"which is {number}."
-        )
-    needed = batch_size // number
-    domain, fewest = min(counts.items(), key=lambda item: item[1])
-    if fewest < needed:
-        raise DataError(
-            f"The {what} {domain} has {fewest} training images, but a batch of {batch_size} from {number} {what}s "
-            f"takes {needed} of each; lower train.batch_size."
-        )
-
-
-def check_training_set(
-    train: Sequence[tuple[Any, ...]],
-    train_sampler: str,
-    batch_size: int,
-    num_instances: int,
-    num_cams: int | None = None,
-    num_datasets: int | None = None,
-) -> None:
+def check_training_set(train: Sequence[tuple[Any, ...]], batch: Batch) -> None:
     """Makes sure that the training set fills at least one batch: torchreid drops the last, incomplete one.
 
     Args:
-        train: Training items (path, pid, camid, dsetid); dsetid is needed with ``num_datasets`` only.
-        train_sampler: Name of torchreid's sampler (``sampler.train_sampler``).
-        batch_size: ``train.batch_size``.
-        num_instances: ``sampler.num_instances``; counts for the identity sampler only.
-        num_cams: ``sampler.num_cams``; counts for the domain sampler only. None leaves the cameras unchecked.
-        num_datasets: ``sampler.num_datasets``; counts for the data set sampler only. None leaves them unchecked.
+        train: Training items (path, pid, camid, dsetid).
+        batch: What a batch consists of.
 
     Raises:
         ConfigError: The batch is smaller than ``num_instances``, or cannot be shared out over cameras or data sets.
         DataError: Too few images, identities, cameras or data sets for one batch.
     """
-    if train_sampler == "RandomIdentitySampler":
-        if batch_size < num_instances:
-            raise ConfigError(
-                f"train.batch_size is {batch_size}, but RandomIdentitySampler needs at least "
-                f"sampler.num_instances = {num_instances}."
-            )
-        needed = batch_size // num_instances
-        found = len({item[1] for item in train})
-        if found < needed:
-            raise DataError(
-                f"The training set has {found} identities, but a batch of {batch_size} with {num_instances} images "
-                f"each takes {needed}; lower train.batch_size or raise sampler.num_instances."
-            )
-        check_identity_sampler(train, num_instances)
-    elif len(train) < batch_size:
+    if batch.sampler == "RandomIdentitySampler":
+        _check_identities(Counter(item[1] for item in train), batch)
+    elif len(train) < batch.size:
         raise DataError(
-            f"The training set has {len(train)} images, fewer than train.batch_size = {batch_size}: no batch would "
+            f"The training set has {len(train)} images, fewer than train.batch_size = {batch.size}: no batch would "
             "be complete and nothing would be trained; lower train.batch_size."
         )
-    if train_sampler == "RandomDomainSampler" and num_cams is not None:
-        check_domain_sampler((item[2] for item in train), "camera", "sampler.num_cams", batch_size, num_cams)
-    if train_sampler == "RandomDatasetSampler" and num_datasets is not None:
-        check_domain_sampler((item[3] for item in train), "data set", "sampler.num_datasets", batch_size, num_datasets)
+    if batch.sampler == "RandomDomainSampler":
+        cameras = Counter(item[2] for item in train)
+        _check_domains(cameras, "camera", "sampler.num_cams", batch.size, batch.num_cams)
+    if batch.sampler == "RandomDatasetSampler":
+        datasets = Counter(item[3] for item in train)
+        _check_domains(datasets, "data set", "sampler.num_datasets", batch.size, batch.num_datasets)
+
+
+def _check_identities(counts: Counter[Any], batch: Batch) -> None:
+    """Checks ``counts`` of images per identity; the identity sampler repeats images where an identity has few."""
+    if batch.size < batch.num_instances:
+        raise ConfigError(
+            f"train.batch_size is {batch.size}, but RandomIdentitySampler needs at least sampler.num_instances = "
+            f"{batch.num_instances}."
+        )
+    needed = batch.size // batch.num_instances
+    if len(counts) < needed:
+        raise DataError(
+            f"The training set has {len(counts)} identities, but a batch of {batch.size} with {batch.num_instances} "
+            f"images each takes {needed}; lower train.batch_size or raise sampler.num_instances."
+        )
+    if short := sum(count < batch.num_instances for count in counts.values()):
+        logger.warning(
+            "%d of %d training identities have fewer than %d images (sampler.num_instances); "
+            "the identity sampler repeats theirs",
+            short,
+            len(counts),
+            batch.num_instances,
+        )
+
+
+def _check_domains(counts: Counter[Any], what: str, key: str, size: int, number: int) -> None:
+    """Checks ``counts`` of images per camera or data set, which torchreid's samplers draw without repetition."""
+    number = number if number > 0 else len(counts)
+    if number > len(counts):
+        raise DataError(f"The training set has {len(counts)} {what}s, fewer than {key} = {number}; lower {key}.")
+    if not number or size < number or size % number:
+        raise ConfigError(
+            f"train.batch_size is {size}, but must be a multiple of the number of {what}s in a batch ({key}), "
+            f"which is {number}."
+        )
+    needed = size // number
+    domain, fewest = min(counts.items(), key=lambda item: item[1])
+    if fewest < needed:
+        raise DataError(
+            f"The {what} {domain} has {fewest} training images, but a batch of {size} from {number} {what}s "
+            f"takes {needed} of each; lower train.batch_size."
+        )

@@ -1,9 +1,7 @@
-import logging
-
 import pytest
 
 from amg_plugin import compat
-from amg_plugin.data.checks.folders import check_dataset_folder, check_identity_sampler, check_training_set
+from amg_plugin.data.checks.folders import Batch, check_dataset_folder, check_training_set
 from amg_plugin.errors import ConfigError, DataError
 
 needs_torchreid = pytest.mark.skipif(not compat.is_installed(), reason="torchreid is not installed")
@@ -54,34 +52,33 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones(tmp_path):
 
 
 def test_identities_with_too_few_images_are_counted_in_one_warning(caplog):
-    with caplog.at_level(logging.WARNING):
-        assert check_identity_sampler(train_of(4, 3, 1, 8), 4) == 2
+    check_training_set(train_of(4, 3, 1, 8), Batch("RandomIdentitySampler", 16, 4))
     assert [record.getMessage()[:6] for record in caplog.records] == ["2 of 4"]
 
 
 def test_enough_images_give_no_warning(caplog):
-    assert check_identity_sampler(train_of(4, 4), 4) == 0
+    check_training_set(train_of(4, 4), Batch("RandomIdentitySampler", 8, 4))
     assert not caplog.records
 
 
 def test_too_few_identities_for_a_batch_are_refused():
     with pytest.raises(DataError, match=r"3 identities.*takes 4"):
-        check_training_set(train_of(9, 9, 9), "RandomIdentitySampler", 16, 4)
+        check_training_set(train_of(9, 9, 9), Batch("RandomIdentitySampler", 16, 4))
 
 
 def test_a_batch_smaller_than_the_instances_is_refused():
     with pytest.raises(ConfigError, match="num_instances"):
-        check_training_set(train_of(9, 9, 9), "RandomIdentitySampler", 2, 4)
+        check_training_set(train_of(9, 9, 9), Batch("RandomIdentitySampler", 2, 4))
 
 
 def test_a_training_set_smaller_than_the_batch_is_refused():
     with pytest.raises(DataError, match=r"18 images.*nothing would be trained"):
-        check_training_set(train_of(9, 9), "RandomSampler", 19, 4)
+        check_training_set(train_of(9, 9), Batch("RandomSampler", 19, 4))
 
 
 @pytest.mark.parametrize("sampler", ["RandomSampler", "RandomIdentitySampler"])
 def test_a_training_set_that_fills_one_batch_is_accepted(sampler):
-    check_training_set(train_of(4, 4, 4, 4), sampler, 16, 4)
+    check_training_set(train_of(4, 4, 4, 4), Batch(sampler, 16, 4))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +96,7 @@ def test_a_training_set_that_fills_one_batch_is_accepted(sampler):
 def test_every_camera_or_data_set_fills_its_share_of_a_batch(sampler, number, batch_size, message):
     train = [(f"{i}.jpg", i, i // 9, "ab"[i // 9]) for i in range(12)]  # nine images, then three
     if message is None:
-        check_training_set(train, sampler, batch_size, 4, num_cams=number, num_datasets=number)
+        check_training_set(train, Batch(sampler, batch_size, 4, number, number))
     else:
         with pytest.raises((ConfigError, DataError), match=message):
-            check_training_set(train, sampler, batch_size, 4, num_cams=number, num_datasets=number)
+            check_training_set(train, Batch(sampler, batch_size, 4, number, number))
