@@ -24,7 +24,7 @@ then: amg-reid test --weights CKPT -t market1501 occluded_market1501 --root reid
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    defaults = CopySettings()
+    defaults, share = CopySettings(), {"type": float, "metavar": "S"}
     parser.add_argument(
         "--source", required=True, metavar="NAME", help="data set below --root by its name, or a folder in the layout"
     )
@@ -44,20 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(defaults.coverage.low, defaults.coverage.high),
         help="limits of the hidden share of an image: LOW + (HIGH - LOW) * Beta(2, 3) (0.15 0.6)",
     )
-    parser.add_argument(
-        "--gallery-share",
-        type=float,
-        default=defaults.gallery_share,
-        metavar="S",
-        help="share of the gallery that is occluded, 0 to 1 (%(default)s)",
-    )
-    parser.add_argument(
-        "--cut-share",
-        type=float,
-        default=defaults.cut_share,
-        metavar="S",
-        help="share of the objects that are cut from training images, 0 to 1; the rest is drawn (%(default)s)",
-    )
+    text = "share of the gallery that is occluded, 0 to 1 (%(default)s)"
+    parser.add_argument("--gallery-share", default=defaults.gallery_share, help=text, **share)
+    text = "share of the objects that are cut from training images, 0 to 1; the rest is drawn (%(default)s)"
+    parser.add_argument("--cut-share", default=defaults.cut_share, help=text, **share)
     parser.add_argument("--link", action="store_true", help="hard-link unchanged images instead of copying them")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0 = one per processor (%(default)s)")
 
