@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amg_plugin.data.datasets.names import known_datasets
+from amg_plugin.data.layout import FolderLayout
 from amg_plugin.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -42,17 +43,16 @@ def check_dataset_folder(name: str, root: str | Path) -> Path | None:
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise DataError(f"The data root {root} (data.root, --root) does not exist or is not a folder.")
-    if hasattr(known[name], "locate"):  # a class of the plugin that knows several layouts
-        return known[name].locate(root)
+    if isinstance(layout := getattr(known[name], "layout", None), FolderLayout):
+        return layout.locate(root)
     below = getattr(known[name], "dataset_dir", None)
     if not isinstance(below, str) or not below:
         return None
     folder = root / below
-    hint = " (`amg-reid demo` draws it; amg_plugin.data.synthetic.reid in Python)" if name == "synthetic_reid" else ""
     if not folder.is_dir():
-        raise DataError(f"The data set {name} is expected in {folder}, which does not exist{hint}.")
+        raise DataError(f"The data set {name} is expected in {folder}, which does not exist.")
     if not any(files for _, _, files in os.walk(folder)):
-        raise DataError(f"The data set {name} is expected in {folder}, which holds no files{hint}.")
+        raise DataError(f"The data set {name} is expected in {folder}, which holds no files.")
     return folder
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from amg_plugin import compat
+from amg_plugin.data.checks.leave_out import relabelled
 from amg_plugin.data.layout import FolderLayout, first_of, identity_and_camera, list_images, name_of
 from amg_plugin.errors import DataError
 
@@ -64,7 +65,7 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
                 f"The data set {self.layout.name} has no training part, so it cannot be a source (data.sources, -s); "
                 "make it a target (data.targets, -t) and train on another data set."
             )
-        folder = self.locate(root)
+        folder = self.layout.locate(root)
         parts = self.read(folder)
         query, gallery = parts["query"], parts["gallery"]
         # torchreid's constructor looks at the first image of each part, so a missing one is emptied after it.
@@ -82,20 +83,11 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
         if verbose:
             self.show_summary()
 
-    @classmethod
-    def locate(cls, root: str | Path) -> Path:
-        """The folder of the data set below ``root``.
-
-        Raises:
-            DataError: There is none; shows expected and found folders.
-        """
-        return cls.layout.locate(root)
-
     def read(self, folder: Path) -> dict[str, list[Item]]:
         """Lists the images of every part.
 
         Args:
-            folder: What :meth:`locate` found.
+            folder: The data set's folder.
 
         Returns:
             Part -> items; identities of ``train`` count from 0.
@@ -106,8 +98,7 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
         found = {part: self._read_part(path) for part, path in self.layout.part_folders(folder).items()}
         items = self._with_cameras(folder, found)
         if "train" in items:
-            labels = {pid: label for label, pid in enumerate(sorted({item[1] for item in items["train"]}))}
-            items["train"] = [(path, labels[pid], camera, 0) for path, pid, camera, _ in items["train"]]
+            items["train"] = relabelled(items["train"])
         return items
 
     def _read_part(self, folder: Path) -> list[Named]:
