@@ -35,7 +35,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_folder() -> Iterator[None]:
-    """Keep what is remembered about images out of the user's cache folder, in started processes too."""
+    """Keep tests out of the user's cache folder, in started processes too."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", folder)
         yield
