@@ -59,7 +59,7 @@ setup(
     package_data={"amg_plugin.configs": ["**/*.yaml", "**/*.json"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["amg-reid = amg_plugin.cli.main:console_main"]},
+    entry_points={"console_scripts": ["amg-reid = amg_plugin.__main__:console_main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

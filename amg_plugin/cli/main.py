@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import difflib
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -183,14 +182,3 @@ def _run(words: list[str]) -> int:
     else:
         parser.print_help()
     return 0
-
-
-def console_main() -> None:
-    """Entry point of the installed program."""
-    ending.open_closed_streams()
-    try:
-        status = main()
-    finally:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python goes: nothing is left to unwind
-    sys.exit(status)

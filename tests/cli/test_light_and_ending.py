@@ -17,15 +17,16 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE_HOME)}
 
 COMMAND = """
 import signal, sys, types
-from amg_plugin.cli import main as program
+from amg_plugin.__main__ import console_main
+from amg_plugin.cli.main import COMMANDS
 
 def run(args):
     import working
 
 sys.modules["slow"] = types.SimpleNamespace(HELP="", DESCRIPTION="", add_arguments=lambda parser: None, run=run)
-program.COMMANDS["slow"] = "slow"
+COMMANDS["slow"] = "slow"
 sys.argv[1:] = ["slow"]
-program.console_main()
+console_main()
 """
 
 UNFINISHED = """
