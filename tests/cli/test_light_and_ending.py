@@ -1,5 +1,6 @@
-"""The program as a process: how it ends when something outside ends it."""
+"""The program as a process: what its help costs, and how it ends when something outside ends it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,12 +9,38 @@ import sys
 import pytest
 from torchreid_layouts import PACKAGE_HOME
 
-from amg_plugin.cli.main import main
+from amg_plugin.cli.main import COMMANDS, main
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes are those of POSIX")
 
 PROGRAM = [sys.executable, "-m", "amg_plugin"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE_HOME)}
+
+HELPS = """
+import contextlib, io, json, sys
+from amg_plugin.cli.main import COMMANDS, main
+
+heavy = {}
+for words in (["--version"], ["configs"], *([name, "--help"] for name in COMMANDS), ["--help"]):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main(words)
+    heavy[" ".join(words)] = [name for name in ("torch", "numpy", "torchreid", "timm") if name in sys.modules]
+print(json.dumps(heavy))
+"""
+
+
+@pytest.fixture(scope="module")
+def heavy():
+    words = [sys.executable, "-c", HELPS]
+    outcome = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    return json.loads(outcome.stdout)
+
+
+@pytest.mark.parametrize("words", ["--version", "--help", "configs", *(f"{name} --help" for name in COMMANDS)])
+def test_neither_torch_nor_numpy_is_imported(heavy, words):
+    assert heavy[words] == []
+
 
 COMMAND = """
 import signal, sys, types
