@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_exported, from_structure, joined
 from amg_plugin.errors import InputError
-from amg_plugin.registries.formats import NETWORK_FORMS, file_format
+from amg_plugin.registries.formats import NETWORK_FORMS, file_format, forms
 
 HEIGHT, WIDTH = 256, 128
 
@@ -77,8 +77,10 @@ class Request:
         """The forms to measure in.
 
         Raises:
-            InputError: If an exported file runs in none of them.
+            InputError: If one is unknown, or an exported file runs in none of them.
         """
+        if unknown := set(self.forms or ()) - set(forms()):
+            raise InputError(f"--forms '{min(unknown)}' is unknown; allowed are {', '.join(forms())}.")
         formats = {path: file_format(path) if Path(path).is_file() else None for path in self.checkpoints}
         if self.forms is not None:
             for path, found in formats.items():

@@ -21,6 +21,7 @@ from amg_plugin.bench.forms import check_form, write_form
 from amg_plugin.bench.subjects import Subject
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.registries.formats import FORMATS, file_size
+from amg_plugin.registries.imports import LOADED
 from amg_plugin.version import __version__
 
 
@@ -141,6 +142,7 @@ def _task(
         "form": form,
         "loader": row.loader if row else "network",
         "packages": row.runtime if row else ("torch", "timm"),
+        "imports": list(LOADED.values()),
         "threads": threads,
         "batches": settings.batches,
         "device": settings.device,

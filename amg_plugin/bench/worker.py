@@ -192,6 +192,10 @@ def _exported_program(task: dict[str, Any]) -> Load:
 def _opened(task: dict[str, Any]) -> Load:
     """Any format by its own opener, which loads the plugin."""
     from amg_plugin.deploy.exported_file import open_exported
+    from amg_plugin.registries.imports import load_import
+
+    for word in task["imports"]:
+        load_import(word)
 
     def load(path: str, batch: int) -> tuple[int, Bind]:
         file = open_exported(path, task["device"], task["threads"])

@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--forms",
         nargs="+",
-        choices=list(forms()),
-        help="the network in PyTorch (eager), amg_plugin.fast, or other runtimes (default: eager fast, and those of "
-        "the exported files that are given)",
+        metavar="FORM",
+        help=f"{', '.join(forms())}: the network in PyTorch, amg_plugin.fast, or other runtimes (default: eager fast, "
+        "and those of the exported files that are given)",
     )
     add("--threads", type=int, nargs="+", default=[1], metavar="N", help="CPU threads (default: 1)")
     add("--batch", type=int, nargs="+", default=[1], metavar="N", help="images per pass (default: 1)")
