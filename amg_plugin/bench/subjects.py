@@ -164,8 +164,7 @@ def from_checkpoint(path: str) -> list[Subject]:
     spec = checkpoint.spec
     if checkpoint.plan.is_dense and spec.reducer is None:
         return [Subject(short_name(path), "checkpoint", spec.image_size, path=path, spec=spec.to_dict())]
-    plain = replace(spec, reducer=None)
-    dense = Subject(f"dense {_title(plain)}", "structure", spec.image_size, spec=plain.to_dict())
+    dense = _dense(spec)
     return [dense, Subject(short_name(path), "checkpoint", spec.image_size, baseline=dense.name, path=path)]
 
 
@@ -188,8 +187,7 @@ def from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
             "export it with --dynamic-batch."
         )
     spec = ModelSpec.from_dict(info.spec)
-    plain = replace(spec, reducer=None)
-    dense = Subject(f"dense {_title(plain)}", "structure", spec.image_size, spec=plain.to_dict())
+    dense = _dense(spec)
     name = short_name(path)
     made_of = {"spec": spec.to_dict(), "plan": info.plan, "form": info.file_format, "precision": info.precision}
     return [
@@ -223,7 +221,7 @@ def from_structure(
     spec = ModelSpec(ARCHITECTURES.get(model, model), image_size, _IDENTITIES, stride=stride)
     network = build_network(spec)
     full, grid = current_plan(network).with_variant(variant), network.backbone.patch_embed.grid_size
-    dense = Subject(f"dense {_title(spec)}", "structure", image_size, spec=spec.to_dict())
+    dense = _dense(spec)
     subjects = [dense]
     cost = PlanCost.of(network, complexity.count(network, *image_size)["macs"]) if reducers else None
     for words in plans:
@@ -251,6 +249,12 @@ def parse_rates(words: str) -> tuple[float, float]:
         raise InputError(f"--plan '{words}' is not understood; write, for example, head25-token25, head40 or token30.")
     heads, tokens = (float(share or 0) / 100 for share in found.groups())
     return heads, tokens
+
+
+def _dense(spec: ModelSpec) -> Subject:
+    """The dense network without a reducer, with random weights."""
+    spec = replace(spec, reducer=None)
+    return Subject(f"dense {_title(spec)}", "structure", spec.image_size, spec=spec.to_dict())
 
 
 def _title(spec: ModelSpec) -> str:

@@ -79,10 +79,15 @@ class ExportOptions:
         """``fp32``, ``fp16`` or ``int8``."""
         return "fp16" if self.fp16 else "fp32" if self.int8 is None else "int8"
 
-    @property
-    def batch(self) -> int | None:
-        """Images per call, None for any number."""
-        return None if self.row.batch == "any" or self.dynamic_batch else 1
+    def described(self) -> dict[str, Any]:
+        """What the file's description says of the options."""
+        return {
+            "file_format": self.file_format,
+            "precision": self.precision,
+            "batch": None if self.row.batch == "any" or self.dynamic_batch else 1,
+            "normalize_input": self.normalize_input,
+            "l2_normalize": self.l2_normalize,
+        }
 
     @property
     def beside(self) -> list[Path]:
@@ -149,20 +154,11 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
     """
     options.check()
     output, path = options.output, Path(checkpoint)
-    for written in (output, *options.beside):
-        if written.exists() and path.exists() and written.samefile(path):
-            raise InputError(f"--output '{output}' would overwrite the checkpoint '{path}'; choose another file.")
+    if path.exists() and any(file.exists() and file.samefile(path) for file in (output, *options.beside)):
+        raise InputError(f"--output '{output}' would overwrite the checkpoint '{path}'; choose another file.")
     reference = open_checkpoint(path)
     calibration, pictures, kind = _images(options, reference.info)
-    info = replace(
-        reference.info,
-        file_format=options.file_format,
-        precision=options.precision,
-        batch=options.batch,
-        normalize_input=options.normalize_input,
-        l2_normalize=options.l2_normalize,
-        versions=_versions(options),
-    )
+    info = replace(reference.info, **options.described(), versions=_versions(options))
     with _folder_beside(output) as work:
         draft = work / output.name
         info = _write_what_runs(_Job(options, reference, calibration, say), info, draft)

@@ -150,7 +150,7 @@ def other_graph(path: Path, graph: str, described: Any) -> CheckpointError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that is no place in OpenVINO's source code, for a sentence."""
+    """The first line of an error's message that is not a place in OpenVINO's source code, for a sentence."""
     lines = str(error).strip().splitlines()
     message = [line for line in lines if not re.match(r"Exception from \S+:\d+|Check '.*' failed at ", line)]
     return (message or lines or [type(error).__name__])[0][:300]

@@ -34,7 +34,7 @@ class ExportedNetwork(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Tensor:
-        """Features ``[B, D]`` of normalised images ``[B, 3, height, width]``; labels as the plain network.
+        """Features ``[B, D]`` of normalised images ``[B, 3, height, width]``; labels as in the reference network.
 
         Raises:
             RuntimeError: In training mode.

@@ -19,7 +19,7 @@ from amg_plugin.deploy.info import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.utils.files import sha256
 
-#: Lowest opset that PyTorch's exporter writes, and what files have unless told otherwise.
+#: Lowest opset that PyTorch's exporter writes, and what files have unless said otherwise.
 LOWEST_OPSET = DEFAULT_OPSET = 18
 
 

@@ -22,7 +22,7 @@ class Step:
         gather: Places of the tokens that the block works on.
         carry: Places of the tokens that pass around it and are needed later.
         keys: Places among the gathered tokens that give keys and values.
-        first_query: The gathered tokens from here on ask, pass the MLP and leave the block.
+        first_query: The gathered tokens from here on are queries, pass the MLP and leave the block.
         incoming: How many tokens left the block before; places from there on were carried.
     """
 

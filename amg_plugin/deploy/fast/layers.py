@@ -60,7 +60,7 @@ class FastLinear(nn.Module):
         self.packed: Tensor | None = None
 
     def pack(self) -> None:
-        """Lay the weight out for oneDNN; the plain one is given up."""
+        """Lay the weight out for oneDNN; the reference weight is given up."""
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), None)
         self.weight = None
         # Overloads are looked up once and not per call.
@@ -97,7 +97,7 @@ class FastBlock(nn.Module):
     """A block in eval mode on exactly the tokens that its step names.
 
     Args:
-        block: The block of the plain network.
+        block: The block of the reference network.
         step: Its tokens.
     """
 

@@ -1,9 +1,9 @@
-"""``fast(model)``: a pruned network as it should run, equal in its outputs to the plain one.
+"""``fast(model)``: a pruned network as it should run, equal in its outputs to the network it is made from.
 
 What is done once, when the form is made, since the positions of pruned tokens are constants:
 
-- Tokens that no later block keeps and the head does not read are left behind; the last block asks with the class token
-  only, where the head reads nothing else. The same holds for the dense network.
+- Tokens that no later block keeps and the head does not read are left behind; the last block computes only the class
+  token's query, where the head reads nothing else. The same holds for the dense network.
 - Tokens are never put back in place: a block finds what it needs in whatever order the block before left it.
 - Keys, values and queries are slices; the position embedding and prefix tokens are one constant; layer scale is folded
   into the layer before it, the batch-norm neck into the last norm.
@@ -34,7 +34,7 @@ class FastPatches(nn.Module):
     """Patch embedding, prefix tokens and position embedding.
 
     Args:
-        vit: The plain ViT.
+        vit: The ViT of the reference network.
     """
 
     def __init__(self, vit: VisionTransformer) -> None:
@@ -209,7 +209,7 @@ class FastNetwork(nn.Module):
         return self
 
     def forward(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Tensor:
-        """Features of images ``[B, 3, height, width]``; camera and view labels as in the plain network."""
+        """Features of images ``[B, 3, height, width]``; camera and view labels as in the reference network."""
         batch, tokens = images.shape[0], self.patches(images)
         if self.side_information is not None:
             vectors = self.side_information(camids, viewids)
