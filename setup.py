@@ -35,7 +35,7 @@ EXTRAS = {
 
 
 def read(name: str) -> str:
-    """Return the text of a file beside this one, or nothing if it is absent."""
+    """Return the text of a file next to this one, or nothing if it is absent."""
     path = ROOT / name
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 

@@ -9,7 +9,7 @@ Three ratios, on drawn noise of the size of real crops (80x200, JPEG) under the 
 Runs are interleaved (plain, ours, plain, ours, ...), in turn ours first, so that a slow phase of the machine and the
 cache of the file system meet both; the table shows medians, and of the ratios of neighbouring runs the median and the
 quartiles. Written images are removed outside the measured time. On a shared machine the wall clock also measures the
-others, so processor time (user and system) is given beside it; --work decides which file system is measured.
+others, so processor time (user and system) is given with it; --work decides which file system is measured.
 
 Usage:
   python benchmarks/data_cost.py --lists Occluded_Duke --output docs/results/data_cost.json

@@ -106,7 +106,7 @@ def profiled(passes: int = 10, turns: int = 6) -> dict[str, Any]:
     Returns:
         ``macs`` (network -> kind -> MACs), ``cases`` (threads -> network -> kind -> milliseconds, medians over turns in
         which the networks alternate), ``cached`` (threads -> network -> milliseconds of the products alone, with
-        weights that lie in the cache already) and ``environment``.
+        weights that are in the cache already) and ``environment``.
     """
     torch.manual_seed(0)
     images = torch.randn(1, 3, *SIZE)

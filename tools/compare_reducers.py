@@ -1,8 +1,8 @@
 r"""Compare ways to save the same share of MACs on one dense checkpoint, without training and after a short fine-tuning.
 
 Methods: AMG (single-shot, heads and tokens, or tokens only), ToMe, EViT, random and magnitude pruning, and the dense
-model with the same fine-tuning. Each method's figures lie in SAVE_DIR/seedN/METHOD; what is there already is not run
-again, so that an interrupted comparison goes on where it stopped. The table of what is there goes to --output.
+model with the same fine-tuning. Each method's figures are in SAVE_DIR/seedN/METHOD; what is there already is not run
+again, so that an interrupted comparison continues where it stopped. The table of what is there goes to --output.
 
 example: python tools/compare_reducers.py --weights log/dev_split_vits14/last.pth --root DATA \
              --save-dir log/dev_split_vits14_equal_macs --output docs/results/market1501_equal_macs
@@ -33,7 +33,7 @@ from amg_plugin.runs.test import evaluate_checkpoint
 from amg_plugin.runs.train import train
 from amg_plugin.utils.tables import per_cent
 
-#: Method -> label, keys beside those of the configuration.
+#: Method -> label, keys besides those of the configuration.
 SINGLE_SHOT = [{"target": "heads"}, {"target": "tokens"}]
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "tome": ("ToMe", {"amg.reducer": "tome"}),

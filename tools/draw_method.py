@@ -16,7 +16,7 @@ DEFAULT = Path(__file__).resolve().parents[1] / "docs" / "figures" / "method.svg
 
 WIDTH, HEIGHT = 830, 446
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
-# Okabe and Ito's colours, which stay apart with any colour vision, on a light card for light and dark pages alike.
+# Okabe and Ito's colours, which stay apart with any colour vision, on a light card for light and dark pages.
 INK, MUTED, GONE, LINE, CARD = "#1f2328", "#59636e", "#8c959f", "#c9d1d9", "#ffffff"
 PATCH, CLASS, CROSS = "#0072b2", "#e69f00", "#d55e00"
 
@@ -64,7 +64,7 @@ def row(x: float, y: float, present: Sequence[int]) -> list[str]:
 
 
 def attention(head: int, query: int, key: int) -> float:
-    """Made-up attention in [0, 1]: the lost head looks everywhere alike, no head looks at the corners."""
+    """Made-up attention in [0, 1]: the lost head looks everywhere equally, no head looks at the corners."""
     if head == LOST_HEAD:
         return 0.5
     if key - 1 in REMOVED:

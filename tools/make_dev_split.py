@@ -3,7 +3,7 @@
 The split market1501_dev_250_100 divides 350 of the 751 identities of Market-1501's training set into 250 for training
 (4,408 images) and 100 for testing (417 query and 1,135 gallery images). It leaves the real test set alone and is small
 enough for a CPU. It is not Market-1501's test protocol: call figures from it "Market-1501 dev split (250/100 identities
-of the training set)" and do not set them beside published ones.
+of the training set)" and do not compare them with published ones.
 
 The project holds the file names only. The images are copied (or hard-linked with --link) from your Market-1501 into
 

@@ -105,7 +105,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
             return remake_train_loader(loader, unusable, make)
 
         self.train_loader = remade(self.train_loader, options.get("train_sampler", "RandomSampler"))
-        # The number of cameras stays: theirs are not counted anew.
+        # The number of cameras stays: theirs are not counted again.
         self._num_train_pids = self.train_loader.dataset.num_train_pids
         if self.train_loader_t is not None:
             self.train_loader_t = remade(self.train_loader_t, options.get("train_sampler_t", "RandomSampler"))

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Sampler
 
 
 class FirstItems(Sampler):
-    """The first ``count`` items of another sampler, which shuffles anew each epoch as before.
+    """The first ``count`` items of another sampler, which shuffles in each epoch as before.
 
     Args:
         sampler: What gives the order.

@@ -19,7 +19,7 @@ def refuse_existing(target: Path) -> None:
         DataError: It exists.
     """
     if os.path.lexists(target):
-        raise DataError(f"{target} exists already and is left as it is; remove it or choose another place.")
+        raise DataError(f"{target} exists already and is not changed; remove it or choose another place.")
 
 
 @contextlib.contextmanager

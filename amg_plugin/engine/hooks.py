@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 
 
 class Engine(Protocol):
-    """What a hook finds on the engine, beside what torchreid's engines have.
+    """What a hook finds on the engine, besides what torchreid's engines have.
 
     Attributes:
         cfg: The whole configuration.

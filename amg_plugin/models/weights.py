@@ -196,6 +196,6 @@ def _warn_of_ambiguous_grid(model: VisionTransformer, embedding: Tensor, path: s
     kept = torch.equal(embedding, model.pos_embed.detach().cpu())
     taken = f"{rows}x{columns} and kept" if kept else f"{side}x{side} and refitted to {rows}x{columns}"
     logger.warning(
-        "the position embedding of %s fits %dx%d and %dx%d patches alike; it was taken for %s",
+        "the position embedding of %s fits %dx%d and %dx%d patches equally well; it was taken for %s",
         *(path, rows, columns, side, side, taken),
     )

@@ -100,7 +100,7 @@ def read_measurements(file: Path) -> list[Measurement]:
         At least one, in the order of the run.
 
     Raises:
-        InputError: If it is no such file, naming what is wrong with it.
+        InputError: If it is not such a file, naming what is wrong with it.
     """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -111,9 +111,9 @@ def read_measurements(file: Path) -> list[Measurement]:
             for target in result[name]["targets"]
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"'{file}' is no result.json of amg-reid ({type(error).__name__}: {error}).") from error
+        raise InputError(f"'{file}' is not a result.json of amg-reid ({type(error).__name__}: {error}).") from error
     if not found:
-        raise InputError(f"'{file}' is no result.json of amg-reid: it has none of {', '.join(SECTIONS)}.")
+        raise InputError(f"'{file}' is not a result.json of amg-reid: it has none of {', '.join(SECTIONS)}.")
     return found
 
 

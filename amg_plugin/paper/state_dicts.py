@@ -1,6 +1,6 @@
 """What the published programs' state dicts have in common: shapes, token masks, position embeddings.
 
-The names of their tensors are timm's; a boolean ``token_index`` beside each ``qkv`` marks the tokens that take part,
+The names of their tensors are timm's; a boolean ``token_index`` next to each ``qkv`` marks the tokens that take part,
 class token first.
 """
 
@@ -32,7 +32,7 @@ def clean(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copy a state dict without DataParallel's prefix.
 
     Raises:
-        CheckpointError: If it is empty or an entry is no tensor.
+        CheckpointError: If it is empty or an entry is not a tensor.
     """
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise CheckpointError("A state dict is needed: a dictionary of named tensors that is not empty.")
@@ -176,8 +176,8 @@ def _heads(state: Mapping[str, Tensor], block: str, num_heads: int, head_dim: in
     columns = tensor(state, f"{block}.attn.proj.weight", 2).shape[1]
     if rows != 3 * columns or columns % head_dim or columns > num_heads * head_dim:
         raise CheckpointError(
-            f"'{block}.attn' has {rows} rows in qkv and {columns} columns in proj, which is no whole number of heads "
-            f"of {head_dim}, at most {num_heads}."
+            f"'{block}.attn' has {rows} rows in qkv and {columns} columns in proj, which is not a whole number of "
+            f"heads of {head_dim}, at most {num_heads}."
         )
     return columns // head_dim
 
@@ -224,7 +224,7 @@ def kept_positions(masks: Sequence[Sequence[bool]], *, moved: bool) -> list[list
 
 
 def read_plan(structure: Structure, layout: Layout, num_heads: int, num_patches: int, variant: str) -> PruningPlan:
-    """The plan that a published network stands at; which heads it kept is not known, only how many.
+    """The plan of a published network; which heads it kept is not known, only how many.
 
     Raises:
         CheckpointError: If tokens are pruned on another grid than the model's.

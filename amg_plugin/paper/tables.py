@@ -1,4 +1,4 @@
-"""The published tables beside what the same structures cost here: published, by the published formula, counted.
+"""The published tables, and what the same structures cost here: published, by the published formula, counted.
 
 Nothing is trained and no data is read: networks are built without weights and pruned to the published totals.
 """
@@ -190,7 +190,7 @@ def build_table(results: Sequence[str] = ()) -> list[Entry]:
         results: ``result.json`` files of runs, each as ``FILE`` or ``KEY=FILE`` with the key of a row.
 
     Raises:
-        InputError: If a key is unknown, a file is no result, or has no figures of the row's kind.
+        InputError: If a key is unknown, a file is not a result, or has no figures of the row's kind.
     """
     entries = {row.key: describe(row) for row in ROWS}
     shapes = {row.key: shape_of(row) for row in ROWS} if results else {}

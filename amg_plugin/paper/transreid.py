@@ -61,7 +61,7 @@ def load_transreid(
         num_heads: Heads of a dense block.
         head_dim: Width of a head.
         num_cameras: Cameras of the side information; 0 for none.
-        num_views: Views of the side information; 0 for none, and 1 beside cameras is as good as none.
+        num_views: Views of the side information; 0 for none, and 1 next to cameras is as good as none.
         sie_coefficient: Factor of the side information.
         shift_num: Shift of the jigsaw module.
         shuffle_groups: Groups of the jigsaw module.
@@ -142,7 +142,7 @@ def _check_last_block(state: Mapping[str, Tensor], jigsaw: bool) -> None:
             )
     rows = {state[name].shape for name in ("b1.0.attn.qkv.weight", "b2.0.attn.qkv.weight") if jigsaw and name in state}
     if len(rows) > 1:
-        raise CheckpointError("'b1.0.attn' and 'b2.0.attn' have different numbers of heads; they must be alike.")
+        raise CheckpointError("'b1.0.attn' and 'b2.0.attn' have different numbers of heads; they must be equal.")
 
 
 def _file_name(name: str, jigsaw_depth: int) -> str:

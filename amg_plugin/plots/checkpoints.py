@@ -34,13 +34,13 @@ def check_drawable(checkpoint: Checkpoint, dense: Checkpoint | None) -> None:
     """Check that figures can be made of a checkpoint, and of the one before pruning beside it.
 
     Raises:
-        CheckpointError: A network chooses tokens anew for every image, or the two do not belong together.
+        CheckpointError: A network chooses tokens for each image, or the two do not belong together.
         PlanError: The second cannot have been pruned to the first.
     """
     for given in (checkpoint, dense):
         if given is not None and given.spec.reducer is not None:
             raise CheckpointError(
-                f"A network with the reducer '{given.spec.reducer.method}' chooses tokens anew for every image and has "
+                f"A network with the reducer '{given.spec.reducer.method}' chooses tokens for each image and has "
                 "no fixed positions to draw; figures are made of networks that AMG prunes, and of dense ones."
             )
     if dense is None:

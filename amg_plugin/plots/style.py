@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from amg_plugin.utils.files import replacing
 
 FORMATS = ("png", "pdf")
-#: Of the maps that are told apart with any colour vision, and in print.
+#: Of the colour maps that are readable with any colour vision, and in print.
 HEAT = "viridis"
 KEPT, REMOVED, NO_KEY, INK, FAINT = "#2a6fbb", "#d8d8d8", "#cfcfcf", "#222222", "#6a6a6a"
 FONT = {"font.family": "DejaVu Sans", "font.size": 8, "axes.linewidth": 0.5, "text.color": INK}

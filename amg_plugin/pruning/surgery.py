@@ -17,7 +17,7 @@ _ATTRIBUTE = "plan"
 
 
 def current_plan(model: nn.Module) -> PruningPlan:
-    """The plan that ``model`` (a ViT, or a network with a ``backbone``) stands at; dense if it was never pruned."""
+    """The plan of ``model`` (a ViT, or a network with a ``backbone``); dense if it was never pruned."""
     backbone = backbone_of(model)
     plan = getattr(backbone, _ATTRIBUTE, None)
     if plan is None:

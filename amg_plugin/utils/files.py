@@ -15,7 +15,7 @@ from amg_plugin.errors import InputError, RunError
 
 @contextlib.contextmanager
 def replacing(path: str | Path, what: str = "file") -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place at the end of the ``with`` block.
+    """Give a temporary path next to ``path`` that takes its place at the end of the ``with`` block.
 
     If the block fails, the temporary file is removed and an older ``path`` stays as it was. Missing folders are made.
 
@@ -61,7 +61,7 @@ def write_text(path: str | Path, text: str, what: str = "file") -> Path:
 
 @contextlib.contextmanager
 def new_folder(target: str | Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``target`` that gets its name at the end of the ``with`` block.
+    """Give a temporary folder next to ``target`` that gets its name at the end of the ``with`` block.
 
     If the block fails, the folder is removed, and ``target`` does not exist.
 

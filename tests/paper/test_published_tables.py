@@ -179,7 +179,7 @@ class TestMeasuredResults:
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"dense": {"targets": {"a": {}}}}', '{"dense": 1}'])
     def test_of_another_form_are_refused(self, tmp_path, content):
         (tmp_path / "result.json").write_text(content, encoding="utf-8")
-        with pytest.raises(InputError, match=r"is no result\.json of amg-reid"):
+        with pytest.raises(InputError, match=r"is not a result\.json of amg-reid"):
             build_table([str(tmp_path / "result.json")])
 
 

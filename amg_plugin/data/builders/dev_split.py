@@ -1,7 +1,7 @@
 """Development splits: smaller data sets made of file names of a data set that the user has.
 
 A split is a list of names, so that others can repeat a measurement without images being passed around. All images come
-from the training part of the source, whose identities are divided anew; the result has the layout of Market-1501 and
+from the training part of the source, whose identities are divided again; the result has the layout of Market-1501 and
 is not its test protocol.
 """
 

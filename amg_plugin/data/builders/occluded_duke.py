@@ -71,7 +71,8 @@ def read_lists(folder: str | Path) -> dict[str, list[str]]:
         Part -> names.
 
     Raises:
-        DataError: A list is missing, empty or not text, repeats a name, or has lines that are no name of DukeMTMC-reID.
+        DataError: A list is missing, empty or not text, repeats a name, or has lines that do not name a file of
+            DukeMTMC-reID.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -90,7 +91,9 @@ def read_lists(folder: str | Path) -> dict[str, list[str]]:
 def _read_list(path: Path) -> list[str]:
     try:
         if path.stat().st_size > _MAX_LIST_BYTES:
-            raise DataError(f"The list {path} is larger than {_MAX_LIST_BYTES >> 20} MiB; it cannot be one of names.")
+            raise DataError(
+                f"The list {path} is larger than {_MAX_LIST_BYTES >> 20} MiB; it cannot be a list of names."
+            )
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The list {path} cannot be read: {error}.") from error
@@ -101,7 +104,7 @@ def _read_list(path: Path) -> list[str]:
     bad = [name for name in names if not _NAME.fullmatch(name)]
     if bad:
         raise DataError(
-            f"{len(bad)} of {len(names)} lines of the list {path} are no file names of DukeMTMC-reID "
+            f"{len(bad)} of {len(names)} lines of the list {path} are not file names of DukeMTMC-reID "
             f"(PPPP_cC_fFFFFFFF.jpg, without a folder): {first_of([repr(name[:80]) for name in bad])}."
         )
     twice = [name for name, count in Counter(names).items() if count > 1]

@@ -154,7 +154,7 @@ def find_label_gaps(name: str, train: Sequence[Item]) -> Problem | None:
         return None
     missing = sorted(set(range(len(labels))) - labels)
     beyond = sorted(label for label in labels if not 0 <= label < len(labels))
-    text = f"The training labels of {name} must count from 0 to {len(labels) - 1}, its number of identities less one"
+    text = f"The training labels of {name} must count from 0 to {len(labels) - 1}, its number of identities minus one"
     items = (*(f"{label} is missing" for label in missing), *(f"{label} is out of range" for label in beyond))
     return Problem(name, text, items)
 
@@ -171,7 +171,7 @@ def _inspect_images(
             found.warnings.append(Problem("", f"{text} and are left out", items))
             found.unusable.update(images.unreadable)
             found.problems += [
-                Problem(name, f"None of the {len(items)} {part} images of {name} can be read, so that nothing is left")
+                Problem(name, f"None of the {len(items)} {part} images of {name} can be read, and nothing is left")
                 for name, part, items in parts
                 if items and all(item[0] in images.unreadable for item in items)
             ]
@@ -194,7 +194,7 @@ def _inspect_matches(found: Inspection, name: str, dataset: Any, bad: dict[str, 
     counted = f"{len(alone)} of {len(query)} queries of {name}"
     text = f"{counted} have no gallery image of their identity under another camera"
     if len(alone) == len(query):
-        found.problems.append(Problem(name, f"{text}, so that nothing can be evaluated", items))
+        found.problems.append(Problem(name, f"{text}, and nothing can be evaluated", items))
     elif skip:
         found.warnings.append(Problem(name, f"{text} and are left out", items))
         found.unmatched[name] = {item[0] for item in alone}

@@ -150,7 +150,7 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
         if differences:
             _warn_once(
                 f"{folder} is not the published {self.layout.name}: {'; '.join(differences)}. "
-                "Figures from it do not compare with published ones."
+                "Figures from it cannot be compared with published ones."
             )
         if alone := queries_without_match(parts["query"], parts["gallery"]):
             _warn_once(

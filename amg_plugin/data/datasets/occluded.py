@@ -120,7 +120,7 @@ class PDukeMTMC(TwoCameraDataset):
         total = sum(map(len, found.values()))
         if len(unknown) < total:
             raise DataError(
-                f"{len(unknown)} of {total} images in {folder} tell no camera in their names (PPPP_cC_*.jpg), the "
+                f"{len(unknown)} of {total} images in {folder} have no camera in their names (PPPP_cC_*.jpg), the "
                 f"others do: {first_of(list(map(name_of, unknown)))}."
             )
         return super()._with_cameras(folder, found)

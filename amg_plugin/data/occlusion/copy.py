@@ -71,7 +71,7 @@ def list_part(folder: Path) -> list[str]:
     masks = Counter(map(mask_name, names))
     if twice := [name for name, count in masks.items() if count > 1]:
         raise DataError(
-            f"Images in {folder} differ in their suffix only, so their masks would too: {first_of(twice, _LISTED)}."
+            f"Images in {folder} differ only in their suffix, and so would their masks: {first_of(twice, _LISTED)}."
         )
     return names
 

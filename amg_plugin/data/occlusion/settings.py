@@ -34,7 +34,7 @@ class Coverage:
         """
         if not LOWEST <= self.low <= self.high <= HIGHEST:
             raise DataError(
-                f"The covered share is {self.low:g} to {self.high:g}, but must lie between {LOWEST} and {HIGHEST}, "
+                f"The covered share is {self.low:g} to {self.high:g}, but must be between {LOWEST} and {HIGHEST}, "
                 "the smaller limit first."
             )
 

@@ -1,4 +1,4 @@
-"""Masks that lie beside the query and gallery images of a target."""
+"""Masks that are next to the query and gallery images of a target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Grid:
 
 
 def mask_path(image: str | Path) -> Path:
-    """Where the mask of an image lies: ``masks`` beside the image's folder, then that folder's name."""
+    """Where the mask of an image is: ``masks`` next to the image's folder, then that folder's name."""
     image = Path(image)
     return image.parent.parent / MASK_DIR / image.parent.name / mask_name(image.name)
 

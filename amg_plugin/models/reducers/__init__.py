@@ -1,6 +1,6 @@
 """Token reducers to compare AMG with: token merging (ToMe) and class-attention token dropping (EViT).
 
-Both choose tokens anew for every image. ``merging`` and ``dropping`` are functions on tensors, ``network`` puts them
+Both choose tokens for each image. ``merging`` and ``dropping`` are functions on tensors, ``network`` puts them
 into a ViT, ``solve`` finds how many tokens have to go. :class:`TokenReducer` is the base of these and of a user's.
 """
 

@@ -1,7 +1,7 @@
 """Fetched files on disk: downloaded once, recorded with size and SHA-256, verified ever after.
 
-The authors publish no checksums, so the first fetch decides: what it finds is recorded beside the file, and a file that
-differs from its record, in the cache or downloaded anew, is an error.
+The authors publish no checksums, so the first fetch decides: what it finds is recorded next to the file. A file
+that later differs from its record, in the cache or downloaded again, is an error.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def recorded(entry: ZooEntry, folder: Path) -> Record | None:
     except (OSError, ValueError, TypeError) as error:
         raise RunError(
             f"The record '{path}' is damaged ({error}), so '{entry.name}' cannot be verified; run "
-            f"'amg-reid zoo fetch {entry.name} --refresh' to fetch and record it anew."
+            f"'amg-reid zoo fetch {entry.name} --refresh' to fetch and record it again."
         ) from error
     return record
 
@@ -222,7 +222,7 @@ def _verify(entry: ZooEntry, file: Path, record: Record, what: str) -> None:
     raise RunError(
         f"{what} for '{entry.name}' has {found}, but {wanted} were recorded when it was first fetched "
         f"({record.recorded}); it is damaged or was replaced. If you trust the new one, run "
-        f"'amg-reid zoo fetch {entry.name} --refresh', which fetches and records it anew."
+        f"'amg-reid zoo fetch {entry.name} --refresh', which fetches and records it again."
     )
 
 

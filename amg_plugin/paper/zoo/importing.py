@@ -25,7 +25,7 @@ def import_entry(entry: ZooEntry, path: str | Path) -> ReIDModel:
         The network in eval mode; ``plan`` tells what is pruned.
 
     Raises:
-        CheckpointError: If the file is no checkpoint of the entry's program or sizes.
+        CheckpointError: If the file is not a checkpoint of the entry's program or sizes.
     """
     state, spec = clean(read_state_dict(path)), entry.spec
     if entry.family == "la":

@@ -63,7 +63,7 @@ def test_skipping_all_images_of_a_part_is_a_problem(own_root, folder, name):
     for path in lost:
         path.write_bytes(b"")
     texts = [problem.text for problem in inspect(own_root, skip=True).problems]
-    assert f"None of the {len(lost)} {name} images of {NAME} can be read, so that nothing is left" in texts
+    assert f"None of the {len(lost)} {name} images of {NAME} can be read, and nothing is left" in texts
 
 
 def test_all_problems_are_listed_together_and_by_name(own_root):

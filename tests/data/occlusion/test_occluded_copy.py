@@ -312,7 +312,7 @@ def test_names_that_say_no_identity_are_named(source, target):
 def test_images_whose_masks_would_have_one_name_are_refused(source, target):
     image = first(source, QUERY_DIR)
     shutil.copy(image, image.with_suffix(".png"))
-    refused(source, target, "differ in their suffix only")
+    refused(source, target, "differ only in their suffix")
 
 
 def test_an_interrupted_copy_leaves_nothing_behind(source, target, monkeypatch):

@@ -108,5 +108,5 @@ def test_a_donor_may_have_any_size(size):
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.4), (0.0, 0.4), (0.2, 0.9)])
 def test_impossible_coverage_is_refused(low, high):
-    with pytest.raises(DataError, match=r"must lie between 0\.05 and 0\.7"):
+    with pytest.raises(DataError, match=r"must be between 0\.05 and 0\.7"):
         Coverage(low, high)
