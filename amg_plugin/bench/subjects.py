@@ -212,7 +212,7 @@ def from_structure(
         image_size: (height, width) in pixels.
         stride: Patch stride; 0 means the patch size.
         variant: ``"block"`` or ``"kv"``.
-        reducers: Out of ``"tome"`` and ``"evit"``; each is set beside every plan, at the same counted MACs.
+        reducers: Out of ``"tome"`` and ``"evit"``; each is measured with every plan, at the same counted MACs.
 
     Raises:
         InputError: If a name or a rate is impossible.

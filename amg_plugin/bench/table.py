@@ -139,7 +139,7 @@ def markdown(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> s
         "",
         f"`{result['command']}`",
         "",
-        f"Medians of {where['rounds']} alternating runs, quartiles beside them. Time saved: against the dense network "
+        f"Medians of {where['rounds']} alternating runs, with quartiles. Time saved: against the dense network "
         "in the same round. Realised: time saved / MACs saved, as counted by `amg-reid inspect`. Peak memory is that "
         "of the whole process.",
         "",

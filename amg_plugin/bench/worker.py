@@ -115,7 +115,7 @@ def file_passes(task: dict[str, Any]) -> Callable[[int], dict[str, Pass]]:
 def _onnx(task: dict[str, Any]) -> Load:
     import onnxruntime
 
-    # Sessions share one pool: idle pools of their own would spin beside the one that is measured.
+    # Sessions share one pool: idle pools of their own would spin next to the one that is measured.
     onnxruntime.set_global_thread_pool_sizes(task["threads"], 1)
     providers = ["CPUExecutionProvider" if task["device"] == "cpu" else "CUDAExecutionProvider"]
 

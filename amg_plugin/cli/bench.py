@@ -12,9 +12,9 @@ from amg_plugin.registries.formats import forms
 
 HELP = "measure latency, throughput and memory: dense against pruned against exported"
 DESCRIPTION = """Measure what pruning saves in time. Networks run in turn (A B A B ...), so that a slow phase of the
-machine meets all of them; one process per runtime and number of threads. Printed are medians and quartiles of the
-latency, throughput, MACs, parameters, size and peak memory, and how much of the MACs saved is time saved; a warning
-says where pruning did not pay. No data is needed.
+machine affects all of them; there is one process per runtime and number of threads. The command prints medians
+and quartiles of the latency, throughput, MACs, parameters, size and peak memory, and how much of the MACs saved is time
+saved; a warning says where pruning did not pay. No data is needed.
 
 Give checkpoints or exported files (each is measured against its dense network in the same runtime), or build structures
 with random weights:
@@ -35,13 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("checkpoints", nargs="*", metavar="CKPT", help="checkpoints, or files of amg-reid export")
     add("--model", nargs="+", default=[], metavar="NAME", help="vit_amg, vit_amg_small, vit_amg_tiny or a ViT of timm")
     add("--plan", nargs="+", default=[], metavar="RATES", help="what to prune of --model, for example head25-token25")
-    add("--variant", choices=("block", "kv"), default="block", help="what a token of --plan loses (default: block)")
+    add(
+        "--variant",
+        choices=("block", "kv"),
+        default="block",
+        help="what a removed token of --plan loses (default: block)",
+    )
     add(
         "--reducers",
         nargs="+",
         choices=REDUCERS,  # asked when the words are read, so that those of --import count
         default=[],
-        help="token merging or dropping, each beside every --plan at the same counted MACs",
+        help="token merging or dropping, measured with every --plan at the same counted MACs",
     )
     add("--stride", type=int, default=0, metavar="N", help="patch stride of --model (default: the patch size)")
     add("--height", type=int, metavar="N", help="image height of --model and --backbones (default: 256)")
@@ -56,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--threads", type=int, nargs="+", default=[1], metavar="N", help="CPU threads (default: 1)")
     add("--batch", type=int, nargs="+", default=[1], metavar="N", help="images per pass (default: 1)")
-    add("--rounds", type=int, default=20, metavar="N", help="runs of each network that count (default: 20)")
-    add("--warmup", type=int, default=3, metavar="N", help="runs before that do not (default: 3)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is a GPU")
+    add("--rounds", type=int, default=20, metavar="N", help="timed runs of each network (default: 20)")
+    add("--warmup", type=int, default=3, metavar="N", help="untimed runs before them (default: 3)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda if there is a GPU")
     add("--no-memory", action="store_true", help="leave out peak memory, which takes a process per network")
     add("--output", metavar="NAME", help="also write NAME.json (every sample) and NAME.md")
 

@@ -9,8 +9,8 @@ DESCRIPTION = """Make the data set occluded_duke from your own copy of DukeMTMC-
 authors of Occluded-DukeMTMC publish (train.list, query.list, gallery.list). Nothing is downloaded: DukeMTMC was
 withdrawn by its authors, so images come from a copy that you are allowed to use, unpacked; docs/datasets.md says more.
 
-An image is looked for in its own split first, then in bounding_box_test. All of them are checked to be there before
-anything is written. The data set appears in ROOT/occluded_duke when it is complete; a run that is interrupted leaves
+An image is looked for in its own split first, then in bounding_box_test. The command checks that all of them are there
+before it writes anything. The data set appears in ROOT/occluded_duke when it is complete; an interrupted run leaves
 nothing behind and can be repeated. A folder that exists is never touched.
 
 example: amg-reid build-occluded-duke --source DukeMTMC-reID --lists Occluded_Duke --root reid-data

@@ -13,15 +13,14 @@ from pathlib import Path
 
 from amg_plugin.cli.arguments import add_config_arguments, config_from_arguments, names_and_pairs
 
-HELP = "evaluate and count torchreid's backbones and own checkpoints in one table"
+HELP = "evaluate and count torchreid's backbones and your checkpoints in one table"
 DESCRIPTION = """Put any of torchreid's networks and any checkpoint of amg-reid side by side: input size, mAP, Rank-1,
-parameters, counted MACs and size. All rows are evaluated alike: the same targets, distance, normalisation and
-re-ranking.
+parameters, counted MACs and size. All rows have the same targets, distance, normalisation and re-ranking.
 
---no-eval builds and counts without data and without weights; with nothing else, all of torchreid's networks.
+--no-eval builds and counts without data and weights; alone, it counts all of torchreid's networks.
 A torchreid network is evaluated with the weights of a file (--weights NAME=FILE, read as data, never as code;
 everything but the classifier must fit). Networks named by --models have none: they are counted and marked 'no weights',
-since random features are no result. Nothing is downloaded.
+since random features say nothing. Nothing is downloaded.
 
 example: amg-reid compare --no-eval
          amg-reid compare --weights osnet_x1_0=log/osnet/model.pth.tar-60 --checkpoint log/pruned/best.pth \\

@@ -9,12 +9,12 @@ from pathlib import Path
 from amg_plugin.cli.arguments import add_key_value_argument, finish, logged
 from amg_plugin.errors import InputError
 
-HELP = "everything on a drawn data set, in a few minutes on two CPU cores"
+HELP = "run everything on a drawn data set, in a few minutes on two CPU cores"
 DESCRIPTION = """Draw the data set synthetic_reid, train a small ViT on it from scratch, prune 25 % of the heads and
 25 % of the tokens, fine-tune with distillation, evaluate before and after, and print the table.
 
-Needs no download and no GPU. The configurations are demo/synthetic and demo/synthetic_head25_token25; figures and
-checkpoints go to SAVE_DIR/dense and SAVE_DIR/pruned, in place of those of an earlier demo. The numbers say that the
+The demo needs no download and no GPU. Its configurations are demo/synthetic and demo/synthetic_head25_token25. Figures
+and checkpoints go to SAVE_DIR/dense and SAVE_DIR/pruned, in place of those of an earlier demo. The numbers say that the
 path works, not how well the method does on real people.
 
 example: amg-reid demo --seed 1"""

@@ -22,7 +22,7 @@ from amg_plugin.version import __version__
 logger = logging.getLogger(__name__)
 
 HELP = "check the installation and name what is missing"
-DESCRIPTION = """Look at Python, the packages (torchreid declares none of its own), the registered names
+DESCRIPTION = """Check Python, the packages (torchreid declares none of its own), the registered names
 and the device.
 
 The exit status is 0 if everything needed is there, else 1.

@@ -10,9 +10,9 @@ from amg_plugin.registries.formats import FORMATS
 HELP = "write a checkpoint for another runtime: ONNX Runtime, OpenVINO, TorchScript, torch.export"
 DESCRIPTION = """Write a checkpoint, pruned or not, as a file for another runtime.
 
-Afterwards the file is run in that runtime and compared with PyTorch; if the features differ by more than 1e-4 of the
-largest feature (fp16: 1e-2; int8: cosine below 0.99), nothing is kept and the command fails. FILE.json holds the
-outcome. How images are prepared travels inside the file: amg_plugin.FeatureExtractor(FILE) needs nothing else.
+The file is then run in that runtime and compared with PyTorch. If the features differ by more than 1e-4 of the largest
+feature (fp16: 1e-2; int8: cosine below 0.99), nothing is kept and the command fails. FILE.json holds the outcome. The
+file also says how images are prepared: amg_plugin.FeatureExtractor(FILE) needs nothing else.
 
 example: amg-reid export log/vit_small_pruned/best.pth --format onnx --output model.onnx --dynamic-batch
          amg-reid export log/vit_small_pruned/best.pth --format onnx --output model_int8.onnx \\
@@ -42,9 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="quantise to 8 bits, calibrated on a folder of images or on the training images of a data set",
     )
     parser.add_argument("--root", metavar="FOLDER", help="folder that holds the data sets, if --int8 names one")
-    parser.add_argument("--calibration-images", type=int, metavar="N", help="most images to calibrate on (128)")
     parser.add_argument(
-        "--dynamic-batch", action="store_true", help="take any number of images per call; otherwise one"
+        "--calibration-images", type=int, metavar="N", help="largest number of images to calibrate on (128)"
+    )
+    parser.add_argument(
+        "--dynamic-batch", action="store_true", help="take any number of images per call instead of one"
     )
     parser.add_argument(
         "--normalize-input",
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--l2-normalize", action="store_true", help="the file gives features of length 1")
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="compare on these images; otherwise on generated ones"
+        "--images", type=Path, metavar="FOLDER", help="compare on these images instead of generated ones"
     )
 
 

@@ -6,11 +6,11 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-HELP = "turn a published TransReID or LA-Transformer checkpoint into one of the plugin"
-DESCRIPTION = """Read a published checkpoint, dense or pruned, and write it as a checkpoint of amg-reid.
+HELP = "turn a published TransReID or LA-Transformer checkpoint into an amg-reid checkpoint"
+DESCRIPTION = """Read a published checkpoint, dense or pruned, and write it as an amg-reid checkpoint.
 
-The file is read as data: tensors, numbers and plain containers, never code. Structure is read off its shapes and token
-masks. Which heads a pruned file kept is not recorded in it, so the result knows their number only.
+The file is read as data: tensors, numbers and plain containers, never code. Its shapes and token masks give
+the structure. A pruned file does not record which heads it kept, so the result knows only their number.
 
 example: amg-reid import transformer_120.pth --from transreid --out log/transreid.pth
          amg-reid import net_best.pth --from la --out log/la.pth"""
@@ -54,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(args.out)
     print(render(checkpoint, describe(checkpoint)))
     if not checkpoint.plan.heads_known:
-        print("\nwhich heads were kept is not recorded in the file; only their numbers are known")
+        print("\nthe file does not record which heads were kept, only how many")
     print(f"\n{args.out}")
     return 0

@@ -1,7 +1,7 @@
 """Run any torchreid script, unchanged, with the plugin's names registered.
 
-torchreid's own ``scripts/main.py`` does not import plugins and knows no ``amg.*`` keys. The launcher registers, puts
-the ``amg`` node of a file in force and then runs the script as ``python SCRIPT ARGS...`` would.
+torchreid's own ``scripts/main.py`` does not import plugins and does not know ``amg.*`` keys. The launcher registers,
+puts the ``amg`` node of a file in force and then runs the script as ``python SCRIPT ARGS...`` would.
 """
 
 from __future__ import annotations

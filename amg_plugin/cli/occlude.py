@@ -14,8 +14,8 @@ DESCRIPTION = """Make an occluded copy of a data set in Market-1501's layout.
 
 All query images and 10 % of the gallery (Occluded-DukeMTMC's proportions) get an object in front of the person, from
 below, from the left or from the right: cut from the margin of a training image, or drawn (a bar, a box, a vehicle).
-The training images and the rest of the gallery are copied unchanged. What was hidden is kept as one-bit masks in the
-folder 'masks', so that 'amg-reid test' can report how much attention falls on it; occlusion.json says what was done.
+The training images and the rest of the gallery are copied unchanged. The folder 'masks' holds one-bit masks of what is
+hidden, so that 'amg-reid test' can report how much attention falls on it; occlusion.json says what was done.
 The same seed and library versions give the same files, whatever the number of threads.
 
 example: amg-reid occlude --source market1501 --target occluded_market1501 --seed 1 --root reid-data
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     defaults, share = CopySettings(), {"type": float, "metavar": "S"}
     parser.add_argument(
-        "--source", required=True, metavar="NAME", help="data set below --root by its name, or a folder in the layout"
+        "--source", required=True, metavar="NAME", help="name of a data set below --root, or a folder in the layout"
     )
     parser.add_argument(
         "--target",

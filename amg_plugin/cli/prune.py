@@ -26,9 +26,9 @@ SAVE_DIR/last.pth and best.pth (best mAP of the first target among the evaluatio
 the dense, the pruned and the fine-tuned model to SAVE_DIR/result.json; one that is there already is replaced only with
 --overwrite.
 
-In place of rates, amg.target_macs_saving 0.3 gives the share of the MACs to save, amg.target_latency_saving 0.3 that of
-the time, which is measured first (amg.latency says how); amg.head_token_balance says how much of it heads contribute.
---preview shows what several balances would take away.
+Instead of rates, amg.target_macs_saving 0.3 gives the share of the MACs to save, and amg.target_latency_saving 0.3 the
+share of the time, which is measured first (amg.latency says how). amg.head_token_balance says how much of it comes from
+heads. --preview shows what several balances would remove.
 
 example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \\
            --root reid-data data.save_dir log/vit_small_pruned"""
@@ -37,9 +37,7 @@ example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weig
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_weights_argument(parser, "the dense (or already pruned) checkpoint to start from")
-    parser.add_argument(
-        "--preview", action="store_true", help="only print what the target of amg would take away, and stop"
-    )
+    parser.add_argument("--preview", action="store_true", help="only print what the target would remove, and stop")
     add_overwrite_argument(parser)
     add_config_arguments(parser)
 

@@ -1,4 +1,4 @@
-"""``amg-reid tables``: the published tables beside what the same structures cost here."""
+"""``amg-reid tables``: the published tables, and what the same structures cost here."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ HELP = "print the published tables: published, published accounting, counted"
 DESCRIPTION = """Build every published model without weights, prune it at the published rates and print published,
 published-accounting and counted MACs, MSA parameters and parameters. No data is needed.
 
-Accuracies are the paper's, in columns of their own beside the measured ones. Those come from the result.json files
+The paper's accuracies and the measured ones have columns of their own. Measured ones come from the result.json files
 given with --results: every section (dense, start, pruned, finetuned) and target of them. A measurement goes to the
 row of the same data set, parameters, heads and tokens; all others follow as rows of their own. ROW=FILE puts the run's
-last figures (for dense rows, its dense ones) into that row, and the note tells what differs.
+last figures (for dense rows, its dense ones) into that row, and the note says what differs.
 
 example: amg-reid tables --output docs/paper_tables.md
          amg-reid tables --results log/transreid/result.json log/transreid_pruned/result.json

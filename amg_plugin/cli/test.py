@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 HELP = "evaluate a checkpoint or an exported file on the targets"
 DESCRIPTION = """Evaluate a checkpoint, pruned or not, with torchreid's evaluator on every target.
 
-Several targets are set side by side: with '-t market1501 occluded_market1501' the table says what occlusion costs.
-Where a target has masks (amg-reid occlude makes them), another table says, block by block, what share of the class
+Several targets are shown side by side: with '-t market1501 occluded_market1501' the table says what occlusion costs.
+If a target has masks (amg-reid occlude makes them), another table says, block by block, what share of the class
 token's attention falls on covered patches; --dense adds the dense model that a pruned one was made from, for before and
 after.
 
 With --gallery-weights, --weights embeds the queries and the other checkpoint the gallery, as on cameras that run the
-pruned model and a server that keeps the dense one; both models alone are set beside it. Each checkpoint brings its own
+pruned model and a server that keeps the dense one; both models alone are evaluated too. Each checkpoint brings its own
 image size and preparation of images.
 
 Without --config-file the checkpoint's own configuration counts; -t, --root and key value pairs change it.
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gallery-weights", metavar="CKPT", help="another checkpoint that embeds the gallery (asymmetric retrieval)"
     )
     parser.add_argument(
-        "--dense", metavar="CKPT", help="dense model to set beside a pruned one, in scores and in attention"
+        "--dense", metavar="CKPT", help="dense model to compare a pruned one with, in scores and in attention"
     )
     add_overwrite_argument(parser)
     add_config_arguments(parser)
@@ -88,7 +88,7 @@ def _run_pair(args: argparse.Namespace) -> int:
     from amg_plugin.runs.asymmetric import evaluate_pair
 
     if args.dense is not None:
-        raise InputError("--dense and --gallery-weights cannot be joined; run 'amg-reid test' once with each.")
+        raise InputError("--dense and --gallery-weights cannot be combined; run 'amg-reid test' once with each.")
     if not args.gallery_weights:
         raise InputError("--gallery-weights is empty; give a checkpoint.")
     if file_format(args.gallery_weights) is not None:

@@ -20,7 +20,7 @@ DESCRIPTION = """Train a dense ViT with torchreid's loaders, loop and evaluator.
 
 The model of the last epoch goes to SAVE_DIR/last.pth, the best one (mAP of the first target at the evaluations that
 test.eval_freq asks for) to SAVE_DIR/best.pth, the figures to SAVE_DIR/result.json. An amg.schedule of the
-configuration is not used here: see 'amg-reid prune'. --weights goes on from a checkpoint, for example to give a dense
+configuration is not used here: see 'amg-reid prune'. --weights continues from a checkpoint, for example to give a dense
 model the epochs that a pruned one was fine-tuned for; without --config-file its own configuration counts, and SAVE_DIR
 is the folder 'train' inside its data.save_dir. A SAVE_DIR that holds a result.json is refused without --overwrite.
 
@@ -29,7 +29,7 @@ example: amg-reid train --config-file market1501/vit_small --root reid-data data
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_weights_argument(parser, "go on from this checkpoint instead of starting anew")
+    add_weights_argument(parser, "continue from this checkpoint instead of starting from scratch")
     add_overwrite_argument(parser)
     add_config_arguments(parser)
 

@@ -13,8 +13,8 @@ HELP = "draw what each block keeps and where its heads look"
 DESCRIPTION = """Draw figures of a checkpoint, pruned or not.
 
 With --images, one figure per image: the positions that each block keeps, the attention that the class token pays in
-each head, and the mean over the heads. --dense gives the checkpoint that CKPT was pruned from; then the mean before
-pruning stands beside the mean after it.
+each head, and the mean over the heads. --dense gives the checkpoint that CKPT was pruned from; then the means before
+and after pruning are shown side by side.
 
 Without --images, one figure of the network: heads and positions that each block keeps. --calibrate scores the network
 on its training data (that of the checkpoint's configuration; -s, --root and configuration keys change it) and colours
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dense", metavar="CKPT", help="the checkpoint before pruning")
     parser.add_argument("--calibrate", action="store_true", help="score heads and positions (without --images)")
     parser.add_argument(
-        "--output", metavar="FOLDER", help="where the figures go (the folder 'visualize' beside the checkpoint)"
+        "--output",
+        metavar="FOLDER",
+        help="where the figures go (default: the folder 'visualize' next to the checkpoint)",
     )
     parser.add_argument("--format", choices=("png", "pdf"), default="png", help="of the files (%(default)s)")
     parser.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG, 50 to 600 (%(default)s)")

@@ -14,8 +14,8 @@ HELP = "list or fetch the authors' published checkpoints"
 DESCRIPTION = """The checkpoints that the authors of AMG pruning published, by Google Drive id.
 
 'list' prints them with their published figures. 'fetch' downloads one into a cache folder, records its size and SHA-256
-(the authors give none) and verifies them whenever it is used again; then it reads the file as data, never as code, and
-prints its structure. --out writes it as a checkpoint that 'amg-reid test', 'prune' and 'inspect' take.
+(the authors publish neither) and verifies them whenever it is used again. Then it reads the file as data, never as
+code, and prints its structure. --out writes it as a checkpoint that 'amg-reid test', 'prune' and 'inspect' take.
 
 The cache folder is --cache, $AMG_REID_CACHE, or amg_plugin/zoo in the user's cache folder.
 Without network, download the file elsewhere (its address is in the error and in 'list --json') and give it with --file.
@@ -32,13 +32,13 @@ _MIB = 1 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    shown = actions.add_parser("list", help="print what there is and what the cache holds")
+    shown = actions.add_parser("list", help="print the checkpoints and what the cache holds")
     shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
     wanted = actions.add_parser("fetch", help="download, verify and import one")
     wanted.add_argument("name", metavar="NAME", help="as 'amg-reid zoo list' prints it")
     wanted.add_argument("--out", metavar="CKPT", help="write the imported model there")
     wanted.add_argument("--file", metavar="FILE", help="a copy downloaded by hand, instead of downloading")
-    wanted.add_argument("--refresh", action="store_true", help="fetch anew and record size and SHA-256 anew")
+    wanted.add_argument("--refresh", action="store_true", help="fetch again, and record size and SHA-256 again")
     for action in (shown, wanted):
         action.add_argument(
             "--cache", metavar="FOLDER", help="folder of fetched files (default: $AMG_REID_CACHE or ~/.cache)"
@@ -134,7 +134,7 @@ def listing(rows: list[dict[str, Any]], folder: Path) -> str:
     )
     return (
         f"{table}\n\n"
-        "mAP, Rank-1 and MACs are published figures; LA-Transformer's come from another evaluator and do not compare.\n"
+        "mAP, Rank-1 and MACs are published figures; LA-Transformer's come from another evaluator.\n"
         "Licence: the authors' repositories state none; weights trained on Market-1501 are for research.\n"
         f"Cache: {folder}"
     )

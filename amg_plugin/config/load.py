@@ -50,7 +50,7 @@ def load_config(
 
     ``train.max_epoch`` stays as it was given: it is what dense training uses. Pruning takes its number of
     epochs from :func:`schedule_epochs`. A schedule may inherit a file that sets ``train.max_epoch`` (the
-    recipe of the dense model), but ``train.max_epoch`` beside the schedule or on top of it would have no
+    recipe of the dense model), but ``train.max_epoch`` with the schedule or on top of it would have no
     effect, so giving both is an error.
 
     Args:
@@ -156,7 +156,7 @@ def from_plain_dict(values: Mapping[str, Any]) -> CfgNode:
 
 
 def apply_amg_node(path_or_name: str | Path) -> CfgNode:
-    """Load the ``amg`` node of a file, for scripts that know no such node.
+    """Load the ``amg`` node of a file, for scripts that do not know the node.
 
     The file may be a whole configuration, hold nothing but ``amg: ...``, or nothing but that node's keys.
     ``amg.image_size`` follows ``data.height`` and ``data.width`` if the file or its bases give one of them.

@@ -68,7 +68,7 @@ def override_layer(overrides: Sequence[object]) -> Layer:
     """
     for word in map(str, overrides[::2]):
         if word.startswith("-") and word.lstrip("-")[:1].isalpha():
-            raise ConfigError(f"'{word}' stands where a key is expected: options go before the 'key value' pairs.")
+            raise ConfigError(f"'{word}' is where a key is expected: options go before the 'key value' pairs.")
     if len(overrides) % 2:
         raise ConfigError(
             f"Overrides come as pairs 'key value', but {overrides[-1]!r} has no partner in: "

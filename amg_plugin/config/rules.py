@@ -20,7 +20,7 @@ BUDGET_KEYS = ("target_macs_saving", "target_latency_saving")
 _BUDGETS = " or ".join(f"'amg.{key}'" for key in BUDGET_KEYS)
 
 Contradiction = tuple[str, str]
-"""A key whose value contradicts others, and what it must be beside them."""
+"""A key whose value contradicts others, and what it must be instead."""
 
 
 def validate(cfg: CfgNode) -> None:
@@ -76,7 +76,7 @@ def _amg_contradictions(amg: CfgNode) -> Iterator[Contradiction]:
     if amg.target_latency_saving and amg.target_macs_saving:
         yield "amg.target_latency_saving", "0 if amg.target_macs_saving is given"
     if reducer in REDUCERS and not amg.target_macs_saving:
-        yield "amg.target_macs_saving", f"above 0 with amg.reducer '{reducer}', to say how many tokens to take away"
+        yield "amg.target_macs_saving", f"above 0 with amg.reducer '{reducer}', to say how many tokens to remove"
     if override.num_heads and override.embed_dim % override.num_heads:
         yield "amg.override.embed_dim", f"a multiple of amg.override.num_heads, which is {override.num_heads}"
     if override.patch_size and amg.stride > override.patch_size:
@@ -220,7 +220,7 @@ def _check_layers(cfg: CfgNode) -> None:
         return
     parts = model_parts(cfg.amg)
     for key, used in (("open_layers", cfg.train.fixbase_epoch), ("new_layers", cfg.train.staged_lr)):
-        # The default, ['classifier'], is no mistake of a user who never asked for it.
+        # The default, ['classifier'], is not a mistake of a user who never asked for it.
         names = [layer for layer in cfg.train[key] if layer and (used or layer != "classifier")]
         if any(layer not in parts for layer in names):
             text = f"a list out of {', '.join(map(repr, parts))} with the model '{cfg.model.name}'"

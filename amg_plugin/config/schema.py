@@ -46,7 +46,7 @@ class Key:
 
     @property
     def element(self) -> type | None:
-        """Type of the items of a list; None for what is no list."""
+        """Type of the items of a list; None for what is not a list."""
         if not isinstance(self.default, list):
             return None
         return type(self.default[0]) if self.default else self.item
@@ -228,7 +228,7 @@ _section(
     ("softmax.label_smooth", True, "smooth the labels of the cross entropy"),
     ("triplet.margin", 0.3, "distance margin; not used with amg.soft_margin", at_least(0)),
     ("triplet.weight_t", 1.0, "weight of the triplet loss", at_least(0)),
-    ("triplet.weight_x", 0.0, "weight of the cross entropy beside it", at_least(0)),
+    ("triplet.weight_x", 0.0, "weight of the cross entropy next to it", at_least(0)),
 )
 _section(
     "test",
@@ -287,11 +287,11 @@ _section(
     ),
     ("sie.views", 0, "views of the training data; 0 = views do not count", at_least(0)),
     ("sie.coefficient", 3.0, "factor of the vector", POSITIVE),
-    ("sie.unseen", "none", "what cameras and views get that training has not seen", one_of("none", "mean")),
+    ("sie.unseen", "none", "what cameras and views that training has not seen get", one_of("none", "mean")),
     ("jpm.enabled", False, "TransReID: a second copy of the last block over shuffled groups of patches"),
     ("jpm.parts", 4, "groups, one local feature each", at_least(1)),
     ("jpm.shift", 5, "the patches are rolled by shift - 1 places", at_least(1)),
-    ("jpm.groups", 2, "groups that they are dealt out over", at_least(1)),
+    ("jpm.groups", 2, "groups that they are dealt out to", at_least(1)),
     # Training
     ("engine", "", "name in the engine registry; empty = amg_<loss.name>"),
     ("hooks", [], "registered hooks that train and prune add to their own", each(one_of(HOOKS))),
@@ -310,7 +310,7 @@ _section(
     ("soft_margin", False, "triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin"),
     ("batches_per_epoch", 0, "end each epoch of training after so many batches, for trials; 0 = all", at_least(0)),
     ("check_images", True, "open every image before training and name the unreadable ones"),
-    ("skip_unreadable", False, "leave out unreadable images and queries without a match, in place of stopping"),
+    ("skip_unreadable", False, "leave out unreadable images and queries without a match, instead of stopping"),
     # Occlusion of training images, with the transform random_occlusion
     ("occlusion.probability", 0.5, "share of the training images that get an object in front", between(0, 1)),
     ("occlusion.min_coverage", 0.15, "smallest hidden share of such an image", between(0.05, 0.7)),

@@ -109,10 +109,10 @@ class ExportOptions:
                 self.output.suffix.lower() not in row.suffixes
             ),
             f"--output '{self.output}' is a folder; give the name of a file.": self.output.is_dir(),
-            f"'{''.join(folders[:1])}', which is written beside --output, is a folder; choose another name.": folders,
+            f"'{''.join(folders[:1])}', which is written next to --output, is a folder; choose another name.": folders,
             f"--opset is for onnx only, not for {row.name}.": self.opset is not None and "opset" not in row.options,
             "--int8 needs calibration data: a folder of images, or the name of a data set.": self.int8 == "",
-            "--fp16 and --int8 exclude each other; give one of them.": self.fp16 and quantised,
+            "--fp16 and --int8 cannot be combined; give one of them.": self.fp16 and quantised,
             f"--fp16 is not for {row.name}; leave it out.": self.fp16 and not row.half,
             f"--int8 is for {' and '.join(able)}, not for {row.name}.": quantised and not row.quantiser,
             f"--dynamic-batch is not for {row.name}: {row.batch_reason}.": self.dynamic_batch and row.batch == "one",

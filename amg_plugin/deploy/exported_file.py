@@ -122,7 +122,7 @@ def check_graph(
     shapes: Sequence[Sequence[int | None]],
     width: int | None,
 ) -> None:
-    """Check that a description belongs to the graph that it lies beside.
+    """Check that a description belongs to the graph that it is stored with.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""Features of images, with one call for checkpoints and exported files alike."""
+"""Features of images, with one call for checkpoints and exported files."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from amg_plugin.utils.preprocessing import Preprocessing, damaged, is_size
 
 FORMAT = "amg_plugin.export"
 VERSION = 1
-#: Under which name the text lies in the file.
+#: Under which name the text is in the file.
 KEY = "amg_plugin"
 #: Under which name an OpenVINO file (.xml) keeps the SHA-256 of the weights (.bin) that belong to it.
 WEIGHTS_KEY = "amg_plugin_weights"

@@ -52,7 +52,7 @@ def calibration_files(data: str, root: str | None) -> list[Path]:
             else f"--int8 '{data}' is neither a folder of images nor a data set known to torchreid."
         )
     if root is None:
-        raise DataError(f"--int8 '{data}' names a data set, so --root has to say below which folder it lies.")
+        raise DataError(f"--int8 '{data}' names a data set, so --root must name the folder that holds it.")
     from amg_plugin.data.checks.folders import check_dataset_folder
 
     check_dataset_folder(data, root)

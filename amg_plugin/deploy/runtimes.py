@@ -64,7 +64,7 @@ class OnnxFile(ExportedFile):
 
 
 def _check_weights(path: Path) -> None:
-    """Check that the .bin beside an OpenVINO file is the one written with it.
+    """Check that the .bin next to an OpenVINO file is the one written with it.
 
     Before the file is read, since OpenVINO says something else about weights of other shapes, or nothing at all.
 
@@ -78,7 +78,7 @@ def _check_weights(path: Path) -> None:
 
 
 class OpenVinoFile(ExportedFile):
-    """An OpenVINO file (.xml, with its .bin beside it)."""
+    """An OpenVINO file (.xml, with its .bin next to it)."""
 
     def __init__(self, path: Path, device: str, threads: int) -> None:
         import openvino

@@ -233,7 +233,7 @@ def write_openvino(graph: nn.Module, path: Path, info: ExportInfo) -> None:
 
 
 def save_openvino(model: Any, path: Path, info: ExportInfo) -> None:
-    """Write an ``openvino.Model``, which then names the hash of its weights, since they lie in a file of their own.
+    """Write an ``openvino.Model``, which then names the hash of its weights, since they are in a file of their own.
 
     Raises:
         RunError: If writing fails.

@@ -96,7 +96,7 @@ def preview_table(cfg: CfgNode, pruning: AMGPruningHook, model: nn.Module) -> st
     budget = pruning.schedule.budget
     if budget is None:
         raise ConfigError(
-            "--preview shows what a target would take away; give amg.target_macs_saving or amg.target_latency_saving."
+            "--preview shows what a target would remove; give amg.target_macs_saving or amg.target_latency_saving."
         )
     rows = [
         [

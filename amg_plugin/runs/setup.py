@@ -70,7 +70,7 @@ def check_precision(cfg: CfgNode) -> None:
     """Check that ``amg.precision`` goes with the GPUs.
 
     Raises:
-        ConfigError: For bf16 on several GPUs: the threads of DataParallel open autocast anew, as fp16.
+        ConfigError: For bf16 on several GPUs: the threads of DataParallel open autocast again, as fp16.
     """
     if cfg.amg.precision == "bf16" and uses_several_gpus(cfg):
         raise ConfigError(

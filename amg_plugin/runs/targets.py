@@ -22,7 +22,7 @@ Table = tuple[str, list[str], list[list[str]]]
 def targets_table(result: Mapping[str, Any], models: Sequence[str] = SECTIONS) -> Table | None:
     """Scores of every model on every target, one column per target; None if there is one target only.
 
-    A target ``occluded_X`` beside the target ``X`` gets a further column: how much is lost by occlusion.
+    A target ``occluded_X`` next to the target ``X`` gets a further column: how much is lost by occlusion.
 
     Args:
         result: Sections by the name of their model.
@@ -79,7 +79,7 @@ def attention_table(target: str, section: Mapping[str, Any]) -> Table:
 
 
 def further_tables(result: Mapping[str, Any], models: Sequence[str] = SECTIONS) -> list[Table]:
-    """What a result has beside the table of its models; arguments as :func:`targets_table`."""
+    """What a result has besides the table of its models; arguments as :func:`targets_table`."""
     scores = targets_table(result, models)
     attention = [attention_table(target, section) for target, section in result.get(ATTENTION, {}).items()]
     return [*([scores] if scores else []), *attention]
@@ -103,7 +103,7 @@ def as_markdown(table: Table) -> str:
 
 
 def write_markdown(folder: str | Path, result: Mapping[str, Any]) -> Path:
-    """Write the tables of a result as ``result.md`` beside ``result.json``.
+    """Write the tables of a result as ``result.md`` next to ``result.json``.
 
     Args:
         folder: Where.

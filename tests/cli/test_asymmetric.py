@@ -118,7 +118,7 @@ def test_an_exported_file_does_not_embed_the_gallery(refused, trained, tmp_path)
 
 def test_it_is_not_joined_with_a_comparison(refused, trained, pruned, tmp_path):
     words = ["--weights", pruned.last, "--gallery-weights", trained.last, "--dense", trained.last]
-    assert "cannot be joined" in refused("test", *words, "data.save_dir", tmp_path)
+    assert "cannot be combined" in refused("test", *words, "data.save_dir", tmp_path)
 
 
 def test_checkpoints_saved_from_python_are_compared(trained, tmp_path):

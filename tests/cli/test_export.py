@@ -153,7 +153,7 @@ def output(tmp_path):
         (["--format", "tflite"], "Unknown export format 'tflite'; allowed are onnx, torchscript"),
         (["--format", "torchscript"], "must end in .pt or .ts"),
         (["--format", "onnx", "--int8"], "--int8 needs calibration data"),
-        (["--format", "onnx", "--int8", "FOLDER", "--fp16"], "exclude each other"),
+        (["--format", "onnx", "--int8", "FOLDER", "--fp16"], "cannot be combined"),
         (["--format", "onnx", "--int8", "FOLDER", "--calibration-images", "0"], "at least 1"),
         (["--format", "onnx", "--int8", "FOLDER"], "holds no images"),
         (["--format", "onnx", "--int8", "nothing"], "neither a folder of images nor a data set"),
@@ -265,7 +265,7 @@ def test_folders_in_the_place_of_what_is_written_beside_the_file_are_refused(pru
     (tmp_path / "m.bin").mkdir()
     for form, name, folder in (("torchscript", "m.pt", "m.pt.json"), ("openvino", "m.xml", "m.bin")):
         sentence = refused("export", pruned.last, "--format", form, "--output", tmp_path / name)
-        assert f"{folder}', which is written beside --output, is a folder" in sentence
+        assert f"{folder}', which is written next to --output, is a folder" in sentence
 
 
 def test_an_exported_file_of_another_model_than_the_configuration_is_refused(script, refused, tmp_path):

@@ -106,7 +106,7 @@ def test_override_without_value_is_refused():
 
 @pytest.mark.parametrize("words", [["-t", "market1501"], ["train.lr", "0.1", "-t", "a", "b"], ["--root", "data"]])
 def test_option_among_the_overrides_is_refused(words):
-    with pytest.raises(ConfigError, match=r"'(-t|--root)' stands where .*options go before the 'key value' pairs"):
+    with pytest.raises(ConfigError, match=r"'(-t|--root)' is where .*options go before the 'key value' pairs"):
         load_config(None, words)
 
 

@@ -57,7 +57,7 @@ def remarks(entry: ZooEntry, model: ReIDModel) -> list[str]:
         + (f"row {fitting[0]} of the published tables" if fitting else f"the label says {entry.rates}")
     ]
     if not plan.heads_known:
-        said.append("which heads were kept is not recorded in the file; only their numbers are known")
+        said.append("the file does not record which heads were kept, only how many")
     if model.spec.num_classes != entry.spec.num_classes:
         said.append(f"the file knows {model.spec.num_classes} identities, expected were {entry.spec.num_classes}")
     if entry.cameras and model.spec.side_information is None:
