@@ -8,7 +8,7 @@ import copy
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -39,6 +39,29 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def add_key_value_argument(parser: argparse.ArgumentParser, text: str) -> None:
     """Words ``key value``, before, between or after options."""
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help=text)
+
+
+def end_names_at_keys(args: argparse.Namespace) -> None:
+    """Let words such as ``-t market1501 train.lr 0.001`` end the names at the first word that is a configuration key.
+
+    Args:
+        args: Arguments of a command that takes ``key value`` words, which are completed.
+
+    Raises:
+        InputError: An option is left without a name.
+    """
+    from amg_plugin.config.schema import KEYS
+
+    # amg.override and others take a mapping
+    keys = {*KEYS, *(key.rpartition(".")[0] for key in KEYS if key.count(".") > 1)}
+    for option, words in list(vars(args).items()):
+        if option == "opts" or not isinstance(words, list):
+            continue
+        end = next((place for place, word in enumerate(words) if word in keys), len(words))
+        if end == 0 and words:
+            raise InputError(f"--{option} is followed by the configuration key '{words[0]}'; give a name first.")
+        setattr(args, option, words[:end])
+        args.opts = [*words[end:], *args.opts]
 
 
 def add_weights_argument(parser: argparse.ArgumentParser, text: str) -> None:
@@ -75,36 +98,15 @@ def config_from_arguments(
     overrides: list[object] = ["data.root", args.root] if args.root else []
     if getattr(args, "skip_unreadable", False):
         overrides += ["amg.skip_unreadable", True]
-    pairs = list(args.opts)
     for option in ("sources", "targets", "transforms"):
-        names, further = names_and_pairs(getattr(args, option) or [])
-        pairs = further + pairs
-        if names:
+        if names := getattr(args, option):
             overrides += [f"data.{option}", names]
     return load_config(
         args.config_file,
-        [*overrides, *pairs],
+        [*overrides, *args.opts],
         use_schedule=use_schedule,
         base=None if args.config_file or base is None else _as_base(base, args.command),
     )
-
-
-def names_and_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the words after an option that takes names: the first one that is a configuration key ends them.
-
-    Args:
-        words: For example ``market1501 train.lr 0.001``.
-
-    Returns:
-        The names, and the ``key value`` words.
-    """
-    from amg_plugin.config.schema import KEYS
-
-    nodes = {
-        key.rpartition(".")[0] for key in KEYS if key.count(".") > 1
-    }  # such as amg.override, which takes a mapping
-    end = next((place for place, word in enumerate(words) if word in KEYS or word in nodes), len(words))
-    return list(words[:end]), list(words[end:])
 
 
 def _as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
@@ -121,12 +123,6 @@ def _as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
 def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
     """``--overwrite``."""
     parser.add_argument("--overwrite", action="store_true", help="replace the result that data.save_dir holds")
-
-
-def names_key(args: argparse.Namespace, key: str) -> bool:
-    """Whether the command line gives a configuration key."""
-    lists = (getattr(args, name, None) or [] for name in ("opts", "sources", "targets", "transforms"))
-    return any(key in words for words in lists)
 
 
 def refuse_to_overwrite(cfg: CfgNode, overwrite: bool, weights: str | None = None) -> None:
@@ -157,7 +153,10 @@ def refuse_to_overwrite(cfg: CfgNode, overwrite: bool, weights: str | None = Non
 
 
 class _Handler(logging.StreamHandler):
+    """Writes records; an output that nobody reads ends the run, as it does for a print."""
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Raise what went wrong, from within the handling of it."""
         raise
 
 

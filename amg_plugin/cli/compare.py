@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from amg_plugin.cli.arguments import add_config_arguments, config_from_arguments, names_and_pairs
+from amg_plugin.cli.arguments import add_config_arguments, config_from_arguments
 
 HELP = "evaluate and count torchreid's backbones and your checkpoints in one table"
 DESCRIPTION = """Put any of torchreid's networks and any checkpoint of amg-reid side by side: input size, mAP, Rank-1,
@@ -68,8 +68,6 @@ def run(args: argparse.Namespace) -> int:
     from amg_plugin.runs.comparison_table import render
     from amg_plugin.utils.files import write_text
 
-    args.models, pairs = names_and_pairs(args.models)
-    args.opts = [*pairs, *args.opts]
     cfg = config_from_arguments(args, use_schedule=False)
     form = args.format or _SUFFIXES.get(Path(args.output or "").suffix, "text")
     named = {"models": args.models, "weights": args.weights, "checkpoints": args.checkpoint, "sizes": args.size}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amg_plugin import registries
-from amg_plugin.cli import ending
+from amg_plugin.cli import arguments, ending
 from amg_plugin.errors import AMGError, InputError, MissingDependencyError
 from amg_plugin.registries.imports import load_import
 from amg_plugin.version import __version__
@@ -165,9 +165,11 @@ def _run(words: list[str]) -> int:
             raise InputError(f"--amg-config is for scripts; '{first.name}' takes --config-file.")
         with ending.unwinding():
             parser = command_parser(first.name)
-            # Options may follow 'key value' words.
-            mixed = parser.get_default("opts") is not None
-            args = parser.parse_intermixed_args(first.words) if mixed else parser.parse_args(first.words)
+            if parser.get_default("opts") is None:
+                args = parser.parse_args(first.words)
+            else:
+                args = parser.parse_intermixed_args(first.words)  # options may follow 'key value' words
+                arguments.end_names_at_keys(args)
             return args.run(args)
     if first.name is not None:
         if not Path(first.name).exists():

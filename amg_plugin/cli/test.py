@@ -14,7 +14,6 @@ from amg_plugin.cli.arguments import (
     config_from_arguments,
     finish,
     logged,
-    names_key,
     refuse_to_overwrite,
     required_weights,
 )
@@ -123,7 +122,7 @@ def _configuration(args: argparse.Namespace, checkpoint: Checkpoint, use_gpu: bo
     cfg = config_from_arguments(args, use_schedule=False, base=checkpoint.config).clone()
     cfg.defrost()
     cfg.use_gpu = cfg.use_gpu and use_gpu
-    if not names_key(args, "data.save_dir"):
+    if "data.save_dir" not in args.opts[::2]:
         others = {"gallery": args.gallery_weights, "dense": args.dense}
         cfg.data.save_dir = str(output_folder(args.weights, cfg, checkpoint.config, others))
     cfg.freeze()

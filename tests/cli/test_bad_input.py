@@ -132,7 +132,6 @@ def test_a_target_whose_queries_have_no_match_is_an_error(refused, trained, dama
         (("test.visrank", "True"), ("test.visrank", "amg-reid test")),
         (("amg.weights", "nowhere.pth"), ("nowhere.pth", "does not exist")),
         (("train.lr",), ("train.lr", "pairs")),
-        (("-t", "synthetic_reid", "train.lrr", "0.1"), ("train.lrr", "synthetic_reid")),
     ],
     ids=lambda value: "=".join(value) if value and "." in value[0] else "",
 )

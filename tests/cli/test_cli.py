@@ -66,6 +66,10 @@ def test_torchreids_flags_change_the_configuration(amg_reid, tiny_root, tmp_path
     assert len(result["dense"]["heads_per_block"]) == 1
 
 
+def test_a_configuration_key_is_no_name(refused):
+    assert "'train.lr'" in refused("train", "-t", "train.lr", "0.1")
+
+
 def test_a_name_that_is_no_configuration_key_stays_a_name(refused, tiny_root):
     assert "train.lrr" in refused("check", "--root", tiny_root, "-t", "synthetic_reid", "train.lrr", "0.1")
 
