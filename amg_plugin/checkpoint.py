@@ -22,6 +22,7 @@ from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.weights import load_strictly
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.registries.formats import file_format
+from amg_plugin.registries.imports import stored_imports
 from amg_plugin.utils.files import replacing
 from amg_plugin.utils.preprocessing import Preprocessing
 
@@ -179,6 +180,7 @@ def _read(path: Path) -> dict[str, Any]:
                 f"'{path}' cannot be used: its entry '{name}' is a {type(content[name]).__name__} "
                 f"instead of a {kind.__name__}."
             )
+    stored_imports(content["config"], f"'{path}'")
     return content
 
 

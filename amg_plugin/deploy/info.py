@@ -11,6 +11,7 @@ import numpy as np
 
 from amg_plugin.errors import CheckpointError
 from amg_plugin.registries.formats import FORMATS, PRECISIONS
+from amg_plugin.registries.imports import stored_imports
 from amg_plugin.utils.preprocessing import Preprocessing, damaged, is_size
 
 FORMAT = "amg_plugin.export"
@@ -94,6 +95,7 @@ class ExportInfo:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"The description in '{path}' is incomplete or damaged: {error}.") from error
         info._check(path)
+        stored_imports(info.config, f"'{path}'")
         return info
 
     def _check(self, path: str | Path) -> None:

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
+from amg_plugin.errors import InputError
+from amg_plugin.registries import HOOKS
+
 
 class Engine(Protocol):
     """What a hook finds on the engine, besides what torchreid's engines have.
@@ -81,3 +84,22 @@ class Hook:
 
     def after_test(self, engine: Engine) -> None:
         """Called after each evaluation; ``engine.results`` holds what every target scored."""
+
+
+def registered_hooks(cfg: CfgNode) -> list[Hook]:
+    """Build the hooks that ``amg.hooks`` names, in its order.
+
+    What is registered is a class with ``from_config(cfg)``, or anything that makes a hook when called with ``cfg``.
+
+    Raises:
+        ConfigError: A name is not registered.
+        InputError: What was made is not a hook.
+    """
+    hooks = []
+    for name in cfg.amg.hooks:
+        entry = HOOKS.load(name)
+        hook = getattr(entry, "from_config", entry)(cfg)
+        if not isinstance(hook, Hook):
+            raise InputError(f"The hook '{name}' must be an amg_plugin.engine.Hook, not {type(hook).__name__}.")
+        hooks.append(hook)
+    return hooks

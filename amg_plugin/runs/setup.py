@@ -282,18 +282,19 @@ def assemble(cfg: CfgNode, datamanager: Any, model: nn.Module, hooks: Iterable[A
         cfg: The configuration.
         datamanager: The image data manager.
         model: The network, see :func:`on_device`.
-        hooks: Hooks of the engine.
+        hooks: Hooks of the engine; those of ``amg.hooks`` follow them.
         epochs: Epochs of the first phase, for the learning-rate schedule.
 
     Raises:
         ConfigError: If the precision does not go with the GPUs.
     """
+    from amg_plugin.engine.hooks import registered_hooks
     from amg_plugin.engine.optim import build_optimizer, build_scheduler
 
     model = on_device(cfg, model)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_scheduler(cfg, optimizer, epochs, cfg.amg.warmup_epochs)
-    return build_engine(cfg, datamanager, model, optimizer, scheduler, hooks=hooks)
+    return build_engine(cfg, datamanager, model, optimizer, scheduler, hooks=[*hooks, *registered_hooks(cfg)])
 
 
 def run_arguments(cfg: CfgNode, max_epoch: int) -> dict[str, Any]:
