@@ -12,10 +12,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from amg_plugin import compat
-from amg_plugin.errors import AMGError
+from amg_plugin.errors import AMGError, MissingDependencyError
 from amg_plugin.registries.formats import optional_packages
 from amg_plugin.version import __version__
 
@@ -48,6 +49,8 @@ NEEDED = {
 MINIMUM_PYTHON = (3, 10)
 
 OK, PROBLEM, ABSENT = "ok", "problem", "absent"
+#: Group of the packages that may be missing.
+OPTIONAL = "optional, for export"
 
 
 @dataclass(frozen=True)
@@ -85,17 +88,21 @@ def run(args: argparse.Namespace) -> int:
 
 def collect() -> list[Check]:
     """Look at the interpreter, the packages, the registered names and the device."""
-    checks = [_python(), _plugin()]
-    checks += [_package(module, requirement, optional=False) for module, requirement in NEEDED.items()]
-    checks += [
-        _package(module, compat.pip_name(module), optional=True)
-        for module in optional_packages()
-        if module not in NEEDED
+    optional = [module for module in optional_packages() if module not in NEEDED]
+    looks: list[tuple[str, str, Callable[[], str]]] = [
+        ("system", "Python", _python),
+        ("system", "amg_plugin", lambda: f"{__version__} ({Path(__file__).resolve().parents[1]})"),
+        *(("packages", module, partial(_package, module, needed)) for module, needed in NEEDED.items()),
+        *((OPTIONAL, module, partial(_package, module, compat.pip_name(module), load=False)) for module in optional),
+        ("cooperation", "torch + torchvision", _torch_with_torchvision),
+        ("cooperation", "amg_plugin configs", _configs),
+        ("registered", "models", _models),
+        ("registered", "data sets", _datasets),
+        ("registered", "engines", _engines),
+        ("device", "CUDA", _cuda),
+        ("device", "threads", _threads),
     ]
-    checks += [_guarded("cooperation", name, look) for name, look in COOPERATION.items()]
-    checks += [_guarded("registered", name, look) for name, look in REGISTERED.items()]
-    checks += [_guarded("device", name, look) for name, look in DEVICE.items()]
-    return checks
+    return [check(*look) for look in looks]
 
 
 def render(checks: list[Check]) -> str:
@@ -117,10 +124,12 @@ def render(checks: list[Check]) -> str:
     return "\n".join(lines[1:])
 
 
-def _guarded(group: str, name: str, look: Callable[[], str]) -> Check:
+def check(group: str, name: str, look: Callable[[], str]) -> Check:
     """Turn what ``look`` returns, or the error that it raises, into a row."""
     try:
         return Check(group, name, OK, look())
+    except MissingDependencyError as error:
+        return Check(group, name, ABSENT if group == OPTIONAL else PROBLEM, str(error))
     except AMGError as error:
         return Check(group, name, PROBLEM, str(error))
     except Exception as error:  # a doctor reports whatever is broken
@@ -128,38 +137,33 @@ def _guarded(group: str, name: str, look: Callable[[], str]) -> Check:
         return Check(group, name, PROBLEM, f"{type(error).__name__}: {error}")
 
 
-def _python() -> Check:
+def _python() -> str:
     text = f"{platform.python_version()} ({sys.executable}) on {platform.platform()}"
     if sys.version_info < MINIMUM_PYTHON:
-        return Check("system", "Python", PROBLEM, f"{text}: 3.10 or newer is needed")
-    return Check("system", "Python", OK, text)
+        raise AMGError(f"{text}: 3.10 or newer is needed")
+    return text
 
 
-def _plugin() -> Check:
-    return Check("system", "amg_plugin", OK, f"{__version__} ({Path(__file__).resolve().parents[1]})")
-
-
-def _package(module: str, requirement: str, *, optional: bool) -> Check:
-    group = "optional, for export" if optional else "packages"
+def _package(module: str, requirement: str, load: bool = True) -> str:
     try:
         found = importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         found = False
     if not found:
-        return Check(group, module, ABSENT if optional else PROBLEM, f"missing: pip install {_quoted(requirement)}")
+        raise MissingDependencyError(f"missing: pip install {_quoted(requirement)}")
     version = _version(module, requirement)
     least = requirement.partition(">=")[2]
     if least and _numbers(version) and _numbers(version) < _numbers(least):
-        return Check(group, module, PROBLEM, f"{version} is too old: pip install --upgrade {_quoted(requirement)}")
+        raise AMGError(f"{version} is too old: pip install --upgrade {_quoted(requirement)}")
     if module == "torchreid":
-        return _guarded(group, module, lambda: f"{version}, layout '{compat.layout()}'")
-    if not optional:
-        try:
+        return f"{version}, layout '{compat.layout()}'"
+    try:
+        if load:
             importlib.import_module(module)
-        except Exception as error:  # a package can be there and not load, say for want of a system library
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            return Check(group, module, PROBLEM, f"{version}, but cannot be imported ({reason})")
-    return Check(group, module, OK, version)
+    except Exception as error:  # a package can be there and not load, say for want of a system library
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise AMGError(f"{version}, but cannot be imported ({reason})") from error
+    return version
 
 
 def _version(module: str, requirement: str) -> str:
@@ -269,20 +273,3 @@ def _threads() -> str:
     import torch
 
     return f"torch uses {torch.get_num_threads()} of {os.cpu_count()} logical CPUs"
-
-
-COOPERATION: dict[str, Callable[[], str]] = {
-    "torch + torchvision": _torch_with_torchvision,
-    "amg_plugin configs": _configs,
-}
-
-REGISTERED: dict[str, Callable[[], str]] = {
-    "models": _models,
-    "data sets": _datasets,
-    "engines": _engines,
-}
-
-DEVICE: dict[str, Callable[[], str]] = {
-    "CUDA": _cuda,
-    "threads": _threads,
-}

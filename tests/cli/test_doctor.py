@@ -90,7 +90,7 @@ def test_torchvision_of_another_build_is_found_out(monkeypatch, tmp_path, code, 
     (tmp_path / "torchvision.py").write_text(code, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    check = doctor._guarded("cooperation", "torch + torchvision", doctor._torch_with_torchvision)
+    check = doctor.check("cooperation", "torch + torchvision", doctor._torch_with_torchvision)
     assert check.status == PROBLEM
     assert expected in check.detail
 
