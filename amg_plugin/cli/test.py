@@ -39,7 +39,7 @@ image size and preparation of images.
 
 Without --config-file the checkpoint's own configuration counts; -t, --root and key value pairs change it.
 
-result.json, with its tables in result.md, goes to a folder beside the file of --weights, named after file, targets and
+result.json, with its tables in result.md, goes to a folder next to the file of --weights, named after file, targets and
 what differs from the file's own configuration: 'test_best_market1501', 'test_best_market1501_rerank' with test.rerank
 True, 'test_best_market1501_gallery-dense-best' with --gallery-weights log/dense/best.pth. data.save_dir on the command
 line names another folder. A folder that holds a result.json is refused without --overwrite.

@@ -134,7 +134,7 @@ def listing(rows: list[dict[str, Any]], folder: Path) -> str:
     )
     return (
         f"{table}\n\n"
-        "mAP, Rank-1 and MACs are published figures; LA-Transformer's come from another evaluator.\n"
+        "mAP, Rank-1 and MACs are published figures; LA-Transformer's are from another evaluator and not comparable.\n"
         "Licence: the authors' repositories state none; weights trained on Market-1501 are for research.\n"
         f"Cache: {folder}"
     )
