@@ -15,6 +15,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 PARTS = ("train", "query", "gallery")
 """Parts of a data set."""
+TEST_PARTS = ("query", "gallery")
+"""Those that a test reads."""
 
 # Market-1501 (Zheng et al., ICCV 2015), whose folders and names many data sets have.
 TRAIN_DIR, QUERY_DIR, GALLERY_DIR = "bounding_box_train", "query", "bounding_box_test"

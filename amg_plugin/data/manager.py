@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
-
-from torch.utils.data import DataLoader
 
 from amg_plugin import compat
 from amg_plugin.config.schema import SAMPLERS
 from amg_plugin.data.checks.folders import Batch, check_training_set
 from amg_plugin.data.checks.inspection import Inspection, inspect_data
-from amg_plugin.data.checks.leave_out import leave_out_of_tests, relabelled, remake_train_loader, usable_items
+from amg_plugin.data.loaders import leave_out_of_tests, leave_out_of_training, relabelled, shortened, usable_items
 from amg_plugin.data.occlusion.settings import Coverage
-from amg_plugin.data.short_epochs import shortened
 from amg_plugin.data.transforms import (
     RandomOcclusion,
     check_transform_names,
@@ -94,26 +92,17 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
 
     def _leave_out(self, inspection: Inspection, options: dict[str, Any]) -> None:
         """Takes files out of every loader."""
-        unusable = inspection.unusable
-        choices = {key: options[key] for key in ("num_instances", "num_cams", "num_datasets") if key in options}
-
-        def remade(loader: DataLoader, sampler: str) -> DataLoader:
-            def make(train: list[tuple[Any, ...]]) -> Any:
-                build = compat.torchreid().data.sampler.build_train_sampler
-                return build(train, sampler, batch_size=loader.batch_size, **choices)
-
-            return remake_train_loader(loader, unusable, make)
-
-        self.train_loader = remade(self.train_loader, options.get("train_sampler", "RandomSampler"))
+        build = compat.torchreid().data.sampler.build_train_sampler
+        for name, key in (("train_loader", "train_sampler"), ("train_loader_t", "train_sampler_t")):
+            if (loader := getattr(self, name)) is not None:
+                sampler = options.get(key, "RandomSampler")
+                make = partial(build, train_sampler=sampler, batch_size=loader.batch_size, **_sizes(options))
+                setattr(self, name, leave_out_of_training(loader, inspection.unusable, make))
         # The number of cameras stays: theirs are not counted again.
         self._num_train_pids = self.train_loader.dataset.num_train_pids
-        if self.train_loader_t is not None:
-            self.train_loader_t = remade(self.train_loader_t, options.get("train_sampler_t", "RandomSampler"))
+        leave_out_of_tests(self.test_loader, inspection.unusable, inspection.unmatched)
         for name, loaders in self.test_loader.items():
-            for part, loader in loaders.items():
-                alone = inspection.unmatched.get(name, set()) if part == "query" else set()
-                leave_out_of_tests(loader, part, unusable | alone)
-                self.test_dataset[name][part] = loader.dataset.data
+            self.test_dataset[name].update({part: loader.dataset.data for part, loader in loaders.items()})
 
 
 def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
@@ -237,9 +226,13 @@ def _check_input(
         name: relabelled(usable_items(dataset.train, unusable)) if unusable else dataset.train
         for name, dataset in inspection.datasets.items()
     }
-    sizes = {key: options[key] for key in ("num_instances", "num_cams", "num_datasets") if key in options}
     for names, sampler in zip((sources, targets), samplers.values(), strict=False):  # targets have one if trained on
         # pids and camids count from 0 in each data set; torchreid shifts them when it adds data sets up.
         train = [(item[0], (name, item[1]), f"{item[2]} of {name}", name) for name in names for item in parts[name]]
-        check_training_set(train, Batch(sampler, options.get("batch_size_train", 32), **sizes))
+        check_training_set(train, Batch(sampler, options.get("batch_size_train", 32), **_sizes(options)))
     return inspection
+
+
+def _sizes(options: Mapping[str, Any]) -> dict[str, int]:
+    """How many of what there are in a batch."""
+    return {key: options[key] for key in ("num_instances", "num_cams", "num_datasets") if key in options}

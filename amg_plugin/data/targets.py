@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from amg_plugin import compat
 from amg_plugin.data.checks.inspection import inspect_data
-from amg_plugin.data.checks.leave_out import leave_out_of_tests
 from amg_plugin.data.datasets.names import known_datasets
+from amg_plugin.data.layout import TEST_PARTS
+from amg_plugin.data.loaders import Loaders, leave_out_of_tests
 from amg_plugin.data.manager import dataset_options
 from amg_plugin.data.transforms import check_transform_names, place_transforms
 from amg_plugin.errors import ConfigError
-
-PARTS = ("query", "gallery")
-
-Loaders = Mapping[str, Mapping[str, DataLoader]]
-"""Target -> part -> loader, as in ``test_loader`` of torchreid's data manager."""
 
 
 def build_test_loaders(cfg: CfgNode) -> Loaders:
@@ -58,13 +52,12 @@ def build_test_loaders(cfg: CfgNode) -> Loaders:
     loaders: dict[str, dict[str, DataLoader]] = {}
     for target in targets:
         loaders[target] = {}
-        for part in PARTS:
+        for part in TEST_PARTS:
             dataset = known_datasets()[target](
                 root=cfg.data.root, transform=test, mode=part, verbose=part == "query", **options
             )
             pinned = bool(cfg.use_gpu and torch.cuda.is_available())
             loader = DataLoader(dataset, cfg.test.batch_size, num_workers=cfg.data.workers, pin_memory=pinned)
-            alone = inspection.unmatched.get(target, set()) if part == "query" else set()
-            leave_out_of_tests(loader, part, inspection.unusable | alone)
             loaders[target][part] = loader
+    leave_out_of_tests(loaders, inspection.unusable, inspection.unmatched)
     return loaders

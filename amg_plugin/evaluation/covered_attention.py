@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from amg_plugin.data.layout import TEST_PARTS
+from amg_plugin.data.loaders import Loaders
 from amg_plugin.data.occlusion.masks import COVERED
 from amg_plugin.data.occlusion.target_masks import Grid, covered_by_masks
-from amg_plugin.data.targets import PARTS, Loaders
 from amg_plugin.evaluation.evaluator import Evaluator
 from amg_plugin.models.reid import unwrap
 from amg_plugin.models.vit import backbone_of
@@ -53,7 +54,7 @@ def covered_targets(loaders: Loaders, model: nn.Module) -> dict[str, Covered]:
     grid = grid_of(model)
     found = {}
     for target, parts in loaders.items():
-        images = [item[0] for part in PARTS for item in parts[part].dataset.data]
+        images = [item[0] for part in TEST_PARTS for item in parts[part].dataset.data]
         covered = covered_by_masks(images, grid, f"masks of {target}")
         if covered:
             found[target] = covered
@@ -74,7 +75,7 @@ def covered_attention(evaluator: Evaluator, target: str, covered: Covered) -> li
     """
     model = unwrap(evaluator.model).eval()
     with CoveredAttentionRecorder(model) as recorder:
-        for part in PARTS:
+        for part in TEST_PARTS:
             loader = _with_masks(evaluator.loaders[target][part], covered)
             for batch in tqdm(loader, desc=f"attention, {target} {part}", leave=False, disable=None):
                 recorder.covered = torch.from_numpy(np.stack([covered[path] for path in batch["impath"]]))

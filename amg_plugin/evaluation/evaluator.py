@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from amg_plugin import compat
 from amg_plugin.data.labels import TargetLabels
-from amg_plugin.data.targets import PARTS, Loaders
+from amg_plugin.data.layout import TEST_PARTS
+from amg_plugin.data.loaders import Loaders
 from amg_plugin.evaluation.protocol import Embedded, Protocol, Scores
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class Evaluator:
         TargetLabels(target, self.loaders[target], self.sources).announce_unseen(self.model)
         self.model.eval()
         query, gallery = (
-            self._embed(target, self.loaders[target][part], f"{target} {part}{label and ', '}{label}") for part in PARTS
+            self._embed(target, self.loaders[target][part], f"{target} {part}{label and ', '}{label}")
+            for part in TEST_PARTS
         )
         return query, gallery
 
@@ -118,7 +120,7 @@ def draw_rankings(
     """
     compat.torchreid().utils.visualize_ranked_results(
         matrix,
-        tuple(loaders[target][part].dataset.data for part in PARTS),
+        tuple(loaders[target][part].dataset.data for part in TEST_PARTS),
         "image",
         height=size[0],
         width=size[1],

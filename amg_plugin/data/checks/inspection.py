@@ -12,7 +12,7 @@ from amg_plugin.data.checks.folders import check_dataset_folder
 from amg_plugin.data.checks.readable import TINY, ReadableImages, read_images
 from amg_plugin.data.datasets.local import queries_without_match
 from amg_plugin.data.datasets.names import known_datasets
-from amg_plugin.data.layout import MARKET_EXAMPLE, MARKET_FOLDERS, identity_and_camera
+from amg_plugin.data.layout import MARKET_EXAMPLE, MARKET_FOLDERS, TEST_PARTS, identity_and_camera
 from amg_plugin.errors import AMGError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def inspect_data(
     found.problems += [problem for name, _, items in parts if (problem := find_label_gaps(name, items))]
     for name in dict.fromkeys(targets):
         if name in found.datasets:
-            parts += [(name, part, getattr(found.datasets[name], part)) for part in ("query", "gallery")]
+            parts += [(name, part, getattr(found.datasets[name], part)) for part in TEST_PARTS]
 
     bad: dict[str, str] = {}
     if decode:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from amg_plugin import compat
-from amg_plugin.data.checks.leave_out import relabelled
 from amg_plugin.data.layout import FolderLayout, first_of, identity_and_camera, list_images, name_of
+from amg_plugin.data.loaders import relabelled
 from amg_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)
