@@ -147,6 +147,16 @@ def first_of(names: Sequence[str], shown: int = 5) -> str:
     return ", ".join(names[:shown]) + more
 
 
+def count_differences(counts: Mapping[str, tuple[int, int]], official: Mapping[str, tuple[int, int]]) -> str:
+    """Where numbers of images and identities by part are not the published ones, for messages; empty if they are."""
+    return "; ".join(
+        f"{part} has {counts[part][0]:,} images of {counts[part][1]:,} identities instead of {images:,} of "
+        f"{identities:,}"
+        for part, (images, identities) in official.items()
+        if counts[part] != (images, identities)
+    )
+
+
 def _either(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} (or {', '.join(names[1:])})"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, PARTS, FolderLayout, first_of
+from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, PARTS, FolderLayout, count_differences, first_of
 from amg_plugin.data.writing import copy_image, new_dataset, refuse_existing
 from amg_plugin.errors import DataError, RunError
 
@@ -144,8 +144,12 @@ def build_occluded_duke(source: str | Path, lists: str | Path, root: str | Path,
         {part: _count(names[part]) for part in PARTS},
         {part: sum(folder != own for folder, _ in plan[part]) for part, own in MARKET_FOLDERS.items()},
     )
-    if not built.is_official:
-        logger.warning("%s", _difference(built.counts))
+    if differences := count_differences(built.counts, OFFICIAL):
+        logger.warning(
+            "The lists are not the official ones of Occluded-DukeMTMC: %s. Figures from this data set do not compare "
+            "with published ones.",
+            differences,
+        )
     return built
 
 
@@ -203,15 +207,3 @@ def _verify(work: Path, sizes: Sizes, plan: Plan) -> None:
 
 def _count(names: Sequence[str]) -> tuple[int, int]:
     return len(names), len({name.partition("_")[0] for name in names})
-
-
-def _difference(counts: Mapping[str, tuple[int, int]]) -> str:
-    parts = [
-        f"{part} {counts[part][0]:,} images of {counts[part][1]:,} identities instead of {images:,} of {identities:,}"
-        for part, (images, identities) in OFFICIAL.items()
-        if counts[part] != (images, identities)
-    ]
-    return (
-        f"The lists are not the official ones of Occluded-DukeMTMC: {'; '.join(parts)}. Figures from this data set do "
-        "not compare with published ones."
-    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from amg_plugin import compat
-from amg_plugin.data.layout import FolderLayout, first_of, identity_and_camera, list_images, name_of
+from amg_plugin.data.layout import FolderLayout, count_differences, first_of, identity_and_camera, list_images, name_of
 from amg_plugin.data.loaders import relabelled
 from amg_plugin.errors import DataError
 
@@ -139,17 +139,10 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
 
     def _warn(self, folder: Path, parts: Mapping[str, list[Item]]) -> None:
         """Says where the counts are not the published ones, and which queries torchreid will leave out."""
-        differences = []
-        for part, (images, identities) in self.official.items():
-            counted = (len(parts[part]), len({item[1] for item in parts[part]}))
-            if counted != (images, identities):
-                differences.append(
-                    f"{part} has {counted[0]:,} images of {counted[1]:,} identities instead of {images:,} of "
-                    f"{identities:,}"
-                )
-        if differences:
+        counts = {part: (len(items), len({item[1] for item in items})) for part, items in parts.items()}
+        if differences := count_differences(counts, self.official):
             _warn_once(
-                f"{folder} is not the published {self.layout.name}: {'; '.join(differences)}. "
+                f"{folder} is not the published {self.layout.name}: {differences}. "
                 "Figures from it cannot be compared with published ones."
             )
         if alone := queries_without_match(parts["query"], parts["gallery"]):
