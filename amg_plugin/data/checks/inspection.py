@@ -124,7 +124,7 @@ def inspect_data(
         What was found. Nothing is raised for bad data.
 
     Raises:
-        ConfigError: A name is none of torchreid's data sets.
+        ConfigError: A data set is unknown.
     """
     found = Inspection()
     trained = dict.fromkeys([*sources, *(targets if train_targets else ())])
