@@ -146,8 +146,8 @@ def build_occluded_duke(source: str | Path, lists: str | Path, root: str | Path,
     )
     if differences := count_differences(built.counts, OFFICIAL):
         logger.warning(
-            "The lists are not the official ones of Occluded-DukeMTMC: %s. Figures from this data set cannot be compared "
-            "with published ones.",
+            "The lists are not the official ones of Occluded-DukeMTMC: %s. Figures from this data set cannot be "
+            "compared with published ones.",
             differences,
         )
     return built
