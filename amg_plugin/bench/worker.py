@@ -192,10 +192,6 @@ def _exported_program(task: dict[str, Any]) -> Load:
 def _opened(task: dict[str, Any]) -> Load:
     """Any format by its own opener, which loads the plugin."""
     from amg_plugin.deploy.exported_file import open_exported
-    from amg_plugin.registries.imports import load_import
-
-    for word in task["imports"]:
-        load_import(word)
 
     def load(path: str, batch: int) -> tuple[int, Bind]:
         file = open_exported(path, task["device"], task["threads"])
@@ -253,6 +249,11 @@ def main() -> None:
     """Carry out the task on the standard input."""
     task = json.load(sys.stdin)
     sys.stdin.close()
+    if task.get("imports"):  # formats and reducers of the user
+        from amg_plugin.registries.imports import load_import
+
+        for word in task["imports"]:
+            load_import(word)
     passes = (file_passes if task["loader"] in _LOADERS else torch_passes)(task)
     found = []
     for batch in task["batches"]:

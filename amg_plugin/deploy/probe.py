@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from amg_plugin.registries.imports import LOADED
+
 _CODE = """
 import sys
 import numpy as np
 from amg_plugin.deploy.exported_file import open_exported
+from amg_plugin.registries.imports import load_import
 
+for word in sys.argv[2:]:
+    load_import(word)
 file = open_exported(sys.argv[1])
 file.features(np.zeros((1, 3, *file.info.image_size), dtype=np.float32))
 """
@@ -24,7 +29,7 @@ def crashes(path: Path) -> bool:
     """
     folders = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     ended = subprocess.run(
-        [sys.executable, "-c", _CODE, str(path)],
+        [sys.executable, "-c", _CODE, str(path), *LOADED.values()],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
         stdin=subprocess.DEVNULL,
         capture_output=True,
