@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from amg_plugin.errors import RunError
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import current_plan
@@ -128,3 +129,27 @@ def test_rules_are_read_from_the_configuration():
         min_tokens_per_block=3,
     )
     assert PruningRules.from_config(node) == PruningRules("random", "cls_attention", 0.02, 0.03, 2, 3)
+
+
+@pytest.fixture
+def open_tables(monkeypatch):
+    for table in (HEAD_SCORERS, TOKEN_SCORERS):
+        monkeypatch.setattr(table, "rows", dict(table.rows))
+
+
+@pytest.mark.parametrize(("weighted", "kept"), [(True, [4, 3, 2]), (False, [3, 3, 3])])
+def test_a_scorer_of_the_user_says_itself_whether_blocks_weigh(open_tables, model, calibration, weighted, kept):
+    # With a growth of 1 per block, the best head of an upper block outweighs those below.
+    equal = [torch.tensor([1.0, 0.9, 0.2, 0.1])] * 3
+    HEAD_SCORERS.register("equal", lambda *_: equal, weighted=weighted)
+    carry_out(model, cuts(Stage("heads", 0.25))[0], PruningRules("equal", layer_growth=1.0), calibration)
+    assert current_plan(model).heads_per_block == kept
+
+
+@pytest.mark.parametrize(
+    "scores", [[], [torch.rand(4)] * 2, [torch.rand(5)] * 3, [torch.rand(4, 1)] * 3, [[1.0] * 4] * 3]
+)
+def test_scores_of_another_shape_are_refused(open_tables, model, calibration, scores):
+    HEAD_SCORERS.register("odd", lambda *_: scores)
+    with pytest.raises(RunError, match=r"head scorer 'odd' must give one tensor per block with \[4, 4, 4\] scores"):
+        plan_cut(model, cuts(Stage("heads", 0.5))[0], PruningRules(head_scorer="odd"), calibration)
