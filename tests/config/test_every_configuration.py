@@ -45,6 +45,7 @@ PUBLISHED = {
 UNREACHED = {"la_base_head33"}
 
 
+@cache
 def full_size(name):
     """The network of a configuration on the meta device, pruned to the totals of its schedule."""
     cfg = load_config(name)
@@ -129,6 +130,7 @@ TINY = {
     "train.batch_size": BATCH,
     "test.batch_size": 16,
     "amg.override.depth": 3,
+    "amg.override.embed_dim": 96,  # for 3, 6, 8 and 12 heads alike
     "amg.check_images": False,
     "amg.warmup_epochs": 0,
     "amg.calibration.batches": 1,
@@ -136,7 +138,7 @@ TINY = {
 
 
 def tiny(name, root, folder, **changes):
-    """The configuration with depth, batch, image size and data overridden: 4x4 patches, 3 blocks."""
+    """The configuration with depth, width, batch, image size and data overridden: 4x4 patches, 3 blocks of width 96."""
     side = 4 * (14 if "patch14" in load_config(name).amg.arch else 16)
     values = {**TINY, "data.height": side, "data.width": side, "data.root": root, "data.save_dir": folder, **changes}
     words = [str(word) for pair in values.items() for word in pair]
