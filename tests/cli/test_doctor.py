@@ -79,6 +79,7 @@ def test_a_python_that_is_too_old_is_a_problem(monkeypatch):
     assert _check("Python").status == PROBLEM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
@@ -95,6 +96,7 @@ def test_torchvision_of_another_build_is_found_out(monkeypatch, tmp_path, code, 
     assert expected in check.detail
 
 
+@pytest.mark.slow
 def test_without_torchreid_the_doctor_still_works_and_says_what_to_do(any_layout, tmp_path):
     result = any_layout.run("-m", "amg_plugin", "doctor", "--json", cwd=tmp_path, hide=["torchreid"])
     assert result.returncode == 1, result.stderr
@@ -106,6 +108,7 @@ def test_without_torchreid_the_doctor_still_works_and_says_what_to_do(any_layout
     assert checks["torch"]["status"] == OK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["git"], indirect=True)  # the installed one is looked at above
 def test_with_torchreid_the_doctor_names_the_layout(layout, tmp_path):
     result = layout.run("-m", "amg_plugin", "doctor", cwd=tmp_path)

@@ -295,6 +295,7 @@ def test_a_file_over_the_limit_ends_with_status_1_and_is_removed(pruned, amg_rei
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_calibration_on_a_folder_of_other_sizes(tmp_path, pruned, amg_reid):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)

@@ -76,6 +76,7 @@ def test_an_unchanged_script_trains_and_tests_the_model_of_the_amg_node(layout, 
     assert list((project / "log" / "model").glob("model.pth.tar-*"))
 
 
+@pytest.mark.slow
 def test_a_mistake_found_inside_the_script_is_one_sentence(any_layout, project):
     result = any_layout.run(
         *("-m", "amg_plugin", "--amg-config=amg.yaml", Path("scripts", "main.py")),
@@ -87,6 +88,7 @@ def test_a_mistake_found_inside_the_script_is_one_sentence(any_layout, project):
     assert "amg-reid: error: The data set synthetic_reid is expected in" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_without_torchreid_the_launcher_says_so(any_layout, project):
     result = any_layout.run("-m", "amg_plugin", Path("scripts", "main.py"), cwd=project, hide=["torchreid"])
     assert result.returncode == 2
