@@ -168,7 +168,7 @@ class TestMeasuredResults:
 
     @pytest.mark.parametrize("argument", ["nobody=result.json", "missing.json"])
     def test_that_cannot_be_used_are_refused(self, argument):
-        with pytest.raises(InputError, match=r"not a row|no result"):
+        with pytest.raises(InputError, match=r"not a row|not a result"):
             build_table([argument])
 
     def test_are_taken_by_the_command(self, tmp_path, capsys):
