@@ -41,6 +41,7 @@ import amg_plugin
 from amg_plugin import compat
 from amg_plugin.data.builders.occluded_duke import OFFICIAL, build_occluded_duke, read_lists
 from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, PARTS
+from amg_plugin.utils.environment import processor_name
 
 SHARED = 1870
 """Official queries that are gallery images as well."""
@@ -207,13 +208,6 @@ def environment(options: argparse.Namespace, images: int, size: int) -> dict[str
             "amg_plugin": amg_plugin.__version__,
         },
     }
-
-
-def processor_name() -> str:
-    """Name of the CPU, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
 
 
 def parse_arguments() -> argparse.Namespace:

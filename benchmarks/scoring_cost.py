@@ -37,6 +37,7 @@ from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning.scorers import Calibration
 from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.utils.environment import processor_name
 from amg_plugin.version import __version__
 
 IDENTITIES = 751
@@ -194,13 +195,6 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
             "amg_plugin": __version__,
         },
     }
-
-
-def processor_name() -> str:
-    """Name of the CPU, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
 
 
 def parse_arguments() -> argparse.Namespace:

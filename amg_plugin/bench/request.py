@@ -15,21 +15,7 @@ HEIGHT, WIDTH = 256, 128
 
 @dataclass(frozen=True)
 class Request:
-    """Networks and forms as the command line names them; the attributes are its options.
-
-    Attributes:
-        checkpoints: Checkpoints and exported files.
-        model: Names of networks to build with random weights.
-        plan: What to prune of each ``model``, as words.
-        variant: What a token of a plan loses.
-        reducers: Token reducers to set beside each plan.
-        stride: Patch stride of each ``model``; 0 for the patch size.
-        height: Pixels of what has no checkpoint; None for 256.
-        width: Likewise; None for 128.
-        backbones: Names of torchreid's networks.
-        forms: Forms to measure in; None for those that suit all that is given.
-        batch: Numbers of images.
-    """
+    """Networks and forms as the command line names them, option by option; ``forms=None`` is what suits all of them."""
 
     checkpoints: Sequence[str] = ()
     model: Sequence[str] = ()

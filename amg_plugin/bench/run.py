@@ -22,7 +22,7 @@ from amg_plugin.bench.subjects import Subject
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.registries.formats import FORMATS, file_size
 from amg_plugin.registries.imports import LOADED
-from amg_plugin.version import __version__
+from amg_plugin.utils.environment import processor_name, versions
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
     for subject in subjects:
         progress(f"counting {subject.name}", 0)
         described.append({**subject.to_dict(), "path": Path(subject.path).name, **subject.describe()})
-    cases, versions = [], {"amg_plugin": __version__, "python": platform.python_version()}
+    cases, found = [], versions()
     with tempfile.TemporaryDirectory(prefix="amg-bench-") as folder:
         files = {form: _files(subjects, form, Path(folder), progress) for form in settings.forms}
         for form, threads in settings.processes:
@@ -103,7 +103,7 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
             progress(label, 0)
             task = _task(subjects, settings, form, threads, files[form])
             outcome = _in_process(task, lambda label=label: progress(label, 1))
-            versions.update(outcome["versions"])
+            found.update(outcome["versions"])
             peaks = _peaks(task, lambda label=label: progress(f"{label}, memory", 0)) if settings.memory else {}
             for number, batch in enumerate(settings.batches):
                 case = {"form": form, "device": settings.device, "threads": threads, "batch": batch}
@@ -112,7 +112,7 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
                 if files[form]:
                     case["bytes"] = {name: file_size(file) for name, file in files[form].items()}
                 cases.append(case)
-    return {"subjects": described, "cases": cases, "environment": environment(settings, versions)}
+    return {"subjects": described, "cases": cases, "environment": environment(settings, found)}
 
 
 def _files(
@@ -215,7 +215,7 @@ def _message(line: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def environment(settings: Settings, versions: dict[str, str]) -> dict[str, Any]:
+def environment(settings: Settings, found: dict[str, str]) -> dict[str, Any]:
     """Where the figures come from."""
     cuda = settings.device == "cuda"
     return {
@@ -224,18 +224,8 @@ def environment(settings: Settings, versions: dict[str, str]) -> dict[str, Any]:
         "system": platform.system(),
         "rounds": settings.rounds,
         "warmup": settings.warmup,
-        "versions": versions,
+        "versions": found,
     }
-
-
-def processor_name() -> str:
-    """Model name of the CPU, as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
-    return f"{platform.processor() or 'cpu'} ({platform.machine()})"
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from amg_plugin.deploy.probe import crashes
 from amg_plugin.deploy.reference import CheckpointFile, open_checkpoint
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.registries.formats import FORMATS, ExportFormat, file_size
-from amg_plugin.utils.environment import environment
+from amg_plugin.utils.environment import environment, versions
 from amg_plugin.utils.files import sha256
 from amg_plugin.utils.packages import need
-from amg_plugin.version import __version__
 
 #: Images of the comparison: generated ones, and the most of the user's.
 GENERATED, REAL = 8, 32
@@ -158,7 +156,8 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
         raise InputError(f"--output '{output}' would overwrite the checkpoint '{path}'; choose another file.")
     reference = open_checkpoint(path)
     calibration, pictures, kind = _images(options, reference.info)
-    info = replace(reference.info, **options.described(), versions=_versions(options))
+    packages = (*options.row.packages, *(options.row.quantiser_packages if options.int8 is not None else ()))
+    info = replace(reference.info, **options.described(), versions=versions("torch", "timm", *packages))
     with _folder_beside(output) as work:
         draft = work / output.name
         info = _write_what_runs(_Job(options, reference, calibration, say), info, draft)
@@ -282,13 +281,3 @@ def _write_what_runs(job: _Job, info: ExportInfo, draft: Path) -> ExportInfo:
         f"The runtime of {info.file_format} crashes when it runs the {info.precision} file; "
         f"'{job.options.output}' was not written."
     )
-
-
-def _versions(options: ExportOptions) -> dict[str, str]:
-    row, found = options.row, {"amg_plugin": __version__}
-    for name in ("torch", "timm", *row.packages, *(row.quantiser_packages if options.int8 is not None else ())):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
