@@ -125,8 +125,8 @@ def candidates(
         saving = min(factor * target, 1.0)
         steps = [("heads", before + (saving - before) * balance), ("tokens", saving)]
         steps = [step for step, weight in zip(steps, (balance, 1 - balance), strict=True) if weight > 0]
-        floors = {"min_heads": min_heads, "min_tokens": min_tokens}
-        one = example_for_budget(plan, grid, steps, blocks, cost, **floors) if saving > before else plan
+        floors = {"heads": min_heads, "tokens": min_tokens}
+        one = example_for_budget(plan, grid, steps, blocks, cost, floors) if saving > before else plan
         if cost.saving(one) > before and one not in found:
             found.append(one)
     if not found:

@@ -76,10 +76,10 @@ class AMGPruningHook(Hook):
                 "No block can be pruned: the network has a single one, which the jigsaw patch module (amg.jpm) copies."
             )
         if self.schedule.budget is None:
-            self.schedule.check_feasible(plan, blocks, self.rules.min_heads, self.rules.min_tokens)
+            self.schedule.check_feasible(plan, blocks, self.rules.floors)
         else:
             self._check_budget(model, plan, blocks)
-        decay = self.rules.token_weight if "tokens" in self.schedule.targets else 0.0
+        decay = self.rules.weight("tokens") if "tokens" in self.schedule.targets else 0.0
         if decay * (len(blocks) - 1) >= 1:
             raise ConfigError(
                 f"amg.layer_decay is {decay:g}, but must be below 1/{len(blocks) - 1} for "
@@ -92,11 +92,7 @@ class AMGPruningHook(Hook):
             return
         plan = plan if plan.prunes_tokens else plan.with_variant(self.token_variant)
         self.schedule.start_saving = self.cost.saving(plan)
-        check_budget(plan, self.schedule.budget, self.schedule.goals(), blocks, self.cost, **self._floors)
-
-    @property
-    def _floors(self) -> dict[str, int]:
-        return {"min_heads": self.rules.min_heads, "min_tokens": self.rules.min_tokens}
+        check_budget(plan, self.schedule.budget, self.schedule.goals(), blocks, self.cost, self.rules.floors)
 
     def preview(self, model: nn.Module) -> list[Choice]:
         """What the budget would take away at several balances; see :func:`amg_plugin.pruning.budget.choices`."""
@@ -104,7 +100,7 @@ class AMGPruningHook(Hook):
         plan = plan if plan.prunes_tokens else plan.with_variant(self.token_variant)
         self.schedule.start_saving = cost.saving(plan)
         goals = self.schedule.goals()
-        return choices(plan, self.schedule.budget, goals, prunable_blocks(model), cost, **self._floors)
+        return choices(plan, self.schedule.budget, goals, prunable_blocks(model), cost, self.rules.floors)
 
     def before_run(self, engine: HookedEngine) -> None:
         """Check everything, then evaluate the model as it is before the first cut.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,8 @@ from amg_plugin.pruning.surgery import current_plan
 
 #: Largest distance between the saving that was asked for and the counted one, as a share of the dense MACs.
 TOLERANCE = 0.005
+#: What every block keeps, where nobody asks for more.
+FLOORS = {"heads": 1, "tokens": 1}
 #: Balances that a preview shows.
 PREVIEWED = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -122,9 +124,7 @@ def choices(
     goals: Sequence[tuple[str, float]],
     blocks: Sequence[int],
     cost: PlanCost,
-    *,
-    min_heads: int = 1,
-    min_tokens: int = 1,
+    floors: Mapping[str, int] = FLOORS,
 ) -> list[Choice]:
     """What the budget would take away at several balances, to choose one before any work starts.
 
@@ -135,8 +135,7 @@ def choices(
             once per target.
         blocks: Numbers of the prunable blocks.
         cost: Of the network.
-        min_heads: Heads that every block keeps.
-        min_tokens: Patch tokens that every block keeps.
+        floors: Heads and patch tokens that every block keeps.
 
     Returns:
         One entry per balance, ascending, the budget's own among them.
@@ -146,7 +145,7 @@ def choices(
         steps = [("heads", before + (budget.saving - before) * balance), ("tokens", budget.saving)]
         steps = [step for step, weight in zip(steps, (balance, 1 - balance), strict=True) if weight > 0]
         chosen = goals if balance == budget.balance else steps
-        end = expected_plan(plan, chosen, blocks, cost, min_heads=min_heads, min_tokens=min_tokens)
+        end = expected_plan(plan, chosen, blocks, cost, floors)
         gone = [a - b for a, b in zip(plan.heads_per_block, end.heads_per_block, strict=True)]
         params = sum(count * block.head_params for count, block in zip(gone, cost.blocks, strict=True))
         reached = cost.saving(end)
@@ -183,7 +182,7 @@ def closest_cut(
         select = select_heads if target == "heads" else select_tokens
         return narrowed(plan, target, blocks, select(scores, count, weight, floor))
 
-    kept = plan.heads_per_block if target == "heads" else plan.tokens_per_block
+    kept = plan.left(target)
     return closest(after, sum(max(kept[block] - floor, 0) for block in blocks), goal)
 
 
@@ -215,11 +214,10 @@ def narrowed(plan: PruningPlan, target: str, blocks: Sequence[int], chosen: Sequ
         blocks: The blocks that were chosen for.
         chosen: Per entry of ``blocks``, what to keep, as indices into what is left.
     """
-    kept = plan.heads_per_block if target == "heads" else plan.tokens_per_block
-    complete: list[Sequence[int]] = [range(size) for size in kept]
+    complete: list[Sequence[int]] = [range(size) for size in plan.left(target)]
     for block, choice in zip(blocks, chosen, strict=True):
         complete[block] = choice
-    return plan.narrow(heads=complete) if target == "heads" else plan.narrow(tokens=complete)
+    return plan.narrow(**{target: complete})
 
 
 def expected_plan(
@@ -227,9 +225,7 @@ def expected_plan(
     goals: Sequence[tuple[str, float]],
     blocks: Sequence[int],
     cost: PlanCost,
-    *,
-    min_heads: int = 1,
-    min_tokens: int = 1,
+    floors: Mapping[str, int] = FLOORS,
 ) -> PruningPlan:
     """Where pruning would end if every block lost the same share, which is not known before the blocks are scored.
 
@@ -238,16 +234,14 @@ def expected_plan(
         goals: Target and saving after each cut, in order.
         blocks: Numbers of the prunable blocks.
         cost: Of the network.
-        min_heads: Heads that every block keeps.
-        min_tokens: Patch tokens that every block keeps.
+        floors: Heads and patch tokens that every block keeps.
     """
     for target, saving in goals:
-        kept = plan.heads_per_block if target == "heads" else plan.tokens_per_block
+        kept = plan.left(target)
         # Ranks relative to the size of the block spread removals evenly; heads go from the largest, tokens from the
         # smallest score.
         scores = [torch.arange(1, kept[block] + 1, dtype=torch.float64) / kept[block] for block in blocks]
-        floor = min_heads if target == "heads" else min_tokens
-        plan = closest_cut(plan, target, blocks, scores, weight=0.0, floor=floor, goal=Goal(cost, saving))
+        plan = closest_cut(plan, target, blocks, scores, weight=0.0, floor=floors[target], goal=Goal(cost, saving))
     return plan
 
 
@@ -257,9 +251,7 @@ def check_budget(
     goals: Sequence[tuple[str, float]],
     blocks: Sequence[int],
     cost: PlanCost,
-    *,
-    min_heads: int = 1,
-    min_tokens: int = 1,
+    floors: Mapping[str, int] = FLOORS,
 ) -> PruningPlan:
     """Check before any work starts that a budget can be met.
 
@@ -276,7 +268,7 @@ def check_budget(
             f"amg.target_macs_saving {budget.saving:g} counts from the dense model, of whose MACs this model saves "
             f"{before:.3f} already; a larger target is needed."
         )
-    end = expected_plan(plan, goals, blocks, cost, min_heads=min_heads, min_tokens=min_tokens)
+    end = expected_plan(plan, goals, blocks, cost, floors)
     reached = cost.saving(end)
     if abs(reached - budget.saving) > TOLERANCE:
         raise ConfigError(

@@ -14,8 +14,8 @@ from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.schedule import Cut
 from amg_plugin.pruning.scorers import Calibration
 from amg_plugin.pruning.selection import select_heads, select_tokens
-from amg_plugin.pruning.surgery import apply_plan, current_plan
-from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.pruning.surgery import apply_plan, current_plan, prunable_blocks
+from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS, ScorerRow
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +53,18 @@ class PruningRules:
         )
 
     @property
-    def head_weight(self) -> float:
-        """Growth per block that applies to the head scorer."""
-        return self.layer_growth if HEAD_SCORERS.row(self.head_scorer).weighted else 0.0
+    def floors(self) -> dict[str, int]:
+        """What every block keeps."""
+        return {"heads": self.min_heads, "tokens": self.min_tokens}
 
-    @property
-    def token_weight(self) -> float:
-        """Decay per block that applies to the token scorer."""
-        return self.layer_decay if TOKEN_SCORERS.row(self.token_scorer).weighted else 0.0
+    def scorer(self, target: str) -> ScorerRow:
+        """The scorer of ``"heads"`` or ``"tokens"``."""
+        return HEAD_SCORERS.row(self.head_scorer) if target == "heads" else TOKEN_SCORERS.row(self.token_scorer)
 
-
-def prunable_blocks(model: nn.Module) -> list[int]:
-    """Numbers of the blocks that may be pruned: all, unless the model names fewer in ``prunable_blocks``."""
-    named = getattr(model, "prunable_blocks", None)
-    return list(range(current_plan(model).depth)) if named is None else list(named)
+    def weight(self, target: str) -> float:
+        """Growth or decay per block that applies to the scorer of ``"heads"`` or ``"tokens"``."""
+        weight = self.layer_growth if target == "heads" else self.layer_decay
+        return weight if self.scorer(target).weighted else 0.0
 
 
 def plan_cut(
@@ -84,31 +82,27 @@ def plan_cut(
     Returns:
         The narrower plan; the same plan if nothing is left to remove.
     """
-    plan, blocks = current_plan(model), prunable_blocks(model)
-    heads = cut.target == "heads"
-    dense = sum(plan.num_heads[block] if heads else plan.num_patches for block in blocks)
-    kept = plan.heads_per_block if heads else plan.tokens_per_block
-    count = cut.removed_after(dense) - (dense - sum(kept[block] for block in blocks))
-    if goal is not None:
-        count = sum(kept[block] for block in blocks) if goal.cost.saving(plan) < goal.saving else 0
-    if count <= 0:
+    plan, blocks, target = current_plan(model), prunable_blocks(model), cut.target
+    left = [plan.left(target)[block] for block in blocks]
+    dense = sum(plan.num_heads[block] if target == "heads" else plan.num_patches for block in blocks)
+    count = cut.removed_after(dense) - (dense - sum(left))
+    if (count <= 0) if goal is None else (goal.cost.saving(plan) >= goal.saving):
         return plan
-    scores = _scores(model, cut.target, rules, calibration, [kept[block] for block in blocks], blocks)
-    if heads:
-        weight, floor, select = rules.head_weight, rules.min_heads, select_heads
-    else:
-        weight, floor, select = rules.token_weight, rules.min_tokens, select_tokens
+    scores = _scores(model, target, rules, calibration, left, blocks)
+    weight, floor = rules.weight(target), rules.floors[target]
     if goal is not None:
-        return closest_cut(plan, cut.target, blocks, scores, weight=weight, floor=floor, goal=goal)
-    logger.debug("%d %s chosen for removal", count, cut.target)
-    return narrowed(plan, cut.target, blocks, select(scores, count, weight, floor))
+        return closest_cut(plan, target, blocks, scores, weight=weight, floor=floor, goal=goal)
+    logger.debug("%d %s chosen for removal", count, target)
+    select = select_heads if target == "heads" else select_tokens
+    return narrowed(plan, target, blocks, select(scores, count, weight, floor))
 
 
 def _scores(
     model: nn.Module, target: str, rules: PruningRules, calibration: Calibration, sizes: list[int], blocks: list[int]
 ) -> list[Tensor]:
     """Scores of the heads or tokens that are left, per block; scorers may be a user's."""
-    table, name = (HEAD_SCORERS, rules.head_scorer) if target == "heads" else (TOKEN_SCORERS, rules.token_scorer)
+    table = HEAD_SCORERS if target == "heads" else TOKEN_SCORERS
+    name = rules.scorer(target).name
     scores = table.load(name)(model, calibration, blocks)
     if [getattr(values, "shape", None) for values in scores] != [(size,) for size in sizes]:
         raise RunError(f"The {table.kind} '{name}' must give one tensor per block with {sizes} scores of its {target}.")

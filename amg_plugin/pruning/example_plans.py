@@ -7,10 +7,10 @@ by and large, those in the middle of the image, in every block the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from amg_plugin.errors import InputError
-from amg_plugin.pruning.budget import Goal, PlanCost, closest, narrowed
+from amg_plugin.pruning.budget import FLOORS, Goal, PlanCost, closest, narrowed
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.selection import removal_count
 
@@ -56,7 +56,7 @@ def example_cut(
         count: How many go; no more than the floor allows.
         floor: What every block keeps.
     """
-    kept = plan.heads_per_block if target == "heads" else plan.tokens_per_block
+    kept = plan.left(target)
     left = [kept[block] for block in blocks]
     chosen = []
     for block, total, gone in zip(blocks, left, _spread(left, count, floor), strict=True):
@@ -73,9 +73,7 @@ def example_for_budget(
     steps: Sequence[tuple[str, float]],
     blocks: Sequence[int],
     cost: PlanCost,
-    *,
-    min_heads: int = 1,
-    min_tokens: int = 1,
+    floors: Mapping[str, int] = FLOORS,
 ) -> PruningPlan:
     """A plan that saves a share of the MACs, spread as in :func:`example_plan`.
 
@@ -85,15 +83,13 @@ def example_for_budget(
         steps: Targets, and the share of the dense network's MACs that is to be saved after each.
         blocks: Numbers of the prunable blocks.
         cost: Of the network.
-        min_heads: Heads that every block keeps.
-        min_tokens: Patch tokens that every block keeps.
+        floors: Heads and patch tokens that every block keeps.
 
     Returns:
         The plan whose saving is closest to the last step's.
     """
     for target, saving in steps:
-        kept = plan.heads_per_block if target == "heads" else plan.tokens_per_block
-        floor = min_heads if target == "heads" else min_tokens
+        kept, floor = plan.left(target), floors[target]
         most = sum(max(kept[block] - floor, 0) for block in blocks)
 
         def after(count: int, plan: PruningPlan = plan, target: str = target, floor: int = floor) -> PruningPlan:

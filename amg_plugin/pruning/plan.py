@@ -94,6 +94,10 @@ class PruningPlan:
         """Number of kept patch tokens of each block, prefix tokens not counted."""
         return [len(kept) for kept in self.tokens]
 
+    def left(self, target: str) -> list[int]:
+        """Number of kept ``"heads"`` or ``"tokens"`` of each block."""
+        return self.heads_per_block if target == "heads" else self.tokens_per_block
+
     @property
     def prunes_tokens(self) -> bool:
         """Whether any block keeps fewer tokens than the dense one."""
@@ -129,27 +133,6 @@ class PruningPlan:
             self,
             heads=self.heads if heads is None else _pick(self.heads, heads, "heads"),
             tokens=self.tokens if tokens is None else _pick(self.tokens, tokens, "tokens"),
-        )
-
-    def __or__(self, other: PruningPlan) -> PruningPlan:
-        """Union of two stages: everything that either of them removes is removed.
-
-        Raises:
-            PlanError: If the dense models differ, the variants clash, or a block would be emptied.
-        """
-        if not isinstance(other, PruningPlan):
-            return NotImplemented
-        if (self.num_heads, self.num_patches) != (other.num_heads, other.num_patches):
-            raise PlanError("The two plans belong to different dense models and have no union.")
-        if not self.heads_known or not other.heads_known:
-            raise PlanError("A plan whose head numbers are unknown has no union with another.")
-        if self.prunes_tokens and other.prunes_tokens and self.variant != other.variant:
-            raise PlanError(f"Token variants '{self.variant}' and '{other.variant}' cannot be mixed in one plan.")
-        return replace(
-            self,
-            variant=self.variant if self.prunes_tokens else other.variant,
-            heads=_intersect(self.heads, other.heads, "heads"),
-            tokens=_intersect(self.tokens, other.tokens, "tokens"),
         )
 
     def contains(self, other: PruningPlan) -> bool:
@@ -231,13 +214,6 @@ def _pick(current: Indices, chosen: Sequence[Sequence[int]], what: str) -> Indic
         if any(not 0 <= index < len(kept) for index in picks):
             raise PlanError(f"A choice of {what} points past those that are left.")
     return tuple(tuple(kept[index] for index in sorted(picks)) for kept, picks in zip(current, chosen, strict=True))
-
-
-def _intersect(ours: Indices, theirs: Indices, what: str) -> Indices:
-    kept = tuple(tuple(sorted(set(a) & set(b))) for a, b in zip(ours, theirs, strict=True))
-    if () in kept:
-        raise PlanError(f"The two plans together remove all {what} of block {kept.index(())}.")
-    return kept
 
 
 def _integers(values: Any) -> tuple[int, ...]:

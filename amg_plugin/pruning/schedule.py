@@ -170,14 +170,13 @@ class PruningSchedule:
         end = min((value for value in starts if value > epoch), default=self.total_epochs)
         return start, max(end - start, 0)
 
-    def check_feasible(self, plan: PruningPlan, blocks: Sequence[int], min_heads: int, min_tokens: int) -> None:
+    def check_feasible(self, plan: PruningPlan, blocks: Sequence[int], floors: Mapping[str, int]) -> None:
         """Check before any work starts that the floors leave enough to remove.
 
         Args:
             plan: The plan of the model at the start.
             blocks: Numbers of the prunable blocks.
-            min_heads: Heads that every block keeps.
-            min_tokens: Patch tokens that every block keeps.
+            floors: Heads and patch tokens that every block keeps.
 
         Raises:
             ConfigError: If a rate cannot be met, the message says what is feasible; if the model has lost more than the
@@ -185,9 +184,9 @@ class PruningSchedule:
                 token; if a fresh schedule would remove nothing from a pruned model.
         """
         removes = plan.is_dense or self.done > 0
-        for target, floor in (("heads", min_heads), ("tokens", min_tokens)):
+        for target, floor in floors.items():
             dense = [plan.num_heads[block] if target == "heads" else plan.num_patches for block in blocks]
-            per_block = plan.heads_per_block if target == "heads" else plan.tokens_per_block
+            per_block = plan.left(target)
             left = [per_block[block] for block in blocks]
             wanted = removal_count(self.shares[target], sum(dense))
             # A block may be below the floor already, if earlier cuts had a lower one.

@@ -25,6 +25,12 @@ def current_plan(model: nn.Module) -> PruningPlan:
     return plan
 
 
+def prunable_blocks(model: nn.Module) -> list[int]:
+    """Numbers of the blocks that may be pruned: all, unless the model names fewer in ``prunable_blocks``."""
+    named = getattr(model, "prunable_blocks", None)
+    return list(range(len(backbone_of(model).blocks)) if named is None else named)
+
+
 def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """Prune ``model`` in place to ``plan``.
 
@@ -76,8 +82,7 @@ def _check_fit(current: PruningPlan, plan: PruningPlan) -> None:
 
 
 def _check_prunable(model: nn.Module, plan: PruningPlan) -> None:
-    prunable = getattr(model, "prunable_blocks", None)
-    for block in set(range(plan.depth)) - set(range(plan.depth) if prunable is None else prunable):
+    for block in set(range(plan.depth)) - set(prunable_blocks(model)):
         if plan.heads_per_block[block] < plan.num_heads[block] or plan.tokens_per_block[block] < plan.num_patches:
             raise PlanError(
                 f"The plan prunes block {block}, which is never pruned in this network (the jigsaw patch module has a "

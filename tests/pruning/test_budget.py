@@ -16,6 +16,7 @@ from amg_plugin.models.side_information import SideInformationSpec
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import PruningPlan, apply_plan
 from amg_plugin.pruning.budget import (
+    FLOORS,
     PREVIEWED,
     TOLERANCE,
     Budget,
@@ -121,9 +122,8 @@ def test_whatever_the_scores_the_saving_ends_within_half_a_point(
     plan, cost = synthetic(depth, heads, patches, variant=variant)
     # What floors of a third would save, which random scores can reach as well.
     floors = [("heads", 1.0), ("tokens", 1.0)]
-    limit = cost.saving(
-        expected_plan(plan, floors, range(depth), cost, min_heads=heads - heads // 3, min_tokens=patches * 2 // 3)
-    )
+    third = {"heads": heads - heads // 3, "tokens": patches * 2 // 3}
+    limit = cost.saving(expected_plan(plan, floors, range(depth), cost, third))
     budget = Budget(share * min(limit, 0.3 if variant == "block" else 0.12), balance)
     schedule = PruningSchedule(FORMS[form], 0, budget)
     end = pruned_by(plan, cost, schedule, torch.Generator().manual_seed(seed), concentration)
@@ -184,7 +184,9 @@ def test_a_stage_that_the_balance_needs_must_be_there(target, missing):
 def budget_check(plan, cost, saving, balance, **floors):
     stages = [stage for stage, weight in ((Stage("heads"), balance), (Stage("tokens"), 1 - balance)) if weight]
     budget = Budget(saving, balance)
-    return check_budget(plan, budget, PruningSchedule(stages, 0, budget).goals(), range(plan.depth), cost, **floors)
+    return check_budget(
+        plan, budget, PruningSchedule(stages, 0, budget).goals(), range(plan.depth), cost, {**FLOORS, **floors}
+    )
 
 
 def test_a_feasible_budget_passes_and_gives_the_expected_plan():
@@ -193,7 +195,7 @@ def test_a_feasible_budget_passes_and_gives_the_expected_plan():
 
 
 @pytest.mark.parametrize(
-    ("saving", "balance", "floors"), [(0.6, 1.0, {}), (0.3, 1.0, {"min_heads": 5}), (0.3, 0.0, {"min_tokens": 90})]
+    ("saving", "balance", "floors"), [(0.6, 1.0, {}), (0.3, 1.0, {"heads": 5}), (0.3, 0.0, {"tokens": 90})]
 )
 def test_what_the_floors_forbid_is_refused_with_the_nearest(saving, balance, floors):
     plan, cost = synthetic()

@@ -102,58 +102,9 @@ def test_a_choice_that_does_not_fit_is_refused(choice):
         SMALL.narrow(heads=choice)
 
 
-@given(plans(variants=("kv",)), plans(variants=("kv",)))
-def test_the_union_removes_what_either_removes(ours, theirs):
-    def removed(plan):
-        totals = [*plan.num_heads, *[plan.num_patches] * plan.depth]
-        return [set(range(n)) - set(k) for n, k in zip(totals, (*plan.heads, *plan.tokens), strict=True)]
-
-    expected = [a | b for a, b in zip(removed(ours), removed(theirs), strict=True)]
-    totals = [*ours.num_heads, *[ours.num_patches] * ours.depth]
-    if any(len(gone) == total for gone, total in zip(expected, totals, strict=True)):
-        with pytest.raises(PlanError):
-            ours | theirs
-    else:
-        union = ours | theirs
-        assert removed(union) == expected
-        assert union == theirs | ours
-        assert ours.contains(union) and theirs.contains(union)
-
-
-def test_the_union_with_the_dense_plan_is_the_plan_itself():
-    dense = PruningPlan.dense([3, 2], 4, "kv")
-    assert SMALL | dense == dense | SMALL == SMALL
-
-
-def test_stages_of_heads_and_tokens_unite_whatever_variant_the_head_stage_names():
-    heads = PruningPlan.dense([3, 2], 4, "block").narrow(heads=[[0], [1]])
-    tokens = PruningPlan.dense([3, 2], 4, "kv").narrow(tokens=[[0, 1], [2]])
-    assert (heads | tokens).variant == (tokens | heads).variant == "kv"
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [({"heads": [[0, 2], [0]]}, "heads of block 1"), ({"tokens": [[2], [2]]}, "tokens of block 0")],
-)
-def test_a_union_that_would_empty_a_block_names_it(fields, named):
-    with pytest.raises(PlanError, match=f"together remove all {named}"):
-        SMALL | PruningPlan.from_dict(changed(**fields))
-
-
 def test_a_plan_of_lists_equals_the_same_of_tuples():
     plan = PruningPlan("block", [3, 2], 4, [[0, 2], [1]], [[0, 1, 3], [2]])
     assert plan == SMALL and hash(plan) == hash(SMALL)
-
-
-def test_unions_of_clashing_variants_or_models_are_refused():
-    with pytest.raises(PlanError, match="cannot be mixed"):
-        SMALL | PruningPlan.from_dict(changed(variant="kv"))
-    with pytest.raises(PlanError, match="different dense models"):
-        SMALL | PruningPlan.dense([3, 2], 9)
-    with pytest.raises(PlanError, match="unknown"):
-        SMALL | PruningPlan.from_dict(changed(heads_known=False))
-    with pytest.raises(TypeError):
-        SMALL | {"variant": "block"}
 
 
 def test_the_variant_can_change_until_tokens_are_removed():

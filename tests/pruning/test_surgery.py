@@ -136,17 +136,6 @@ def test_pruning_in_stages_equals_pruning_at_once(order, variant):
         assert torch.equal(staged.state_dict()[name], value), name
 
 
-def test_the_union_of_two_plans_equals_one_after_the_other():
-    model = build_tiny()
-    images = images_for(model)
-    dense = current_plan(model)
-    first = dense.narrow(heads=[[0, 1, 2], [0, 1, 2], [1, 2, 3]], tokens=[range(10), range(12), range(15)])
-    second = dense.narrow(heads=[[1, 2, 3], [0, 1], [2]], tokens=[range(2, 15), range(3, 15), range(4, 15)])
-    after_the_other = apply_plan(apply_plan(copy.deepcopy(model), first), first | second)
-    at_once = apply_plan(model, first | second)
-    assert torch.equal(features_of(after_the_other, images), features_of(at_once, images))
-
-
 def test_state_dict_keys_stay_those_of_timm():
     for name, case in CASES.items():
         model = build_tiny(name)
