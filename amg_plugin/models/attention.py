@@ -61,22 +61,41 @@ class PrunableAttention(Attention):
             raise NotImplementedError(
                 "attention masks are not supported together with pruned tokens, an observer or a scale of its own"
             )
+        return self.attend(x)[0]
+
+    def attend(
+        self, x: Tensor, bias: Tensor | None = None, with_map: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Attend, and give away what reducers of tokens decide by.
+
+        Args:
+            x: Tokens ``[B, N, D]``.
+            bias: What is added to the logits, ``[B, 1, 1, K]``.
+            with_map: Also return the softmax attention, which fused attention does not have.
+
+        Returns:
+            Tokens ``[B, N, D]``, keys ``[B, H, K, d]``, attention ``[B, H, N, K]`` or None.
+        """
         batch, length, _ = x.shape
         gate = self.gate(x).sigmoid() if self.gate is not None else None
         query, key, value = self._project(x)
         query, key = self.q_norm(query), self.k_norm(key)
-        if self.observer is None and self.fused_attn:
+        bias = None if bias is None else bias.to(query.dtype)
+        attention = None
+        if self.fused_attn and self.observer is None and not with_map:
             dropout = self.attn_drop.p if self.training else 0.0
-            out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=self.scale)
+            mask = None if bias is None else bias.expand(-1, -1, length, -1)
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=self.scale)
         else:
-            attention = ((query * self.scale) @ key.transpose(-2, -1)).softmax(dim=-1)
+            logits = (query * self.scale) @ key.transpose(-2, -1)
+            attention = (logits if bias is None else logits + bias).softmax(dim=-1)
             if self.observer is not None:
                 self.observer(attention)
             out = self.attn_drop(attention) @ value
         out = self.norm(out.transpose(1, 2).reshape(batch, length, self.attn_dim))
         if gate is not None:
             out = out * gate
-        return self.proj_drop(self.proj(out))
+        return self.proj_drop(self.proj(out)), key, attention
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, H, Q, d]``, keys and values ``[B, H, K, d]``."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from amg_plugin import compat
 from amg_plugin.errors import CheckpointError, InputError
@@ -48,7 +48,7 @@ def input_size(name: str, wanted: tuple[int, int]) -> tuple[int, int]:
     return FIXED_SIZES.get(name, wanted)
 
 
-def build(name: str, amg: Any, *, on_meta: bool = False) -> nn.Module:
+def build(name: str, amg: CfgNode, *, on_meta: bool = False) -> nn.Module:
     """Build a network with random weights; nothing is downloaded.
 
     Args:

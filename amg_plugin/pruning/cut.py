@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from amg_plugin.errors import RunError
 from amg_plugin.pruning.budget import Goal, closest_cut, narrowed
@@ -41,7 +41,7 @@ class PruningRules:
     min_tokens: int = 1
 
     @classmethod
-    def from_config(cls, amg: Any) -> PruningRules:
+    def from_config(cls, amg: CfgNode) -> PruningRules:
         """Read the ``amg`` configuration node."""
         return cls(
             head_scorer=amg.head_scorer,

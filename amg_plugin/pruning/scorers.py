@@ -1,7 +1,9 @@
 """How heads and tokens are scored: AMG, and simple rules to compare it with.
 
-Every head scorer gives larger values to heads that should go first, every token scorer smaller ones. The tables of
-:mod:`amg_plugin.registries` name them and say which of them AMG's weights per block apply to.
+A scorer is a callable ``score(model, calibration, blocks)``. It gives a tensor per entry of ``blocks``, on any device,
+with a finite number for each head (or patch token) that the block still has. Heads with large scores go first, tokens
+with small ones. It may run the calibration batches, and leaves the model as it was. The tables of
+:mod:`amg_plugin.registries` name the scorers and say which of them AMG's weights per block apply to.
 """
 
 from __future__ import annotations

@@ -3,55 +3,15 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from amg_plugin.errors import ConfigError
-from amg_plugin.models.attention import PrunableAttention, PrunableBlock
+from amg_plugin.models.attention import PrunableBlock
 from amg_plugin.models.reducers.merging import proportional_bias
 from amg_plugin.models.reducers.method import TokenReducer
 from amg_plugin.models.reid import ReIDModel, at_least_float32
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
 from amg_plugin.registries import REDUCERS
-
-
-class ReducedAttention(PrunableAttention):
-    """Attention over tokens of different sizes that also gives its keys or its maps away.
-
-    Adds no parameter and no entry to the state dict.
-    """
-
-    def attend(self, x: Tensor, sizes: Tensor | None, with_map: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Attend.
-
-        Args:
-            x: Tokens ``[B, N, D]``.
-            sizes: Patches that each token stands for, ``[B, N]``; None for one each.
-            with_map: Also return the softmax attention, which fused attention does not have.
-
-        Returns:
-            Tokens ``[B, N, D]``, keys averaged over heads ``[B, N, d]``, attention ``[B, H, N, N]`` or None.
-        """
-        batch, length, _ = x.shape
-        gate = self.gate(x).sigmoid() if self.gate is not None else None
-        query, key, value = self._project(x)
-        query, key = self.q_norm(query), self.k_norm(key)
-        bias = None if sizes is None else proportional_bias(sizes).to(query.dtype)
-        attention = None
-        if self.fused_attn and self.observer is None and not with_map:
-            dropout = self.attn_drop.p if self.training else 0.0
-            bias = None if bias is None else bias.expand(-1, -1, length, -1)
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=self.scale)
-        else:
-            logits = (query * self.scale) @ key.transpose(-2, -1)
-            attention = (logits if bias is None else logits + bias).softmax(dim=-1)
-            if self.observer is not None:
-                self.observer(attention)
-            out = self.attn_drop(attention) @ value
-        out = self.norm(out.transpose(1, 2).reshape(batch, length, self.attn_dim))
-        if gate is not None:
-            out = out * gate
-        return self.proj_drop(self.proj(out)), key.mean(1), attention if with_map else None
 
 
 class ReducedBlock(PrunableBlock):
@@ -73,7 +33,6 @@ class ReducedBlock(PrunableBlock):
     def convert(cls, module: PrunableBlock, reducer: TokenReducer, leaving: int, prefix: int) -> ReducedBlock:
         """Turn a block without pruned tokens into a reduced one in place; its tensors are untouched."""
         module.__class__ = cls
-        module.attn.__class__ = ReducedAttention
         module.reducer, module.leaving, module.prefix = reducer, leaving, prefix
         return module
 
@@ -89,17 +48,18 @@ class ReducedBlock(PrunableBlock):
         """
         fewer = x.shape[1] - self.prefix - self.leaving
         with_map = self.reducer.needs_attention and fewer > 0
-        out, keys, attention = self.attn.attend(self.norm1(x), sizes, with_map)
+        bias = None if sizes is None else proportional_bias(sizes)
+        out, keys, attention = self.attn.attend(self.norm1(x), bias, with_map)
         x = x + self.drop_path1(self.ls1(out))
         if fewer > 0:
-            x, sizes = self.reducer.reduce(x, sizes, keys, attention, self.leaving, self.prefix)
+            x, sizes = self.reducer.reduce(x, sizes, keys.mean(1), attention, self.leaving, self.prefix)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), sizes
 
 
 class ReducedReIDModel(ReIDModel):
     """A :class:`ReIDModel` whose tokens are merged or dropped as ``spec.reducer`` says.
 
-    The state dict is that of the plain network.
+    The state dict is that of the network without a reducer.
 
     Args:
         spec: What to build.

@@ -37,11 +37,11 @@ def with_reducer(spec: ModelSpec, method: str, saving: float) -> ModelSpec:
         ConfigError: If the target is more than half a point away from every choice.
     """
     # timm may read the rates of stochastic depth from a tensor, and meta has none.
-    plain, reducer = replace(spec, reducer=None, drop_path=0.0), REDUCERS.load(method)()
+    reference, reducer = replace(spec, reducer=None, drop_path=0.0), REDUCERS.load(method)()
     with torch.device("meta"):
-        backbone = build_network(plain).backbone
+        backbone = build_network(reference).backbone
         patches, depth = backbone.patch_embed.num_patches, len(backbone.blocks)
-        model = build_network(replace(plain, reducer=ReducerSpec(method, (patches,) * depth)))
+        model = build_network(replace(reference, reducer=ReducerSpec(method, (patches,) * depth)))
     dense = complexity.count(model, *spec.image_size)["macs"]
     blocks, prefix = model.backbone.blocks, model.backbone.num_prefix_tokens
     costs = [(BlockCost.of(block), block.attn.num_heads) for block in blocks]
