@@ -71,14 +71,7 @@ def _differing(*pairs: Difference) -> Iterator[Difference]:
 def _facts(spec: ModelSpec) -> list[Any]:
     """Everything about a backbone that a forward pass depends on, apart from the weights."""
     with torch.device("meta"):
-        model = build_backbone(
-            spec.arch,
-            image_size=spec.image_size,
-            stride=spec.stride,
-            overrides=spec.overrides,
-            attention_scale=spec.attention_scale,
-            layer_norm_eps=spec.layer_norm_eps,
-        )
+        model = build_backbone(**spec.backbone())
     return [
         type(model),
         {name: tuple(value.shape) for name, value in model.state_dict().items()},

@@ -86,36 +86,27 @@ class LATransformer(ReIDModel):
         )
         self.feature_dim = parts * width
 
-    def class_and_parts(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def branch_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Class token ``[B, D]`` and part averages ``[B, parts, D]`` of images ``[B, 3, height, width]``."""
         tokens = at_least_float32(self.backbone.forward_features(images))
         return tokens[:, 0], part_averages(tokens, self.backbone.num_prefix_tokens, self.spec.parts)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Evaluation features ``[B, parts * D]``."""
-        return self._joined(self.class_and_parts(images)[1])
-
     def training_outputs(self, images: Tensor) -> list[Tensor] | tuple[list[Tensor], Tensor]:
         """Logits per part, and the features with the loss ``triplet``, whatever the mode."""
-        token, parts = self.class_and_parts(images)
-        logits = self._classified(token, parts)
-        return (logits, self._joined(parts)) if self.spec.loss == "triplet" else logits
+        features = self.branch_features(images)
+        logits = self._classified(features)
+        return (logits, self._joined(features)) if self.spec.loss == "triplet" else logits
 
-    def logits(self, images: Tensor) -> list[Tensor]:
-        """Logits per part whatever the mode."""
-        token, parts = self.class_and_parts(images)
-        return self._classified(token, parts)
+    def _joined(self, features: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.flatten(F.normalize(features[1], dim=2) / self.spec.parts**0.5, 1)
 
-    def forward(self, images: Tensor) -> Tensor | list[Tensor] | tuple[list[Tensor], Tensor]:
-        """Features in eval mode, :meth:`training_outputs` in training mode."""
-        return self.training_outputs(images) if self.training else self.embed(images)
+    def _necked(self, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return features  # the part classifiers have norms of their own
 
-    def _classified(self, token: Tensor, parts: Tensor) -> list[Tensor]:
-        self.notify_observer(parts, parts)
+    def _classified(self, features: tuple[Tensor, Tensor]) -> list[Tensor]:
+        self.notify_observer(features, features)
+        token, parts = features
         mixed = (token[:, None] + PART_WEIGHT * parts) / (1 + PART_WEIGHT)
         return [
             at_least_float32(classify(part)) for classify, part in zip(self.classifiers, mixed.unbind(1), strict=True)
         ]
-
-    def _joined(self, parts: Tensor) -> Tensor:
-        return torch.flatten(F.normalize(parts, dim=2) / self.spec.parts**0.5, 1)

@@ -67,16 +67,7 @@ class ReIDModel(nn.Module):
     def __init__(self, spec: ModelSpec, pretrained: bool = False) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = build_backbone(
-            spec.arch,
-            image_size=spec.image_size,
-            stride=spec.stride,
-            pretrained=pretrained,
-            drop_path=spec.drop_path,
-            overrides=spec.overrides,
-            attention_scale=spec.attention_scale,
-            layer_norm_eps=spec.layer_norm_eps,
-        )
+        self.backbone = build_backbone(**spec.backbone(), pretrained=pretrained, drop_path=spec.drop_path)
         self.build_head()
 
     def build_head(self) -> None:
@@ -88,9 +79,39 @@ class ReIDModel(nn.Module):
     def backbone_loaded(self) -> None:
         """Called when the backbone has got other weights; a place for networks that copy parts of it."""
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Features before the neck, ``[B, D]``, of images ``[B, 3, height, width]``."""
+    def branch_features(self, images: Tensor, *labels: Tensor | None) -> Any:
+        """Features before the neck, of each branch where a network has several.
+
+        Args:
+            images: ``[B, 3, height, width]``.
+            labels: Cameras and views, for networks that use them.
+        """
         return at_least_float32(pooled_features(self.backbone, self.backbone.forward_features(images)))
+
+    def embed(self, images: Tensor, *labels: Tensor | None) -> Tensor:
+        """Evaluation features before the neck, ``[B, feature_dim]``; arguments as :meth:`branch_features`."""
+        return self._joined(self.branch_features(images, *labels))
+
+    def training_outputs(self, images: Tensor, *labels: Tensor | None) -> Any:
+        """What the network gives in training, whatever the mode: logits, or logits and features."""
+        features = self.branch_features(images, *labels)
+        logits = self._classified(features)
+        return (logits, features) if self.spec.loss == "triplet" else logits
+
+    def logits(self, images: Tensor, *labels: Tensor | None) -> Any:
+        """Logits whatever the mode; the teacher of distillation needs them in eval mode."""
+        return self._classified(self.branch_features(images, *labels))
+
+    def outputs(self, images: Tensor, *labels: Tensor | None) -> Any:
+        """Features in eval mode, :meth:`training_outputs` in training mode."""
+        if self.training:
+            return self.training_outputs(images, *labels)
+        features = self.branch_features(images, *labels)
+        return self._joined(self._necked(features) if self.spec.neck_feat == "after" else features)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """As :meth:`outputs`."""
+        return self.outputs(images)
 
     def notify_observer(self, features: Any, necked: Any) -> None:
         """Give the features that retrieval compares to :attr:`feature_observer`.
@@ -109,27 +130,14 @@ class ReIDModel(nn.Module):
         """One vector ``[B, feature_dim]`` of all that the network is evaluated with."""
         return features
 
-    def training_outputs(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """What the network gives in training, whatever the mode: logits, or logits and features."""
-        features = self.embed(images)
-        logits = self._classified(features)
-        return (logits, features) if self.spec.loss == "triplet" else logits
+    def _necked(self, features: Any) -> Any:
+        return self.bottleneck(features)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]`` whatever the mode; the teacher of distillation needs them in eval mode."""
-        return self._classified(self.embed(images))
-
-    def _classified(self, features: Tensor) -> Tensor:
-        necked = self.bottleneck(features)
+    def _classified(self, features: Any) -> Any:
+        """Logits of features before the necks; the observer gets the features."""
+        necked = self._necked(features)
         self.notify_observer(features, necked)
         return at_least_float32(self.classifier(necked))
-
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Features in eval mode, :meth:`training_outputs` in training mode."""
-        if self.training:
-            return self.training_outputs(images)
-        features = self.embed(images)
-        return self.bottleneck(features) if self.spec.neck_feat == "after" else features
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -91,6 +91,11 @@ class ModelSpec:
                 "information need every token in its place."
             )
 
+    def backbone(self) -> dict[str, Any]:
+        """What describes the structure of the ViT: arguments of :func:`amg_plugin.models.vit.build_backbone`."""
+        names = ("arch", "image_size", "stride", "overrides", "attention_scale", "layer_norm_eps")
+        return {name: getattr(self, name) for name in names}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
         data = {**asdict(self), "image_size": list(self.image_size)}

@@ -95,30 +95,11 @@ class TransReID(ReIDModel):
             return whole
         return [whole, *at_least_float32(self.jigsaw(tokens)).unbind(1)]
 
-    def embed(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Tensor:
-        """Evaluation features before the neck; arguments as :meth:`branch_features`."""
-        return self._joined(self.branch_features(images, camids, viewids))
-
-    def training_outputs(
-        self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None
-    ) -> Outputs | tuple[Outputs, Outputs]:
-        """What the network gives in training, whatever the mode; arguments as :meth:`branch_features`."""
-        features = self.branch_features(images, camids, viewids)
-        logits = self._classified(features)
-        return (logits, features) if self.spec.loss == "triplet" else logits
-
-    def logits(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Outputs:
-        """Logits whatever the mode; arguments as :meth:`branch_features`."""
-        return self._classified(self.branch_features(images, camids, viewids))
-
     def forward(
         self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None
     ) -> Outputs | tuple[Outputs, Outputs]:
-        """Features in eval mode, :meth:`training_outputs` in training mode; arguments as :meth:`branch_features`."""
-        if self.training:
-            return self.training_outputs(images, camids, viewids)
-        features = self.branch_features(images, camids, viewids)
-        return self._joined(self._necked(features) if self.spec.neck_feat == "after" else features)
+        """Features in eval mode, training outputs in training mode; arguments as :meth:`branch_features`."""
+        return self.outputs(images, camids, viewids)
 
     def _joined(self, features: Outputs) -> Tensor:
         if isinstance(features, Tensor):

@@ -68,19 +68,6 @@ def test_kv_variant_does_not_see_the_values_of_dropped_tokens(block, tokens):
     assert torch.allclose(block(changed)[:, others], block(tokens)[:, others], atol=1e-6)
 
 
-def test_kv_variant_projects_keys_and_values_after_the_gather(block, tokens, monkeypatch):
-    shapes = []
-    linear = torch.nn.functional.linear
-    monkeypatch.setattr(
-        torch.nn.functional,
-        "linear",
-        lambda x, *rest: shapes.append((x.shape[1], rest[0].shape[0])) or linear(x, *rest),
-    )
-    block.keep_tokens([0, 2, 5], TOKENS, "kv")
-    block.attn(tokens)
-    assert shapes == [(TOKENS, WIDTH), (3, 2 * WIDTH), (TOKENS, WIDTH)]
-
-
 def test_keeping_everything_again_restores_the_dense_block(block, tokens):
     expected = block(tokens)
     for variant in ("kv", "block"):

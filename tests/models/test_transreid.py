@@ -157,7 +157,9 @@ class TestTransReIDSmall:
         vit.blocks[0].keep_tokens(kept, 9, "kv")
         attention.fused_attn = fused
         x = 20 * torch.randn(2, 9, 16)
-        query, key, value = attention._project(x)
+        query, key, value = attention.qkv(x).reshape(2, 9, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        if kept:
+            key, value = key[:, :, kept], value[:, :, kept]
         weights = (query @ key.transpose(-2, -1) * 768**-0.5).softmax(-1)
         expected = attention.proj((weights @ value).transpose(1, 2).reshape(2, 9, 16))
         assert torch.allclose(attention(x), expected, atol=1e-5)

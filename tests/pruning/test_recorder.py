@@ -224,18 +224,6 @@ def test_nothing_stays_behind_after_ejection(model, recorder_class):
     assert torch.equal(run(model, images), output)
 
 
-def test_fused_attention_is_used_again_after_ejection(model, monkeypatch):
-    calls = []
-    fused = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k)
-    )
-    record_maps(model, [images_for(model)])
-    assert not calls
-    run(model, images_for(model))
-    assert len(calls) == 3
-
-
 def test_a_plain_timm_model_can_be_recorded_and_computes_the_same_afterwards():
     plain = timm.create_model("vit_tiny_patch16_224", img_size=(80, 48), depth=3, embed_dim=32, num_heads=4).eval()
     images = images_for(plain)

@@ -84,7 +84,7 @@ class ReducedReIDModel(ReIDModel):
         """Tokens that enter each block, without prefix tokens."""
         return self.spec.reducer.entering(self.backbone.patch_embed.num_patches)
 
-    def embed(self, images: Tensor) -> Tensor:
+    def branch_features(self, images: Tensor) -> Tensor:
         """Features before the neck, ``[B, D]``, of images ``[B, 3, height, width]``."""
         vit = self.backbone
         tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
