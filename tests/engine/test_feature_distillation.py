@@ -79,7 +79,7 @@ def test_the_distance_behind_the_neck_does_not_fall_with_the_scale_before_it():
     model.feature_observer = seen.append
     model.train()
     before = torch.randn(4, 16, requires_grad=True)
-    model.embed = lambda images: before
+    model.branch_features = lambda images: before
     model.training_outputs(images)
     feature_loss(seen[0], teacher).backward()
     along_the_scale = (before.grad * before.detach()).sum().abs()
