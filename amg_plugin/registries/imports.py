@@ -90,7 +90,8 @@ def stored_imports(config: Mapping[str, Any], where: str) -> None:
     """
     amg = config.get("amg")
     named = amg.get("imports") if isinstance(amg, Mapping) else None
-    missing = [str(word) for word in named if word not in LOADED] if isinstance(named, list) else []
+    loaded = {Path(word).name for word in LOADED}
+    missing = [str(word) for word in named if Path(str(word)).name not in loaded] if isinstance(named, list) else []
     if missing:
         logger.warning(
             "%s was made with amg.imports %s, which is not loaded from there; --import loads it.",
