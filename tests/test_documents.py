@@ -13,7 +13,7 @@ from PIL import Image
 
 from amg_plugin import compat, get_default_config
 from amg_plugin.cli import main as cli
-from amg_plugin.config.load import find_config
+from amg_plugin.config import find_config
 from amg_plugin.data.synthetic.reid import SyntheticSpec, write_synthetic_reid
 
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -45,7 +45,7 @@ def test_every_configuration_and_split_is_installed_inside_the_package(installed
 
 def test_configurations_are_found_outside_the_checkout(installed, tmp_path):
     code = (
-        "import amg_plugin.config.load as c; print(c.configs_root()); print(*c.list_configs());"
+        "import amg_plugin.config as c; print(c.configs_root()); print(*c.list_configs());"
         "c.load_config(c.list_configs()[0])"
     )
     env = {**os.environ, "PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}

@@ -231,7 +231,7 @@ def _torch_with_torchvision() -> str:
 
 
 def _configs() -> str:
-    from amg_plugin.config.load import list_configs
+    from amg_plugin.config import list_configs
 
     return f"{len(list_configs())} shipped"
 

@@ -14,26 +14,12 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from amg_plugin.config.files import Layer, configs_root, find_config, list_configs, read_layers
+from amg_plugin.config.files import Layer, read_layers
 from amg_plugin.config.merge import decode, merge, override_layer
 from amg_plugin.config.rules import BUDGET_KEYS, budget_targets, complete_schedule, has_budget, validate, validate_amg
 from amg_plugin.config.schema import DEFAULT_STAGES, get_default_config
 from amg_plugin.errors import ConfigError
 from amg_plugin.registries import imports
-
-__all__ = [
-    "apply_amg_node",
-    "configs_root",
-    "find_config",
-    "from_plain_dict",
-    "get_default_config",
-    "list_configs",
-    "load_config",
-    "schedule_epochs",
-    "to_plain_dict",
-    "validate",
-    "validate_amg",
-]
 
 #: Keys below ``amg`` that earlier releases wrote into checkpoints.
 GONE = ("round_tokens_to",)

@@ -132,31 +132,27 @@ def _unknown_key(key: str, prefix: str, node: Any, where: str) -> str:
 
 def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     """Return ``value`` as the type of ``default``."""
-    wanted = type(default)
-    if isinstance(value, str):
-        decoded = decode(value)
-        # YAML reads 1e-4 as text and the command line gives nothing but text.
-        if wanted is not str or isinstance(decoded, str):
-            value = decoded
-    if wanted is list and isinstance(value, tuple):
-        value = list(value)
-    element = KEYS[key].element
-    if element and isinstance(value, list):
-        return [_element(key, item, element, value, where) for item in value]
+    wanted, element = type(default), KEYS[key].element
+    value = _typed(value, wanted)
+    if element and isinstance(value, list | tuple):
+        items = [item if element is str else _typed(item, element) for item in value]
+        if not all(_is_a(item, element) for item in items):
+            raise ConfigError(f"'{key}' from {where} is {value!r}, but must be a list of {_ELEMENT_NAMES[element]}.")
+        return items
     if not _is_a(value, wanted):
         shape = f', such as "{_LIST_EXAMPLES[element]}"' if element else ""
         raise ConfigError(f"'{key}' from {where} is {value!r}, but must be {_TYPE_NAMES[wanted]}{shape}.")
-    return float(value) if wanted is float else value
+    return value
 
 
-def _element(key: str, item: Any, wanted: type, whole: list, where: str) -> Any:
-    if isinstance(item, str) and wanted is not str:
-        item = decode(item)
-    if not _is_a(item, wanted):
-        raise ConfigError(f"'{key}' from {where} is {whole!r}, but must be a list of {_ELEMENT_NAMES[wanted]}.")
-    if wanted is dict:
-        return dict(item)
-    return float(item) if wanted is float else item
+def _typed(value: Any, wanted: type) -> Any:
+    """``value``, decoded where text stands for something else: YAML reads 1e-4 as text, a command line everything."""
+    if isinstance(value, str):
+        decoded = decode(value)
+        value = decoded if wanted is not str or isinstance(decoded, str) else value
+    if wanted is float and _is_a(value, float):
+        return float(value)
+    return dict(value) if wanted is dict and isinstance(value, dict) else value
 
 
 def _is_a(value: Any, wanted: type) -> bool:

@@ -18,7 +18,7 @@ def active_amg_config() -> "CfgNode":
     """Return a copy of the node in force; the defaults as long as none was set."""
     if _active is not None:
         return _active.clone()
-    from amg_plugin.config.load import get_default_config
+    from amg_plugin.config import get_default_config
 
     return get_default_config().amg.clone()
 

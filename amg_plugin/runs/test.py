@@ -11,7 +11,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
-from amg_plugin.config.load import get_default_config, to_plain_dict
+from amg_plugin.config import get_default_config, to_plain_dict
 from amg_plugin.data.loaders import Loaders
 from amg_plugin.data.targets import build_test_loaders
 from amg_plugin.errors import InputError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amg_plugin.config.load import get_default_config, load_config
+from amg_plugin.config import get_default_config, load_config
 from amg_plugin.runs.test import output_folder
 
 SMALL = ("-t", "synthetic_reid", "amg.check_images", "False")

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from amg_plugin.config.load import (
+from amg_plugin.config import (
     apply_amg_node,
     from_plain_dict,
     get_default_config,

@@ -2,8 +2,8 @@
 
 import pytest
 
+from amg_plugin.config import configs_root, find_config, list_configs, load_config, schedule_epochs
 from amg_plugin.config import files as config_files
-from amg_plugin.config.load import configs_root, find_config, list_configs, load_config, schedule_epochs
 from amg_plugin.errors import ConfigError
 
 SCHEDULE = "amg: {schedule: [{target: heads, rate: 0.25, iterations: 3, epochs: 2}]}\n"

@@ -8,7 +8,7 @@ import torch
 from tiny_run import BATCH, IMAGES_PER_IDENTITY, draw
 
 from amg_plugin.checkpoint import read_checkpoint
-from amg_plugin.config.load import list_configs, load_config
+from amg_plugin.config import list_configs, load_config
 from amg_plugin.models.build import build_network
 from amg_plugin.models.complexity import count
 from amg_plugin.models.spec import ARCHITECTURES, spec_from_config

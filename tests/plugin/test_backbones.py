@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from amg_plugin import compat
-from amg_plugin.config.load import get_default_config
+from amg_plugin.config import get_default_config
 from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.models import complexity
 from amg_plugin.plugin import backbones

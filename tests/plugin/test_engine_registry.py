@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from amg_plugin.compat import torchreid
-from amg_plugin.config.load import get_default_config
+from amg_plugin.config import get_default_config
 from amg_plugin.errors import ConfigError, InputError
 from amg_plugin.plugin import registry
 from amg_plugin.plugin.registry import EngineRow, build_engine

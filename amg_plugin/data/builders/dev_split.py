@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from amg_plugin.config.load import configs_root
+from amg_plugin.config import configs_root
 from amg_plugin.data.layout import MARKET_DIR, MARKET_FOLDERS, MARKET_IMAGES_DIR, PARTS, TRAIN_DIR, first_of
 from amg_plugin.data.writing import copy_image, new_dataset, refuse_existing
 from amg_plugin.errors import DataError
