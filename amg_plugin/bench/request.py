@@ -79,7 +79,7 @@ class Request:
         return tuple(dict.fromkeys([*(NETWORK_FORMS if in_torch else ()), *filter(None, formats.values())]))
 
     def subjects(self) -> list[Subject]:
-        """The networks, each beside its dense one.
+        """The networks, each with its dense one.
 
         Raises:
             InputError: If something given cannot be measured.

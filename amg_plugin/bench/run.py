@@ -135,7 +135,7 @@ def _files(
 def _task(
     subjects: Sequence[Subject], settings: Settings, form: str, threads: int, files: dict[str, Path]
 ) -> dict[str, Any]:
-    """What the process is told, as plain data."""
+    """What the process gets, as plain data."""
     row = FORMATS.rows.get(form)
     return {
         "what": "time",

@@ -25,8 +25,10 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
     names = "; ends at the next option or at a word that is a configuration key"
     parser.add_argument("-s", "--sources", nargs="+", metavar="NAME", help=f"data sets to train on{names}")
-    parser.add_argument("-t", "--targets", nargs="+", metavar="NAME", help="data sets to evaluate on; ends likewise")
-    parser.add_argument("--transforms", nargs="+", metavar="NAME", help="training transforms; ends likewise")
+    parser.add_argument(
+        "-t", "--targets", nargs="+", metavar="NAME", help="data sets to evaluate on; ends in the same way"
+    )
+    parser.add_argument("--transforms", nargs="+", metavar="NAME", help="training transforms; ends in the same way")
     parser.add_argument("--root", metavar="FOLDER", help="folder that holds the data sets")
     parser.add_argument(
         "--skip-unreadable",

@@ -89,7 +89,7 @@ class ExportOptions:
 
     @property
     def beside(self) -> list[Path]:
-        """What is written beside the file; the description comes first."""
+        """What is written next to the file; the description comes first."""
         return [self.output.with_name(f"{self.output.name}.json"), *self.row.files(self.output)[:-1]]
 
     def check(self) -> None:
@@ -136,7 +136,7 @@ class ExportOptions:
 def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], None] = lambda text: None) -> dict:
     """Write a file, run it in its runtime and compare it with PyTorch.
 
-    The file appears under its name only if it passed; ``<name>.json`` beside it holds the outcome.
+    The file appears under its name only if it passed; ``<name>.json`` next to it holds the outcome.
 
     Args:
         checkpoint: A checkpoint of ``amg-reid``.

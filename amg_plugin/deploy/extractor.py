@@ -82,7 +82,7 @@ class FeatureExtractor:
                 ``[3, height, width]``, which, as with torchreid, is taken as prepared already: resized and normalised.
             camids: Cameras as the network was trained with, one number or one per image, for networks with camera
                 embedding; unknown ones are negative. Without them every image counts as of an unseen camera.
-            viewids: Views, likewise.
+            viewids: Views, in the same form.
 
         Raises:
             DataError: If an image is missing or cannot be decoded.

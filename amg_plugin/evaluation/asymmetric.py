@@ -14,7 +14,7 @@ def compare_spaces(by_query: Evaluator, by_gallery: Evaluator) -> dict[str, dict
 
     Args:
         by_query: Has the network that embeds queries, with its own image size and preparation of images.
-        by_gallery: Has the network that embeds the gallery, likewise, with the same targets.
+        by_gallery: Has the network that embeds the gallery, for the same targets.
 
     Returns:
         Scores per target for ``query`` (the query network embeds both), ``gallery`` (the gallery network does) and

@@ -70,7 +70,7 @@ class Evaluator:
 
         Args:
             target: Name of the target.
-            label: What the progress bar says beside it.
+            label: Text next to the progress bar.
         """
         TargetLabels(target, self.loaders[target], self.sources).announce_unseen(self.model)
         self.model.eval()

@@ -90,7 +90,7 @@ class Protocol:
             DataError: If no query has a match.
         """
         length = longest_cmc(query, gallery, self.use_metric_cuhk03)
-        cmc, mean_precision = compat.torchreid().metrics.evaluate_rank(
+        cmc, mean_ap = compat.torchreid().metrics.evaluate_rank(
             matrix,
             query.pids,
             gallery.pids,
@@ -103,7 +103,7 @@ class Protocol:
         if kept != sorted(set(self.ranks)):
             logger.warning("ranks %s are clamped to %s: the gallery is small", list(self.ranks), kept)
         return {
-            "mAP": float(mean_precision),
+            "mAP": float(mean_ap),
             "rank1": float(cmc[0]),
             "cmc": {str(rank): float(cmc[rank - 1]) for rank in kept},
         }

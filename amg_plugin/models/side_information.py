@@ -92,7 +92,7 @@ class SideInformation(nn.Module):
 
         Args:
             camids: Camera of each image, ``[B]``, counted from 0; a negative number marks an unseen one.
-            viewids: View of each image, likewise.
+            viewids: View of each image, in the same form.
         """
         row = valid = None
         for labels, count in ((camids, self.spec.cameras), (viewids, self.spec.views)):

@@ -80,7 +80,7 @@ class TransReID(ReIDModel):
         Args:
             images: ``[B, 3, height, width]``.
             camids: Camera labels ``[B]`` from 0, negative for unseen ones; None if unknown.
-            viewids: View labels, likewise.
+            viewids: View labels, in the same form.
         """
         vit = self.backbone
         tokens = vit._pos_embed(vit.patch_embed(images))

@@ -43,7 +43,7 @@ def clean(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def family_of(state: Mapping[str, Tensor]) -> str:
-    """``"TransReID"``, ``"LA-Transformer"`` or ``"LA ViT"``, told by the names.
+    """``"TransReID"``, ``"LA-Transformer"`` or ``"LA ViT"``, by the names of the tensors.
 
     Raises:
         CheckpointError: If it is none of them.

@@ -31,7 +31,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def check_drawable(checkpoint: Checkpoint, dense: Checkpoint | None) -> None:
-    """Check that figures can be made of a checkpoint, and of the one before pruning beside it.
+    """Check that figures can be made of a checkpoint, and of the one before pruning.
 
     Raises:
         CheckpointError: A network chooses tokens for each image, or the two do not belong together.

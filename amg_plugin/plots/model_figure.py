@@ -40,7 +40,7 @@ class ModelMaps:
         plan: What is kept.
         grid: Rows and columns of patches.
         entropy: Entropy of each head in bits, ``[blocks, heads]``, NaN where unknown; None without calibration.
-        importance: Importance of each position / norm of its block, ``[blocks, patches]``, likewise.
+        importance: Importance of each position / norm of its block, ``[blocks, patches]``, in the same way.
     """
 
     plan: PruningPlan

@@ -30,7 +30,7 @@ class TransformRow(Row):
 
 #: Scorers of heads: ``score(model, calibration, blocks)`` gives a tensor per block; large ones go first.
 HEAD_SCORERS = Registry("head scorer", ScorerRow)
-#: Scorers of tokens, called alike; small ones go first.
+#: Scorers of tokens, called in the same way; small ones go first.
 TOKEN_SCORERS = Registry("token scorer", ScorerRow)
 #: Token reducers: subclasses of :class:`amg_plugin.models.reducers.TokenReducer`.
 REDUCERS = Registry("token reducer")

@@ -100,7 +100,7 @@ def section_name(checkpoint: Checkpoint) -> str:
 def output_folder(
     weights: str | Path, cfg: CfgNode, stored: Mapping[str, Any], others: Mapping[str, str | Path | None]
 ) -> Path:
-    """Where the figures of an evaluation go: beside the file, named after targets and options.
+    """Where the figures of an evaluation go: next to the file, named after targets and options.
 
     Args:
         weights: The checkpoint or exported file.

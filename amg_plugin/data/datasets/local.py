@@ -173,7 +173,7 @@ def queries_without_match(query: Iterable[Item], gallery: Iterable[Item]) -> lis
 
     Args:
         query: Items (path, pid, camid, ...).
-        gallery: Items, likewise.
+        gallery: Its items.
     """
     cameras: defaultdict[int, set[int]] = defaultdict(set)
     for item in gallery:

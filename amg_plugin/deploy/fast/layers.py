@@ -138,7 +138,7 @@ class FastBlock(nn.Module):
 
         Args:
             tokens: What left the block before, ``[tokens * batch, D]``.
-            carried: What was carried around it, likewise; None for nothing.
+            carried: What was carried around it, in the same form; None for nothing.
             batch: Images.
         """
         source = torch.cat((tokens, carried)) if self.needs_carried and carried is not None else tokens
