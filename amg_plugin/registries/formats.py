@@ -99,20 +99,10 @@ FORMATS: Registry[ExportFormat] = Registry("export format", ExportFormat)
 def register_format(row: ExportFormat) -> ExportFormat:
     """Add a format: ``export``, ``test``, ``bench``, the extractor, help and messages then know it.
 
-    Registering the same format again changes nothing.
-
-    Args:
-        row: What there is to know of it.
+    Registering the same format again changes nothing. docs/extending.md has an example.
 
     Raises:
         InputError: If its name or an ending belongs to another format.
-
-    Example::
-
-        register_format(ExportFormat(
-            name="npz", summary="a linear map in NumPy", suffixes=(".npz",),
-            writer=write_npz, opener=NpzFile, batch="any",
-        ))
     """
     there = FORMATS.rows.get(row.name)
     if row.name in NETWORK_FORMS or (there is not None and not is_same(there.writer, row.writer)):

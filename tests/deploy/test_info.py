@@ -1,12 +1,14 @@
 """Descriptions that do not belong to their file are refused in one sentence."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from amg_plugin.deploy.exported_file import open_exported
 from amg_plugin.deploy.info import ExportInfo
 from amg_plugin.errors import CheckpointError
+from amg_plugin.registries.formats import FORMATS
 
 
 @pytest.fixture
@@ -91,3 +93,13 @@ def test_an_archive_with_a_description_of_another_graph_is_refused(exported, tmp
             target.writestr(name, text if name.endswith("amg_plugin.json") else source.read(name))
     with pytest.raises(CheckpointError, match="description says"):
         open_exported(tmp_path / path.name)
+
+
+@pytest.mark.parametrize("row", FORMATS.rows.values(), ids=list(FORMATS))
+def test_the_page_on_export_names_every_format_with_its_files(row):
+    page = Path(__file__).resolve().parents[2] / "docs" / "export.md"
+    if not page.is_file():
+        pytest.skip("the tests do not run from a checkout")
+    (line,) = (line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{row.name}` |"))
+    assert all(f"`{suffix}`" in line for suffix in (row.suffixes[0], *row.companions))
+    assert line.count("yes") == bool(row.half) + bool(row.quantiser)
