@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from amg_plugin.paper.importing import Sizes, read_network, save_imported
     from amg_plugin.runs.description import describe, render
 
-    sizes = Sizes(**{field.name: getattr(args, field.name) for field in fields(Sizes)})
+    sizes = Sizes(**{one.name: getattr(args, one.name) for one in fields(Sizes) if one.name != "cameras"})
     model = read_network(args.file, args.source, sizes)
     save_imported(args.out, model, args.source, Path(args.file).name, args.trained_on)
     checkpoint = read_checkpoint(args.out)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amg_plugin.paper.zoo import ZooEntry
+    from amg_plugin.paper.zoo.entries import ZooEntry
 
 HELP = "list or fetch the authors' published checkpoints"
 DESCRIPTION = """The checkpoints that the authors of AMG pruning published, by Google Drive id.
@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List or fetch; 0 on success."""
-    from amg_plugin.paper.zoo import ENTRIES, cache_folder, find_entry
+    from amg_plugin.paper.zoo.cache import cache_folder
+    from amg_plugin.paper.zoo.entries import ENTRIES, find_entry
 
     folder = cache_folder(args.cache)
     if args.action == "list":
@@ -61,7 +62,8 @@ def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
     """Fetch, verify, import and show one checkpoint; 0 on success."""
     from amg_plugin.checkpoint import Checkpoint
     from amg_plugin.paper.importing import save_imported
-    from amg_plugin.paper.zoo import LICENCE, fetch, import_entry, remarks
+    from amg_plugin.paper.zoo.cache import fetch
+    from amg_plugin.paper.zoo.entries import LICENCE, import_entry, remarks
     from amg_plugin.pruning import current_plan
     from amg_plugin.runs.description import describe, render
 
@@ -81,8 +83,8 @@ def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
 
 def row_of(entry: ZooEntry, folder: Path) -> dict[str, Any]:
     """An entry as plain data."""
-    from amg_plugin.paper.zoo import LICENCE, recorded
-    from amg_plugin.paper.zoo.cache import path_of
+    from amg_plugin.paper.zoo.cache import path_of, recorded
+    from amg_plugin.paper.zoo.entries import LICENCE
 
     row = entry.published[0]
     record = recorded(entry, folder)

@@ -54,6 +54,7 @@ class Sizes:
         num_heads: Heads of a dense block; None for the embedding width divided by the head width.
         head_dim: Width of a head; None for 64, or 96 for TransReID's small.
         attention_scale: Factor of query times key; None for the program's.
+        cameras: Cameras of the side information, if there is any; None for what fits its rows.
         views: Views of the side information.
         sie_coefficient: Factor of the side information.
         parts: Parts; None for 4 of the jigsaw module, or 14 of LA-Transformer.
@@ -65,6 +66,7 @@ class Sizes:
     num_heads: int | None = None
     head_dim: int | None = None
     attention_scale: float | None = None
+    cameras: int | None = None
     views: int = 0
     sie_coefficient: float = 3.0
     parts: int | None = None
@@ -124,6 +126,8 @@ def _transreid(state: Mapping[str, Tensor], sizes: Sizes) -> ReIDModel:
     if rows % max(sizes.views, 1):
         raise InputError(f"--views {sizes.views} does not divide the {rows} rows of the side information.")
     cameras = 0 if rows == sizes.views else rows // max(sizes.views, 1)
+    if rows and sizes.cameras is not None:
+        cameras = sizes.cameras
     return load_transreid(
         state,
         image_size=size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,63 +32,41 @@ logger = logging.getLogger(__name__)
 LATEST_FIRST = ("dense", "finetuned", "pruned", "start")
 
 
+def _column(heading: str, digits: int | None = None) -> Any:
+    """A field that is a column of the table; one with digits is a number, or None."""
+    return field(default="" if digits is None else None, metadata={"heading": heading, "digits": digits})
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A row of the printed table; None where there is nothing to show.
+    """A row of the table: removed heads and tokens are of the prunable ones, MACs in G, parameters in M.
 
-    Attributes:
-        key: Name of the row.
-        model: Model, with the reading if it is not the label's.
-        data: Data set.
-        heads: Removed heads of the prunable ones.
-        tokens: Removed (block, patch) pairs of the prunable ones.
-        paper_map: Published mAP in per cent.
-        paper_rank1: Published Rank-1 in per cent.
-        measured_map: mAP measured here, in per cent.
-        measured_rank1: Rank-1 measured here, in per cent.
-        published_macs: Published MACs in G.
-        formula_macs: MACs by the published accounting in G.
-        formula_difference: The latter against the former, in per cent.
-        counted_macs: MACs of everything that runs, in G.
-        published_msa: Published MSA parameters in M.
-        formula_msa: MSA parameters by the published accounting in M.
-        msa_difference: The latter against the former, in per cent.
-        params: Parameters without classifiers, in M.
-        note: What does not agree.
+    What is marked ``paper`` or ``published`` is the publication's; ``formula`` is its program's accounting of the
+    structure, ``counted`` what the network really runs. None stands where there is nothing to show.
     """
 
     key: str
-    model: str
-    data: str
-    heads: str = ""
-    tokens: str = ""
-    paper_map: float | None = None
-    paper_rank1: float | None = None
-    measured_map: float | None = None
-    measured_rank1: float | None = None
-    published_macs: float | None = None
-    formula_macs: float | None = None
-    formula_difference: float | None = None
-    counted_macs: float | None = None
-    published_msa: float | None = None
-    formula_msa: float | None = None
-    msa_difference: float | None = None
-    params: float | None = None
-    note: str = ""
+    model: str = _column("model")
+    data: str = _column("data")
+    heads: str = _column("heads removed")
+    tokens: str = _column("tokens removed")
+    paper_map: float | None = _column("mAP % (paper)", 2)
+    paper_rank1: float | None = _column("Rank-1 % (paper)", 2)
+    measured_map: float | None = _column("mAP % (measured)", 2)
+    measured_rank1: float | None = _column("Rank-1 % (measured)", 2)
+    published_macs: float | None = _column("MACs G, published", 2)
+    formula_macs: float | None = _column("by its formula", 3)
+    formula_difference: float | None = _column("diff. %", 1)
+    counted_macs: float | None = _column("counted", 3)
+    published_msa: float | None = _column("MSA M, published", 2)
+    formula_msa: float | None = _column("by its accounting", 2)
+    msa_difference: float | None = _column("MSA diff. %", 1)
+    params: float | None = _column("params M", 2)
+    note: str = _column("note")
 
 
-HEADINGS = {
-    "model": "model", "data": "data", "heads": "heads removed", "tokens": "tokens removed",
-    "paper_map": "mAP % (paper)", "paper_rank1": "Rank-1 % (paper)",
-    "measured_map": "mAP % (measured)", "measured_rank1": "Rank-1 % (measured)",
-    "published_macs": "MACs G, published", "formula_macs": "by its formula", "formula_difference": "diff. %",
-    "counted_macs": "counted", "published_msa": "MSA M, published", "formula_msa": "by its accounting",
-    "msa_difference": "MSA diff. %", "params": "params M", "note": "note",
-}  # fmt: skip
-_DIGITS = {
-    "paper_map": 2, "paper_rank1": 2, "measured_map": 2, "measured_rank1": 2, "published_macs": 2, "formula_macs": 3,
-    "formula_difference": 1, "counted_macs": 3, "published_msa": 2, "formula_msa": 2, "msa_difference": 1, "params": 2,
-}  # fmt: skip
+_COLUMNS = [column for column in fields(Entry) if column.metadata]
+HEADINGS = {column.name: column.metadata["heading"] for column in _COLUMNS}
 
 
 def even_plan(model: nn.Module, variant: str, heads: int, tokens: int) -> PruningPlan:
@@ -292,14 +270,13 @@ totals, spread evenly over the prunable blocks; nothing is trained.
 
 
 def _markdown(entries: Sequence[Entry]) -> str:
-    rows = [[_cell(getattr(entry, name), _DIGITS.get(name), name) for name in HEADINGS] for entry in entries]
+    rows = [[_cell(getattr(entry, one.name), one) for one in _COLUMNS] for entry in entries]
     left = [place for place, name in enumerate(HEADINGS) if name in ("model", "data", "note")]
     return f"{_PREFACE}\n{markdown_table(list(HEADINGS.values()), rows, left=left)}\n"
 
 
-def _cell(value: Any, digits: int | None, name: str) -> str:
-    if value is None:
-        return ""
-    if digits is None:
-        return str(value).replace("|", "\\|")
-    return f"{value:+.{digits}f}" if name.endswith("difference") else f"{value:.{digits}f}"
+def _cell(value: Any, column: Field) -> str:
+    digits = column.metadata["digits"]
+    if value is None or digits is None:
+        return str(value or "").replace("|", "\\|")
+    return f"{value:{'+' * column.name.endswith('difference')}.{digits}f}"

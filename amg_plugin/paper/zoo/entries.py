@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from amg_plugin.errors import InputError
+from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
+from amg_plugin.paper.importing import Sizes, read_network
 from amg_plugin.paper.rows import DUKE, MARKET, ROWS, Row
+from amg_plugin.paper.tables import build
+from amg_plugin.pruning import current_plan
+from amg_plugin.pruning.cut import prunable_blocks
 
 #: The authors' repositories state no licence; Market-1501 and what is trained on it is for research.
 LICENCE = "none stated; research only"
@@ -98,3 +104,44 @@ def find_entry(name: str) -> ZooEntry:
         if entry.name == name:
             return entry
     raise InputError(f"The zoo has no '{name}'; it has {', '.join(entry.name for entry in ENTRIES)}.")
+
+
+def import_entry(entry: ZooEntry, path: str | Path) -> ReIDModel:
+    """Read the fetched file of an entry, as data only, into the network that it holds, in eval mode.
+
+    Raises:
+        CheckpointError: If the file is not a checkpoint of the entry's program or sizes.
+    """
+    spec = entry.spec
+    sizes = Sizes(
+        image_size=spec.image_size,
+        stride=spec.stride or None,
+        num_heads=entry.num_heads,
+        head_dim=entry.head_dim,
+        attention_scale=entry.attention_scale,
+        cameras=entry.cameras,
+        parts=spec.parts if entry.family == "la" else None,
+    )
+    return read_network(path, entry.family, sizes)
+
+
+def remarks(entry: ZooEntry, model: ReIDModel) -> list[str]:
+    """How the network that was found compares with what was published about it, as sentences."""
+    plan, blocks = current_plan(model), prunable_blocks(model)
+    found = [
+        sum(plan.num_heads[block] - len(plan.heads[block]) for block in blocks),
+        sum(plan.num_patches - len(plan.tokens[block]) for block in blocks),
+    ]
+    heads, tokens = sum(plan.num_heads[block] for block in blocks), plan.num_patches * len(blocks)
+    fitting = [row.key for row in entry.published if list(build(row)[1:]) == found]
+    said = [
+        f"{found[0]} of {heads} prunable heads and {found[1]} of {tokens} prunable (block, patch) pairs are removed; "
+        + (f"row {fitting[0]} of the published tables" if fitting else f"the label says {entry.rates}")
+    ]
+    if not plan.heads_known:
+        said.append("which heads were kept is not recorded in the file; only their numbers are known")
+    if model.spec.num_classes != entry.spec.num_classes:
+        said.append(f"the file knows {model.spec.num_classes} identities, expected were {entry.spec.num_classes}")
+    if entry.cameras and model.spec.side_information is None:
+        said.append("the file has no camera embedding")
+    return said

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from amg_plugin.errors import InputError, MissingDependencyError, RunError
-from amg_plugin.paper.zoo import ENTRIES, cache_folder, fetch, recorded
+from amg_plugin.paper.zoo.cache import cache_folder, fetch, recorded
+from amg_plugin.paper.zoo.entries import ENTRIES
 
 ENTRY = ENTRIES[0]
 CONTENT = b"PK a published file" * 100
