@@ -120,13 +120,13 @@ def profiled(passes: int = 10, turns: int = 6) -> dict[str, Any]:
         again: dict[str, list[float]] = {name: [] for name in networks}
         for _ in tqdm(range(turns), desc=f"profile, {threads} threads", disable=None, leave=False):
             for name, network in networks.items():
-                turned[name].append(_times_by_kind(network, images, passes))
+                turned[name].append(times_by_kind(network, images, passes))
                 again[name].append(_products_in_cache(network, images, passes))
         cached[str(threads)] = {name: median(found) for name, found in again.items()}
         cases[str(threads)] = {
             name: {kind: median(turn[kind] for turn in found) for kind in KINDS} for name, found in turned.items()
         }
-    macs = {name: _macs_by_kind(subject) for name, subject in subjects.items()}
+    macs = {name: macs_by_kind(subject) for name, subject in subjects.items()}
     return {
         "macs": macs,
         "cases": cases,
@@ -148,7 +148,7 @@ _KIND_OF = {
 }
 
 
-def _times_by_kind(network: torch.nn.Module, images: torch.Tensor, passes: int) -> dict[str, float]:
+def times_by_kind(network: torch.nn.Module, images: torch.Tensor, passes: int) -> dict[str, float]:
     """Milliseconds per pass; what is left is views, allocation and other bookkeeping of PyTorch."""
     found = dict.fromkeys(KINDS, 0.0)
     with torch.no_grad():
@@ -184,7 +184,7 @@ def _products_in_cache(network: torch.nn.Module, images: torch.Tensor, passes: i
     return 1e3 * seconds
 
 
-def _macs_by_kind(subject: Subject) -> dict[str, int]:
+def macs_by_kind(subject: Subject) -> dict[str, int]:
     """Counted MACs of the fast form by kind of operation."""
     network = fast(subject.build(), pack=False)
     found = dict.fromkeys((MANY, ONE, ATTENTION), 0)

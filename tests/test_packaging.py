@@ -43,16 +43,29 @@ def test_every_configuration_and_split_is_installed_inside_the_package(installed
     assert _files(installed / "amg_plugin" / "configs", pattern) == shipped
 
 
+def _run(code, library, folder):
+    env = {**os.environ, "PYTHONPATH": str(library), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+
+
 def test_configurations_are_found_outside_the_checkout(installed, tmp_path):
     code = (
         "import amg_plugin.config as c; print(c.configs_root()); print(*c.list_configs());"
         "c.load_config(c.list_configs()[0])"
     )
-    env = {**os.environ, "PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
+    run = _run(code, installed, tmp_path)
     assert run.returncode == 0, run.stderr
     root, names = run.stdout.splitlines()[-2:]
     assert Path(root) == installed / "amg_plugin" / "configs"
     assert "market1501/vit_base" in names.split()
+
+
+def test_missing_configurations_name_the_folder_that_was_expected(installed, tmp_path):
+    library = tmp_path / "library"
+    shutil.copytree(installed, library, ignore=lambda folder, names: {"configs"} & set(names))
+    run = _run("import amg_plugin.config as c; c.list_configs()", library, tmp_path)
+    assert run.returncode == 1
+    expected = library / "amg_plugin" / "configs"
+    assert run.stderr.endswith(f"The shipped configurations are missing: expected the folder {expected}.\n")

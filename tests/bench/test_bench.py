@@ -161,7 +161,7 @@ def test_files_are_called_by_their_name_and_folder(pruned):
 )
 @needs_torchreid
 def test_what_cannot_be_measured_is_refused_before_anything_is(words, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("amg_plugin.bench.run._in_process", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr("subprocess.Popen", lambda *given, **more: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     words = [word.format(file=tmp_path / "file") for word in words]
     assert main(["bench", "--backbones", "osnet_x0_25", *words]) == 2

@@ -83,7 +83,7 @@ def subject():
 
 def test_counted_kinds_of_operations_add_up(script, subject, monkeypatch):
     monkeypatch.setattr(script, "SIZE", (64, 32))
-    found = script._macs_by_kind(subject)
+    found = script.macs_by_kind(subject)
     assert sum(found.values()) == complexity.count(fast(subject.build(), pack=False), 64, 32)["macs"]
     patches = 8 * 192 * 3 * 16 * 16
     assert found[script.MANY] > patches
@@ -92,7 +92,7 @@ def test_counted_kinds_of_operations_add_up(script, subject, monkeypatch):
 
 @pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
 def test_every_kind_of_operation_is_found_in_a_profile(script, subject):
-    found = script._times_by_kind(fast(subject.build()), torch.randn(1, 3, 64, 32), 1)
+    found = script.times_by_kind(fast(subject.build()), torch.randn(1, 3, 64, 32), 1)
     assert all(found[kind] > 0 for kind in script.KINDS)
 
 

@@ -87,13 +87,13 @@ def test_a_python_that_is_too_old_is_a_problem(monkeypatch):
         ("import package_that_is_not_there", "not checked: ModuleNotFoundError"),
     ],
 )
-def test_torchvision_of_another_build_is_found_out(monkeypatch, tmp_path, code, expected):
-    (tmp_path / "torchvision.py").write_text(code, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    check = doctor.check("cooperation", "torch + torchvision", doctor._torch_with_torchvision)
-    assert check.status == PROBLEM
-    assert expected in check.detail
+def test_torchvision_of_another_build_is_found_out(any_layout, tmp_path, code, expected):
+    (tmp_path / "torchvision.py").write_text(code, encoding="utf-8")  # found before the installed one
+    result = any_layout.run("-m", "amg_plugin", "doctor", "--json", cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    (check,) = (check for check in json.loads(result.stdout)["checks"] if check["name"] == "torch + torchvision")
+    assert check["status"] == PROBLEM
+    assert expected in check["detail"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import pytest
 
 from amg_plugin.config import configs_root, find_config, list_configs, load_config, schedule_epochs
-from amg_plugin.config import files as config_files
 from amg_plugin.errors import ConfigError
 
 SCHEDULE = "amg: {schedule: [{target: heads, rate: 0.25, iterations: 3, epochs: 2}]}\n"
@@ -157,20 +156,6 @@ def test_far_name_lists_the_shipped_ones():
 def test_bases_are_not_listed():
     assert list_configs()
     assert not any(name.startswith("_base_/") for name in list_configs())
-
-
-@pytest.mark.parametrize("place", ["package/configs", "configs"])
-def test_configs_are_found_inside_the_package_and_beside_it(place, tmp_path, monkeypatch):
-    folder = tmp_path.resolve() / place
-    (folder / "_base_").mkdir(parents=True)
-    monkeypatch.setattr(config_files, "__file__", str(tmp_path / "package" / "config" / "files.py"))
-    assert configs_root() == folder
-
-
-def test_missing_configs_name_the_expected_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_files, "__file__", str(tmp_path / "package" / "config" / "files.py"))
-    with pytest.raises(ConfigError, match=r"expected the folder .*configs"):
-        configs_root()
 
 
 # --- Epochs given twice -----------------------------------------------------------------------------------

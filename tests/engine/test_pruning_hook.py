@@ -1,11 +1,12 @@
 """The pruning schedule inside one ``engine.run(...)``."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_run import BATCHES, DEPTH, HEADS, PATCHES
 
 from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, Hook
-from amg_plugin.engine import pruning as module
 from amg_plugin.errors import ConfigError
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.schedule import PruningSchedule
@@ -95,8 +96,7 @@ class Optimised(Hook):
     def before_step(self, engine, images):
         held = [id(parameter) for group in engine.optimizer.param_groups for parameter in group["params"]]
         assert sorted(held) == sorted(map(id, engine.model.parameters()))
-        assert engine._optims["model"] is engine.optimizer
-        assert engine._scheds["model"] is engine.scheduler
+        assert engine.get_current_lr() == engine.optimizer.param_groups[-1]["lr"]
         assert engine.scheduler.optimizer is engine.optimizer
         if engine.optimizer not in self.optimizers:
             self.optimizers.append(engine.optimizer)
@@ -193,16 +193,21 @@ def test_the_history_is_plain_data_in_order(prune):
     assert engine.history[2]["tokens_per_block"] == current_plan(engine.model).tokens_per_block
 
 
-def test_scores_come_from_the_model_as_it_is_before_the_cut(prune, monkeypatch):
+def test_scorers_get_the_model_as_it_is_before_the_cut_and_every_batch(prune, monkeypatch):
     seen = []
-    original = module.carry_out
 
-    def spy(model, cut, rules, calibration, goal):
-        seen.append((Structure.left(type("", (), {"model": model})), sum(1 for _ in calibration.batches())))
-        return original(model, cut, rules, calibration, goal)
+    def scorer(table, counts):
+        def witness(model, calibration, blocks):
+            seen.append((Structure.left(SimpleNamespace(model=model)), sum(1 for _ in calibration.batches())))
+            return [torch.arange(float(getattr(current_plan(model), counts)[block])) for block in blocks]
 
-    monkeypatch.setattr(module, "carry_out", spy)
-    prune([heads(0.5, 2, 0), tokens(0.25, 1, 0)])
+        monkeypatch.setattr(table, "rows", dict(table.rows))
+        table.register("witness", witness)
+
+    scorer(HEAD_SCORERS, "heads_per_block")
+    scorer(TOKEN_SCORERS, "tokens_per_block")
+    stages = [heads(0.5, 2, 0), tokens(0.25, 1, 0)]
+    prune(stages, amg__head_scorer="witness", amg__token_scorer="witness")
     assert seen == [((8, 16), BATCHES), ((6, 16), BATCHES), ((4, 16), BATCHES)]
 
 

@@ -49,11 +49,20 @@ def naive_attention(attention, x, sizes):
     return out, torch.stack(maps), key.mean(1)
 
 
+def _tokens(model, image):
+    """What enters the first block: patches and prefix tokens with their position embedding."""
+    entered = []
+    handle = model.backbone.norm_pre.register_forward_hook(lambda norm, given, out: entered.append(out[0]))
+    model.embed(image[None])
+    handle.remove()
+    return entered[0]
+
+
 def naive_features(model, image):
     """Feature of one image ``[3, height, width]`` before the neck, by the network's own weights."""
     vit, reducer = model.backbone, model.spec.reducer
     prefix = vit.num_prefix_tokens
-    x = vit._pos_embed(vit.patch_embed(image[None]))[0]
+    x = _tokens(model, image)
     sizes = [1] * len(x)
     for block, leaving in zip(vit.blocks, reducer.tokens, strict=True):
         out, maps, keys = naive_attention(block.attn, block.norm1(x), sizes)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
+from torch.utils.flop_counter import FlopCounterMode
 
 from amg_plugin.models.attention import HeadSubsetNorm, PrunableAttention, PrunableBlock
 
@@ -66,6 +67,16 @@ def test_kv_variant_does_not_see_the_values_of_dropped_tokens(block, tokens):
     changed[:, 3] += 1
     others = [0, 1, 2, 4, 5, 6]
     assert torch.allclose(block(changed)[:, others], block(tokens)[:, others], atol=1e-6)
+
+
+def test_kv_variant_projects_keys_and_values_of_kept_tokens_only(block, tokens):
+    block.keep_tokens([0, 2, 5], TOKENS, "kv")
+    block.attn.fused_attn = False  # so that every product is counted
+    with FlopCounterMode(display=False) as counter:
+        block.attn(tokens)
+    queries, keys_and_values, output = TOKENS * WIDTH**2, 3 * 2 * WIDTH**2, TOKENS * WIDTH**2
+    attention = 2 * TOKENS * 3 * WIDTH
+    assert counter.get_total_flops() == 2 * len(tokens) * (queries + keys_and_values + attention + output)
 
 
 def test_keeping_everything_again_restores_the_dense_block(block, tokens):

@@ -9,6 +9,7 @@ import timm
 import torch
 from masked_reference import MaskedViT, build_tiny, images_for, random_choice
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
@@ -222,6 +223,17 @@ def test_nothing_stays_behind_after_ejection(model, recorder_class):
     assert traces() == before and hooks() == hooks_before
     assert all(block.attn.observer is None and block.attn.fused_attn for block in model.blocks)
     assert torch.equal(run(model, images), output)
+
+
+def test_fused_attention_is_used_again_after_ejection(model):
+    def fused(step):
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            step()
+        counts = {event.key: event.count for event in profiled.key_averages()}
+        return counts.get("aten::scaled_dot_product_attention", 0)
+
+    assert fused(lambda: record_maps(model, [images_for(model)])) == 0
+    assert fused(lambda: run(model, images_for(model))) == len(model.blocks)
 
 
 def test_a_plain_timm_model_can_be_recorded_and_computes_the_same_afterwards():
