@@ -23,19 +23,20 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-file", metavar="FILE", help="yaml file, or the name of a shipped one (see 'amg-reid configs')"
     )
-    names = "; ends at the next option or at a word that is a configuration key"
-    parser.add_argument("-s", "--sources", nargs="+", metavar="NAME", help=f"data sets to train on{names}")
-    parser.add_argument(
-        "-t", "--targets", nargs="+", metavar="NAME", help="data sets to evaluate on; ends in the same way"
-    )
-    parser.add_argument("--transforms", nargs="+", metavar="NAME", help="training transforms; ends in the same way")
+    parser.add_argument("-s", "--sources", nargs="+", metavar="NAME", help="data sets to train on")
+    parser.add_argument("-t", "--targets", nargs="+", metavar="NAME", help="data sets to evaluate on")
+    parser.add_argument("--transforms", nargs="+", metavar="NAME", help="training transforms")
     parser.add_argument("--root", metavar="FOLDER", help="folder that holds the data sets")
     parser.add_argument(
         "--skip-unreadable",
         action="store_true",
         help="leave out images that cannot be read and queries without a match, and name them, instead of stopping",
     )
-    add_key_value_argument(parser, "configuration keys and their values, for example train.lr 0.001")
+    add_key_value_argument(
+        parser,
+        "configuration keys and their values, for example train.lr 0.001, anywhere among the options; the names after "
+        "an option end at the next option or at the first word that is a configuration key",
+    )
 
 
 def add_key_value_argument(parser: argparse.ArgumentParser, text: str) -> None:
