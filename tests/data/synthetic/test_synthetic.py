@@ -15,7 +15,7 @@ from PIL import Image
 
 import amg_plugin
 from amg_plugin.data.synthetic.reid import SyntheticSpec, write_synthetic_reid
-from amg_plugin.errors import DataError
+from amg_plugin.errors import DataError, InputError
 
 PARTS = {"bounding_box_train": 6 * 2 * 2, "query": 4 * 2, "bounding_box_test": 4 * 2 * 1}
 
@@ -132,7 +132,7 @@ def test_an_interrupted_drawing_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_a_root_that_cannot_be_written_is_named(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
-    with pytest.raises(DataError, match="file"):
+    with pytest.raises(InputError, match="file"):
         write_synthetic_reid(blocker / "root", TINY)
 
 
