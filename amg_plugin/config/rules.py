@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from yacs.config import CfgNode
 
 from amg_plugin.config.allowed import one_of
-from amg_plugin.config.schema import KEYS, STAGE_DEFAULTS
+from amg_plugin.config.schema import KEYS, STAGE_DEFAULTS, check_value
 from amg_plugin.errors import ConfigError
 from amg_plugin.registries.tables import REDUCERS
 
@@ -32,7 +32,7 @@ def validate(cfg: CfgNode) -> None:
     Raises:
         ConfigError: an impossible value; the message names the key, the value and what is allowed.
     """
-    _check_keys(cfg, [key for key in KEYS if not key.startswith("amg.")])
+    _check_keys(cfg, (key for key in KEYS if not key.startswith("amg.")))
     validate_amg(cfg.amg)
     _refuse(cfg, _contradictions(cfg))
     _check_layers(cfg)
@@ -45,17 +45,15 @@ def validate_amg(amg: CfgNode) -> None:
     Raises:
         ConfigError: as for :func:`validate`.
     """
-    _check_keys({"amg": amg}, [key for key in KEYS if key.startswith("amg.")])
+    _check_keys({"amg": amg}, (key for key in KEYS if key.startswith("amg.")))
     complete_schedule(amg.schedule, has_budget(amg))
     _check_balance(amg)
     _refuse({"amg": amg}, _amg_contradictions(amg))
 
 
-def _check_keys(node: Mapping[str, Any], keys: Sequence[str]) -> None:
+def _check_keys(node: Mapping[str, Any], keys: Iterable[str]) -> None:
     for key in keys:
-        check = KEYS[key].check
-        if check and (text := check(_value(node, key))):
-            raise _error(key, _value(node, key), text)
+        check_value(key, _value(node, key))
 
 
 def _refuse(node: Mapping[str, Any], found: Iterator[Contradiction]) -> None:

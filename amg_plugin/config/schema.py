@@ -23,7 +23,7 @@ from amg_plugin.config.allowed import (
     each,
     one_of,
 )
-from amg_plugin.errors import InputError
+from amg_plugin.errors import ConfigError, InputError
 from amg_plugin.registries.formats import FORMATS, NETWORK_FORMS
 from amg_plugin.registries.tables import HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS
 
@@ -78,6 +78,17 @@ def register_key(name: str, default: Any, help: str = "", check: Check | None = 
     if any(key.startswith(f"{name}.") for key in KEYS) or (there and (there.default, there.help) != (default, help)):
         raise InputError(f"The configuration key '{name}' is already taken; choose another name.")
     KEYS[name] = Key(default, help, check)
+
+
+def check_value(name: str, value: Any) -> None:
+    """Check a value of a key on its own.
+
+    Raises:
+        ConfigError: It is impossible; the message names the key, the value and what is allowed.
+    """
+    check = KEYS[name].check
+    if check and (text := check(value)):
+        raise ConfigError(f"'{name}' is {value!r}, but must be {text}.")
 
 
 def _section(node: str, *rows: tuple[Any, ...]) -> None:

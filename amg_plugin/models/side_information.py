@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amg_plugin.config.schema import check_value
 from amg_plugin.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-UNSEEN = ("none", "mean")
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class SideInformationSpec:
                 f"Side information of {self.cameras} cameras and {self.views} views is impossible; "
                 "at least one of them is needed."
             )
-        if self.unseen not in UNSEEN:
-            raise ConfigError(f"amg.sie.unseen '{self.unseen}' is unknown; allowed: {', '.join(UNSEEN)}.")
+        check_value("amg.sie.unseen", self.unseen)
         table = {str(name): [int(number) for number in numbers] for name, numbers in self.camera_table.items()}
         object.__setattr__(self, "camera_table", table)  # plain data, for checkpoints
         named = sum(len(numbers) for numbers in self.camera_table.values())

@@ -7,6 +7,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from amg_plugin.config.schema import check_value
 from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.models.jigsaw import JigsawSpec
 from amg_plugin.models.reducers.spec import ReducerSpec
@@ -19,9 +20,6 @@ ARCHITECTURES = {
     "vit_amg_tiny": "vit_tiny_patch16_224",
 }
 DEFAULT_IMAGE_SIZE = (256, 128)
-LOSSES = ("softmax", "triplet")
-NECK_FEATURES = ("before", "after")
-HEADS = ("bnneck", "parts")
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,9 @@ class ModelSpec:
         ):
             if isinstance(value := getattr(self, name), dict):
                 object.__setattr__(self, name, kind(**value))
-        if self.loss not in LOSSES:
-            raise ConfigError(f"loss.name '{self.loss}' is unknown; allowed: {', '.join(LOSSES)}.")
-        if self.neck_feat not in NECK_FEATURES:
-            raise ConfigError(f"amg.neck_feat '{self.neck_feat}' is unknown; allowed: {', '.join(NECK_FEATURES)}.")
-        if self.head not in HEADS:
-            raise ConfigError(f"amg.head '{self.head}' is unknown; allowed: {', '.join(HEADS)}.")
+        check_value("loss.name", self.loss)
+        check_value("amg.neck_feat", self.neck_feat)
+        check_value("amg.head", self.head)
         if self.head == "parts" and (self.side_information or self.jigsaw):
             raise ConfigError("amg.head 'parts' cannot be joined with side information (amg.sie) or amg.jpm.")
         if self.reducer and (self.head == "parts" or self.side_information or self.jigsaw):

@@ -133,7 +133,7 @@ def test_a_description_that_cannot_be_read_is_refused(change):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"loss": "center"}, "center.*softmax, triplet"), ({"neck_feat": "middle"}, "middle.*before, after")],
+    [({"loss": "center"}, "center.*'softmax', 'triplet'"), ({"neck_feat": "middle"}, "middle.*'before', 'after'")],
     ids=["loss", "neck"],
 )
 def test_unknown_choices_are_refused(option, message):
