@@ -67,53 +67,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; 0 on success."""
-    if file_format(required_weights(args)) is not None:
-        return _run_exported(args)
-    return _run_checkpoint(args) if args.gallery_weights is None else _run_pair(args)
-
-
-def _run_checkpoint(args: argparse.Namespace) -> int:
+    exported = file_format(required_weights(args)) is not None
+    _check_files(args, exported)
     from amg_plugin.checkpoint import read_checkpoint
-    from amg_plugin.runs.test import evaluate_checkpoint, read_dense
+    from amg_plugin.runs import asymmetric, test
+    from amg_plugin.runs import exported as of_file
 
+    if exported:
+        file, source = of_file.read(args.weights)
+        cfg = _configuration(args, source, use_gpu=False)  # the file's runtime computes, on the CPU
+        return _carry_out(cfg, lambda: of_file.evaluate_file(cfg, file, source))
     checkpoint = read_checkpoint(args.weights)
-    dense = read_dense(args.dense, checkpoint) if args.dense is not None else None
+    if args.gallery_weights is not None:
+        gallery = read_checkpoint(args.gallery_weights)
+        cfg = _configuration(args, checkpoint)
+        return _carry_out(cfg, lambda: asymmetric.evaluate_pair(cfg, checkpoint, gallery))
+    dense = None if args.dense is None else test.read_dense(args.dense, checkpoint)
     cfg = _configuration(args, checkpoint)
-    return _carry_out(cfg, lambda: evaluate_checkpoint(cfg, checkpoint, dense))
+    return _carry_out(cfg, lambda: test.evaluate_checkpoint(cfg, checkpoint, dense))
 
 
-def _run_pair(args: argparse.Namespace) -> int:
-    from amg_plugin.checkpoint import read_checkpoint
-    from amg_plugin.runs.asymmetric import evaluate_pair
+def _check_files(args: argparse.Namespace, exported: bool) -> None:
+    """Check which files are given together.
 
-    if args.dense is not None:
+    Raises:
+        InputError: If they do not go together.
+    """
+    others = {"--dense": args.dense, "--gallery-weights": args.gallery_weights}
+    given = [option for option, value in others.items() if value is not None]
+    if exported and given:
+        raise InputError(f"{given[0]} goes with checkpoints only, but --weights is an exported file; leave it out.")
+    if len(given) == 2:
         raise InputError("--dense and --gallery-weights cannot be combined; run 'amg-reid test' once with each.")
-    if not args.gallery_weights:
+    if args.gallery_weights == "":
         raise InputError("--gallery-weights is empty; give a checkpoint.")
-    if file_format(args.gallery_weights) is not None:
+    if args.gallery_weights and file_format(args.gallery_weights) is not None:
         raise InputError(
             f"--gallery-weights '{args.gallery_weights}' is an exported file, but a checkpoint embeds the gallery: "
             "give the one that it was made from."
         )
-    query, gallery = read_checkpoint(args.weights), read_checkpoint(args.gallery_weights)
-    cfg = _configuration(args, query)
-    if cfg.test.visrank:
-        raise InputError("test.visrank is True, but pictures of rankings are not drawn with --gallery-weights.")
-    return _carry_out(cfg, lambda: evaluate_pair(cfg, query, gallery))
-
-
-def _run_exported(args: argparse.Namespace) -> int:
-    from amg_plugin.deploy.exported_file import open_exported
-    from amg_plugin.deploy.network import as_checkpoint
-    from amg_plugin.runs.exported import evaluate_file
-
-    for option, value in (("--dense", args.dense), ("--gallery-weights", args.gallery_weights)):
-        if value is not None:
-            raise InputError(f"{option} goes with checkpoints only, but --weights is an exported file; leave it out.")
-    file = open_exported(args.weights)
-    source = as_checkpoint(file.info)
-    cfg = _configuration(args, source, use_gpu=False)  # the file's runtime computes, on the CPU
-    return _carry_out(cfg, lambda: evaluate_file(cfg, file, source))
 
 
 def _configuration(args: argparse.Namespace, checkpoint: Checkpoint, use_gpu: bool = True) -> CfgNode:

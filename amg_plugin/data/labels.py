@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,17 +21,17 @@ VIEWS = "viewid"
 Labels = tuple[Tensor | None, ...]
 
 
+@dataclass
 class TrainingLabels:
     """Turns the camera labels of training batches into the rows that a network has learned.
 
-    Args:
+    Attributes:
         datamanager: torchreid's image data manager or the plugin's.
         sources: Training data sets that a network is taken for that does not say its own, if it is one.
     """
 
-    def __init__(self, datamanager: Any, sources: Sequence[str]) -> None:
-        self.datamanager = datamanager
-        self.sources = list(sources)
+    datamanager: Any
+    sources: Sequence[str]
 
     @cached_property
     def cameras(self) -> TrainingCameras:
@@ -75,19 +76,19 @@ class TrainingLabels:
         return cameras, _views(side, batch, device)
 
 
+@dataclass
 class TargetLabels:
     """Turns the camera labels of query and gallery batches of one target into the rows that a network has learned.
 
-    Args:
+    Attributes:
         target: Name of the data set.
         loaders: Its loaders, ``"query"`` and ``"gallery"``.
         sources: As :class:`TrainingLabels`.
     """
 
-    def __init__(self, target: str, loaders: Mapping[str, Any], sources: Sequence[str]) -> None:
-        self.target = target
-        self.loaders = loaders
-        self.sources = list(sources)
+    target: str
+    loaders: Mapping[str, Any]
+    sources: Sequence[str]
 
     def of(self, model: nn.Module, camids: Tensor, batch: Mapping[str, Any], device: torch.device) -> Labels:
         """What ``model`` wants after the images of a batch: rows of cameras and views ``[B]``, or nothing."""

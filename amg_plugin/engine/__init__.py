@@ -1,13 +1,9 @@
 """torchreid engines with hooks, the pruning hook and distillation. Needs torchreid."""
 
-from amg_plugin.engine.best_model import BestModelHook
 from amg_plugin.engine.distillation import DistillationHook
-from amg_plugin.engine.hooked import HookedEngine
-from amg_plugin.engine.hooks import Hook
-from amg_plugin.engine.image import AMGSoftmaxEngine, AMGTripletEngine
-from amg_plugin.engine.progress import ProgressHook
+from amg_plugin.engine.hooked import AMGSoftmaxEngine, AMGTripletEngine, HookedEngine
+from amg_plugin.engine.hooks import BestModelHook, Hook, ProgressHook, UnfreezingHook
 from amg_plugin.engine.pruning import AMGPruningHook
-from amg_plugin.engine.unfreezing import UnfreezingHook
 
 __all__ = [
     "AMGPruningHook",

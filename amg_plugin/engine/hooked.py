@@ -1,4 +1,4 @@
-"""What the plugin's engines add to torchreid's: hooks, further losses, results per target, our checkpoints."""
+"""The plugin's image engines: torchreid's with hooks, further losses, results per target and our checkpoints."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint
 from amg_plugin.config.load import to_plain_dict
 from amg_plugin.data.labels import TrainingLabels
 from amg_plugin.engine.hooks import Hook
+from amg_plugin.engine.losses import SoftMarginTripletLoss
 from amg_plugin.engine.optim import build_optimizer, build_scheduler
 from amg_plugin.errors import RunError
 from amg_plugin.evaluation.evaluator import Evaluator, draw_rankings
@@ -26,6 +27,8 @@ from amg_plugin.models.reid import unwrap
 from amg_plugin.utils.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
+
+_stock = compat.torchreid().engine
 
 # Without "rerank", which torchreid leaves out of every test during a run: all figures of a run are comparable.
 _TEST_ARGUMENTS = ("dist_metric", "normalize_feature", "save_dir", "use_metric_cuhk03", "ranks")
@@ -252,3 +255,46 @@ class _RunEvaluator(Evaluator):
 
     def extract(self, images: Tensor, *labels: Tensor | None) -> Tensor:
         return self.model(images, *labels) if labels else self.engine.extract_features(images)
+
+
+class AMGSoftmaxEngine(HookedEngine, _stock.ImageSoftmaxEngine):
+    """torchreid's ``ImageSoftmaxEngine`` with the plugin's hooks.
+
+    Args:
+        datamanager: torchreid's or the plugin's image data manager.
+        model: The network.
+        optimizer: Its optimiser.
+        cfg: The whole configuration.
+        hooks: Listeners.
+        **kwargs: ``scheduler``, ``use_gpu``, ``label_smooth`` as in torchreid.
+    """
+
+    def task_losses(self, outputs: Any, pids: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Cross entropy."""
+        return {"loss": (1.0, self.compute_loss(self.criterion, outputs, pids))}
+
+
+class AMGTripletEngine(HookedEngine, _stock.ImageTripletEngine):
+    """torchreid's ``ImageTripletEngine`` with the plugin's hooks and, by ``amg.soft_margin``, a soft margin.
+
+    Arguments as :class:`AMGSoftmaxEngine`, further ``margin``, ``weight_t`` and ``weight_x`` as in torchreid.
+    """
+
+    def __init__(self, *args: Any, cfg: CfgNode, **kwargs: Any) -> None:
+        super().__init__(*args, cfg=cfg, **kwargs)
+        if cfg.amg.soft_margin:
+            self.criterion_t = SoftMarginTripletLoss()
+
+    def logits_of(self, outputs: Any) -> Any:
+        """The first of (logits, features)."""
+        return outputs[0]
+
+    def task_losses(self, outputs: Any, pids: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Triplet loss on the features and cross entropy on the logits, each if it has a weight."""
+        logits, features = outputs
+        terms = {}
+        if self.weight_t > 0:
+            terms["loss_t"] = (self.weight_t, self.compute_loss(self.criterion_t, features, pids))
+        if self.weight_x > 0:
+            terms["loss_x"] = (self.weight_x, self.compute_loss(self.criterion_x, logits, pids))
+        return terms

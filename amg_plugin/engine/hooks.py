@@ -1,4 +1,4 @@
-"""Phases of a run that the plugin's engines announce, and the base class of what listens to them.
+"""Phases of a run that the plugin's engines announce, the base class of what listens to them, and small listeners.
 
 Order inside one ``engine.run(...)``::
 
@@ -13,14 +13,22 @@ Order inside one ``engine.run(...)``::
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from tqdm import tqdm
 from yacs.config import CfgNode
 
+from amg_plugin.checkpoint import BEST_CHECKPOINT
 from amg_plugin.errors import InputError
+from amg_plugin.models.vit import backbone_of
 from amg_plugin.registries import HOOKS
+
+logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -103,3 +111,73 @@ def registered_hooks(cfg: CfgNode) -> list[Hook]:
             raise InputError(f"The hook '{name}' must be an amg_plugin.engine.Hook, not {type(hook).__name__}.")
         hooks.append(hook)
     return hooks
+
+
+class BestModelHook(Hook):
+    """Writes the model with the best mAP of the first target.
+
+    Args:
+        save_dir: Folder of the checkpoint.
+        eligible: Says whether an evaluation counts; for pruning, whether the structure is final.
+
+    Attributes:
+        best: ``{"epoch", "mAP"}`` of the kept model, empty before the first.
+    """
+
+    def __init__(self, save_dir: str | Path, eligible: Callable[[], bool] = lambda: True) -> None:
+        self.path = Path(save_dir) / BEST_CHECKPOINT
+        self.eligible = eligible
+        self.best: dict[str, float] = {}
+
+    def after_test(self, engine: Engine) -> None:
+        """Compare and write."""
+        score = engine.first_result["mAP"]
+        if self.eligible() and score > self.best.get("mAP", -1.0):
+            self.best = {"epoch": engine.epoch, "mAP": score}
+            engine.write_checkpoint(self.path)
+
+
+class ProgressHook(Hook):
+    """A bar per epoch with the current loss terms; silent when not on a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def before_epoch(self, engine: Engine) -> None:
+        """Open the bar."""
+        label = f"epoch {engine.epoch + 1}/{engine.max_epoch}"
+        self._bar = tqdm(total=len(engine.train_loader), desc=label, leave=False, disable=None)
+
+    def after_step(self, engine: Engine, summary: dict[str, float]) -> None:
+        """Move it on."""
+        self._bar.set_postfix({name: f"{value:.3f}" for name, value in summary.items()}, refresh=False)
+        self._bar.update()
+
+    def after_epoch(self, engine: Engine) -> None:
+        """Close it."""
+        self._bar.close()
+
+
+class UnfreezingHook(Hook):
+    """Trains the top block in the first epochs and one more, downwards, every ``every`` epochs.
+
+    What is outside the blocks is trained from the start. Frozen blocks keep their weights exactly: they have no
+    gradient, so no optimiser touches them, weight decay included.
+
+    Args:
+        every: Epochs after which one more block is trained, at least 1.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._trained = 0
+
+    def layers_opened(self, engine: Engine) -> None:
+        """Freeze the lower blocks again, which torchreid opens at every epoch."""
+        blocks = backbone_of(engine.model).blocks
+        trained = min(1 + engine.epoch // self.every, len(blocks))
+        for block in blocks[: len(blocks) - trained]:
+            block.requires_grad_(False)
+        if trained != self._trained:
+            logger.info("epoch %d: the top %d of %d blocks are trained", engine.epoch + 1, trained, len(blocks))
+        self._trained = trained

@@ -40,8 +40,7 @@ class Evaluator:
         self.loaders = loaders
         self.protocol = protocol
         self.sources = sources
-        first = next(chain(model.parameters(), model.buffers()), torch.empty(0))
-        self.device = first.device
+        self.device = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
 
     def evaluate(self, visit: Callable[[str, np.ndarray], None] | None = None) -> dict[str, Scores]:
         """Scores of every target.

@@ -29,8 +29,8 @@ ENGINES = Registry("engine", EngineRow)
 for _name, _where, _loss in (
     ("image_softmax", "torchreid:engine.ImageSoftmaxEngine", "softmax"),
     ("image_triplet", "torchreid:engine.ImageTripletEngine", "triplet"),
-    ("amg_softmax", "amg_plugin.engine.image:AMGSoftmaxEngine", "softmax"),
-    ("amg_triplet", "amg_plugin.engine.image:AMGTripletEngine", "triplet"),
+    ("amg_softmax", "amg_plugin.engine.hooked:AMGSoftmaxEngine", "softmax"),
+    ("amg_triplet", "amg_plugin.engine.hooked:AMGTripletEngine", "triplet"),
 ):
     ENGINES.register(_name, _where, loss=_loss, needs=("torchreid",))
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from amg_plugin import compat
-from amg_plugin.checkpoint import Checkpoint, read_checkpoint
+from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.errors import ConfigError, InputError
 from amg_plugin.plugin import backbones
 from amg_plugin.plugin.models import MODELS
@@ -24,26 +24,6 @@ from amg_plugin.utils.environment import environment
 logger = logging.getLogger(__name__)
 
 ALL = "all"
-
-
-@dataclass
-class Candidate:
-    """What becomes a row.
-
-    Attributes:
-        row: Its figures so far.
-        model: torchreid's name; empty for a checkpoint of the plugin.
-        checkpoint: The plugin's checkpoint.
-    """
-
-    row: Row
-    model: str = ""
-    checkpoint: Checkpoint | None = None
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether its features mean anything."""
-        return self.row.file_size is not None
 
 
 def compare(
@@ -86,12 +66,14 @@ def compare(
         *(("checkpoint", file) for file in checkpoints),
     ]
     chosen = _sizes(sizes)
-    candidates = [
-        _candidate(kind, value, cfg, chosen) for kind, value in tqdm(wanted, "counting", leave=False, disable=None)
+    # Files are read here, so that a wrong one stops before any evaluation.
+    counted = [
+        _own(value, cfg) if kind == "checkpoint" else _torchreids(kind, value, cfg, chosen)
+        for kind, value in tqdm(wanted, "counting", leave=False, disable=None)
     ]
     if evaluate:
-        _evaluate(candidates, cfg)
-    return [candidate.row for candidate in candidates]
+        _evaluate(counted, cfg)
+    return [row for row, _ in counted]
 
 
 def conditions(cfg: CfgNode, *, evaluated: bool) -> dict[str, Any]:
@@ -142,10 +124,11 @@ def _sizes(arguments: Sequence[str]) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def _candidate(kind: str, value: str, cfg: CfgNode, sizes: dict[str, tuple[int, int]]) -> Candidate:
-    """Build, check and count one row; weights are read here so that a wrong file stops before any evaluation."""
-    if kind == "checkpoint":
-        return _own(value)
+Restore = Callable[[CfgNode], tuple[CfgNode, nn.Module, list[str]]]
+"""Out of the configuration of all rows: that of one, the network with its weights, and what a reader must know."""
+
+
+def _torchreids(kind: str, value: str, cfg: CfgNode, sizes: dict[str, tuple[int, int]]) -> tuple[Row, Restore | None]:
     name, separator, file = value.partition("=")
     if kind == "weights":
         if not separator or not file:
@@ -153,62 +136,59 @@ def _candidate(kind: str, value: str, cfg: CfgNode, sizes: dict[str, tuple[int, 
         if name in MODELS:
             raise InputError(f"--weights '{value}': files of {name} are checkpoints of amg-reid, give --checkpoint.")
         backbones.check_name(name)
-    height, width = sizes.get(name) or backbones.input_size(name, (cfg.data.height, cfg.data.width))
-    amg = cfg.amg.clone()
-    amg.defrost()
-    amg.image_size = [height, width]
-    model = backbones.build(name, amg, on_meta=kind == "model")
-    row = Row(name, height, width, **backbones.cost(model, name, height, width))
-    if kind == "weights":
-        backbones.load_weights(model, name, file)
-        row.weights, row.file_size = file, Path(file).stat().st_size
-    return Candidate(row, model=name)
+    size = sizes.get(name) or backbones.input_size(name, (cfg.data.height, cfg.data.width))
+
+    def restore(cfg: CfgNode) -> tuple[CfgNode, nn.Module, list[str]]:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.data.height, cfg.data.width = cfg.amg.image_size = list(size)
+        model = backbones.build(name, cfg.amg, on_meta=not file)
+        if file:
+            backbones.load_weights(model, name, file)
+        return cfg, model, []
+
+    row = Row(name, *size, **backbones.cost(restore(cfg)[1], name, *size))
+    if not file:
+        return row, None
+    row.weights, row.file_size = file, Path(file).stat().st_size
+    return row, restore
 
 
-def _own(file: str) -> Candidate:
+def _own(file: str, cfg: CfgNode) -> tuple[Row, Restore]:
     checkpoint = read_checkpoint(file)
-    model, (height, width) = checkpoint.build(), checkpoint.spec.image_size
+    model, size = checkpoint.build(), checkpoint.spec.image_size
     plan, reducer = checkpoint.plan, checkpoint.spec.reducer
-    left = f"{sum(plan.heads_per_block)}/{sum(plan.num_heads)} heads, " + (
-        f"{sum(plan.tokens_per_block)}/{plan.num_patches * plan.depth} tokens ({plan.variant})"
-    )
-    row = Row(
-        checkpoint.spec.arch,
-        height,
-        width,
-        **backbones.cost(model, file, height, width),
-        weights=file,
-        file_size=Path(file).stat().st_size,
-        note=("dense" if plan.is_dense else left) + (f", {reducer.method}" if reducer else ""),
-    )
-    return Candidate(row, checkpoint=checkpoint)
+    note = "dense"
+    if not plan.is_dense:
+        note = f"{sum(plan.heads_per_block)}/{sum(plan.num_heads)} heads, "
+        note += f"{sum(plan.tokens_per_block)}/{plan.num_patches * plan.depth} tokens ({plan.variant})"
+    note += f", {reducer.method}" if reducer else ""
+    own = checkpoint.config.get("test", {})
+    departures = [
+        f"own test.{key} is {own[key]}"
+        for key in ("dist_metric", "normalize_feature", "rerank")
+        if key in own and own[key] != cfg.test[key]
+    ]
+
+    def restore(cfg: CfgNode) -> tuple[CfgNode, nn.Module, list[str]]:
+        own = own_config(checkpoint, cfg)
+        return own, fitted(checkpoint, own).build(), departures
+
+    row = Row(checkpoint.spec.arch, *size, **backbones.cost(model, file, *size), note=note)
+    row.weights, row.file_size = file, Path(file).stat().st_size
+    return row, restore
 
 
-def _evaluate(candidates: Sequence[Candidate], cfg: CfgNode) -> None:
+def _evaluate(counted: Sequence[tuple[Row, Restore | None]], cfg: CfgNode) -> None:
     check_precision(cfg)
     cfg = cfg.clone()
     cfg.defrost()
-    for candidate in candidates:
-        row, checkpoint = candidate.row, candidate.checkpoint
-        if not candidate.has_weights:
+    for row, restore in counted:
+        if restore is None:
             continue
         logger.info("%s (%s)", row.name, row.weights)
         compat.torchreid().utils.set_random_seed(cfg.train.seed)
-        if checkpoint is not None:
-            own = own_config(checkpoint, cfg)
-            model = fitted(checkpoint, own).build()
-            row.note = "; ".join([row.note, *_departures(checkpoint, cfg)])
-        else:
-            own = cfg.clone()
-            own.data.height, own.data.width = row.height, row.width
-            model = backbones.build(candidate.model, own.amg)
-            backbones.load_weights(model, candidate.model, row.weights)
+        own, model, notes = restore(cfg)
         row.scores = build_evaluator(own, model).evaluate()
+        row.note = "; ".join(filter(None, [row.note, *notes]))
         cfg.amg.check_images = False  # the images are the same for every row
-
-
-def _departures(checkpoint: Checkpoint, cfg: CfgNode) -> list[str]:
-    """Where the common protocol is not the one of the checkpoint's own configuration."""
-    own = checkpoint.config.get("test", {})
-    keys = ("dist_metric", "normalize_feature", "rerank")
-    return [f"own test.{key} is {own[key]}" for key in keys if key in own and own[key] != cfg.test[key]]

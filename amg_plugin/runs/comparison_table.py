@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from amg_plugin.utils.tables import text_table
+from amg_plugin.utils.tables import csv_table, markdown_table, text_table
 
 FORMATS = ("text", "markdown", "csv", "json")
 NO_WEIGHTS = "no weights"
@@ -60,10 +58,10 @@ def render(rows: Sequence[Row], form: str, facts: Mapping[str, Any]) -> str:
         return _csv(rows)
     header, cells = _cells(rows)
     if form == "text":
-        return f"{text_table(header, cells)}\n\n{_legend(facts)}\n"
-    marks = ["---" if name in ("model", "weights", "note") else "---:" for name in header]
-    lines = [f"| {' | '.join(line)} |" for line in [header, marks, *cells]]
-    return f"{_preface(facts)}\n" + "\n".join(lines) + "\n"
+        legend = "params, MACs (one image, counted) and size (parameters and buffers) are without classifier"
+        return "\n".join([text_table(header, cells), "", legend, *_conditions(facts), ""])
+    words = [place for place, name in enumerate(header) if name in ("model", "weights", "note")]
+    return f"{_preface(facts)}\n{markdown_table(header, cells, left=words)}\n"
 
 
 def _targets(rows: Sequence[Row]) -> list[str]:
@@ -95,19 +93,15 @@ def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    plain = []
-    for row in rows:
-        values = asdict(row)
-        scores = values.pop("scores")
-        for target in _targets(rows):
-            for key in ("mAP", "rank1"):
-                values[f"{target}.{key}"] = scores.get(target, {}).get(key)
-        plain.append(values)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(plain[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain)
-    return text.getvalue()
+    keys = [(target, key) for target in _targets(rows) for key in ("mAP", "rank1")]
+    names = [one.name for one in fields(Row) if one.name != "scores"]
+    return csv_table(
+        [*names, *map(".".join, keys)],
+        [
+            [*(getattr(row, name) for name in names), *(row.scores.get(target, {}).get(key) for target, key in keys)]
+            for row in rows
+        ],
+    )
 
 
 def _conditions(facts: Mapping[str, Any]) -> list[str]:
@@ -116,15 +110,6 @@ def _conditions(facts: Mapping[str, Any]) -> list[str]:
         lines.append("; ".join(f"{key} {value}" for key, value in facts["protocol"].items()))
         lines.append(f"{facts['device']}, {facts['threads']} threads, seed {facts['seed']}")
     return lines
-
-
-def _legend(facts: Mapping[str, Any]) -> str:
-    return "\n".join(
-        [
-            "params, MACs (one image, counted) and size (parameters and buffers) are without classifier",
-            *_conditions(facts),
-        ]
-    )
 
 
 def _preface(facts: Mapping[str, Any]) -> str:

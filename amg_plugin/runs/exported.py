@@ -8,8 +8,8 @@ from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.data.targets import build_test_loaders
-from amg_plugin.deploy.exported_file import ExportedFile
-from amg_plugin.deploy.network import ExportedNetwork, check_unchanged
+from amg_plugin.deploy.exported_file import ExportedFile, open_exported
+from amg_plugin.deploy.network import ExportedNetwork, as_checkpoint, check_unchanged
 from amg_plugin.models.build import build_network
 from amg_plugin.pruning import apply_plan
 from amg_plugin.runs import result as report
@@ -17,13 +17,23 @@ from amg_plugin.runs.setup import build_evaluator, check_fits
 from amg_plugin.runs.test import ranking_pictures
 
 
+def read(path: str) -> tuple[ExportedFile, Checkpoint]:
+    """An exported file, opened, and what it knows of its checkpoint.
+
+    Raises:
+        InputError: If it cannot be used.
+    """
+    file = open_exported(path)
+    return file, as_checkpoint(file.info)
+
+
 def evaluate_file(cfg: CfgNode, file: ExportedFile, source: Checkpoint) -> dict[str, Any]:
     """Evaluate an exported file on the targets of a configuration.
 
     Args:
         cfg: The configuration, with ``use_gpu`` False: the file's runtime computes, on the CPU.
-        file: The file, opened.
-        source: What the file knows of its checkpoint.
+        file: As :func:`read` gave it.
+        source: Likewise.
 
     Returns:
         The section of the result, with what the file is and what ran it.

@@ -306,21 +306,13 @@ def run_arguments(cfg: CfgNode, max_epoch: int) -> dict[str, Any]:
     """
     if cfg.test.visrank:
         raise ConfigError("test.visrank is True, but pictures of rankings are drawn by 'amg-reid test' only.")
+    train, test = cfg.train, cfg.test
     return {
         "save_dir": cfg.data.save_dir,
         "max_epoch": max_epoch,
-        "start_epoch": cfg.train.start_epoch,
-        "fixbase_epoch": cfg.train.fixbase_epoch,
-        "open_layers": list(cfg.train.open_layers),
-        "start_eval": cfg.test.start_eval,
-        "eval_freq": cfg.test.eval_freq,
-        "test_only": False,
-        "print_freq": cfg.train.print_freq,
-        "dist_metric": cfg.test.dist_metric,
-        "normalize_feature": cfg.test.normalize_feature,
-        "visrank": cfg.test.visrank,
-        "visrank_topk": cfg.test.visrank_topk,
+        **{key: train[key] for key in ("start_epoch", "fixbase_epoch", "print_freq")},
+        "open_layers": list(train.open_layers),
+        **{key: test[key] for key in ("start_eval", "eval_freq", "dist_metric", "normalize_feature", "rerank")},
+        "ranks": list(test.ranks),
         "use_metric_cuhk03": cfg.cuhk03.use_metric_cuhk03,
-        "ranks": list(cfg.test.ranks),
-        "rerank": cfg.test.rerank,
     }
