@@ -41,7 +41,11 @@ def each(check: Check) -> Check:
 
     def check_all(value: Sequence[Any]) -> str:
         texts = [text for item in value if (text := check(item))]
-        return f"a list of {texts[0].removeprefix('one of ')}" if texts else ""
+        return (
+            f"a list of {texts[0].removeprefix('one of ') or 'registered names, of which there are none'}"
+            if texts
+            else ""
+        )
 
     return check_all
 

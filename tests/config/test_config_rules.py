@@ -45,6 +45,7 @@ TOKENS = {"target": "tokens", "rate": 0.25, "iterations": 1, "epochs": 0}
         ("amg.override.depth", -1, "at least 0"),
         ("amg.drop_path", 1.0, "less than 1"),
         ("amg.neck_feat", "beside", "'before', 'after'"),
+        ("amg.hooks", ["mine"], "a list of registered names, of which there are none"),
         ("amg.precision", "fp16", "'fp32', 'bf16'"),
         ("amg.warmup_epochs", -1, "at least 0"),
         ("amg.head", "neck", "'bnneck', 'parts'"),
