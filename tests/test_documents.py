@@ -209,5 +209,5 @@ def test_python_examples_run_and_print_what_they_say(code, workspace, monkeypatc
 
 
 def test_the_picture_of_the_readme_is_what_its_script_draws():
-    picture = runpy.run_path(str(CHECKOUT / "tools" / "draw_method.py"))["picture"]
+    picture = runpy.run_path(str(CHECKOUT / "docs" / "figures" / "draw_method.py"))["picture"]
     assert (CHECKOUT / "docs" / "figures" / "method.svg").read_text(encoding="utf-8") == picture()

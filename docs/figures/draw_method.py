@@ -2,7 +2,7 @@
 
 The picture is made of shapes and text only, so the same script always gives the same file.
 
-Usage: python tools/draw_method.py [--output docs/figures/method.svg]
+Usage: python docs/figures/draw_method.py [--output docs/figures/method.svg]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-DEFAULT = Path(__file__).resolve().parents[1] / "docs" / "figures" / "method.svg"
+DEFAULT = Path(__file__).with_name("method.svg")
 
 WIDTH, HEIGHT = 830, 446
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
