@@ -11,7 +11,6 @@ example: python tools/compare_reducers.py --weights log/dev_split_vits14/last.pt
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -19,6 +18,8 @@ from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from results import CONDITIONS, read, versions_of, without_places, write
 
 from amg_plugin.checkpoint import LAST_CHECKPOINT, Checkpoint, read_checkpoint
 from amg_plugin.cli.arguments import finish, logged
@@ -31,7 +32,7 @@ from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import assemble, build_evaluator, check_identities, fitted, prepare
 from amg_plugin.runs.test import evaluate_checkpoint
 from amg_plugin.runs.train import train
-from amg_plugin.utils.tables import per_cent
+from amg_plugin.utils.tables import markdown_table, per_cent
 
 #: Method -> label, keys besides those of the configuration.
 SINGLE_SHOT = [{"target": "heads"}, {"target": "tokens"}]
@@ -47,7 +48,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {"amg.reducer": "none"}),
 }  # fmt: skip
 BEFORE, AFTER = "before", "after"
-_CONDITIONS = ("seed", "device", "threads", "versions", "seconds")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -77,9 +77,8 @@ def names_out_of(allowed: Collection[str]) -> Callable[[str], list[str]]:
 
     def parse(text: str) -> list[str]:
         names = [name for name in text.split(",") if name]
-        for name in names:
-            if name not in allowed:
-                raise argparse.ArgumentTypeError(f"'{name}' is unknown; allowed are {', '.join(allowed)}")
+        if unknown := [name for name in names if name not in allowed]:
+            raise argparse.ArgumentTypeError(f"'{unknown[0]}' is unknown; allowed are {', '.join(allowed)}")
         return names
 
     return parse
@@ -141,25 +140,18 @@ def prune_once(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     return {"pruned": report.section(scores, shape), "history": engine.history}
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """A run's result, if it is there."""
-    path = folder / report.FILE_NAME
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"'{path}' cannot be read as JSON: {error}.") from error
-
-
 def collect(args: argparse.Namespace) -> dict[str, Any]:
     """What the finished runs say: per method and step, figures and conditions of every seed."""
     methods: dict[str, Any] = {}
     for method, (label, _) in METHODS.items():
         entry: dict[str, Any] = {"label": label, BEFORE: {}, AFTER: {}, "config": {}, "runs": {BEFORE: {}, AFTER: {}}}
         for name, seed in product((BEFORE, AFTER), args.seeds):
-            if run := read(place(args, seed, method, name)):
+            path = place(args, seed, method, name) / report.FILE_NAME
+            if path.is_file():
+                run = read(path)
                 entry[name][str(seed)] = next(run[key] for key in report.SECTIONS if key in run)
                 entry["config"].setdefault(name, without_places(run["config"]))  # seeds differ in nothing else
-                entry["runs"][name][str(seed)] = {key: run[key] for key in _CONDITIONS}
+                entry["runs"][name][str(seed)] = {key: run[key] for key in CONDITIONS}
         if entry[BEFORE] or entry[AFTER]:
             methods[method] = entry
     if not methods:
@@ -167,50 +159,39 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
     return {"saving": args.saving, "balance": args.balance, "config_file": args.config_file, "methods": methods}
 
 
-def without_places(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without paths of somebody's disk."""
-    for node, keys in (("data", ("root", "save_dir")), ("amg", ("weights",))):
-        for key in keys:
-            config[node][key] = Path(config[node][key]).name
-    return config
-
-
 def markdown(result: dict[str, Any]) -> str:
-    """The table."""
+    """The table, and what it was measured on."""
     methods = result["methods"]
     dense = macs_of(methods["dense"]) if "dense" in methods else None
-    lines = [
-        f"# {100 * result['saving']:.0f} % fewer MACs by AMG and by others",
-        "",
-        "| method | counted MACs (G) | saved | without fine-tuning: Rank-1 / mAP % | fine-tuned: Rank-1 / mAP % |",
-        "|---|---|---|---|---|",
+    header = [
+        "method",
+        "counted MACs (G)",
+        "saved",
+        "without fine-tuning: Rank-1 / mAP %",
+        "fine-tuned: Rank-1 / mAP %",
     ]
+    rows = []
     for entry in methods.values():
         saved = f"{1 - macs_of(entry) / dense:.1%}" if dense else ""
-        cells = [
+        scores = [
             " / ".join(per_cent([run[key] for run in entry[name].values()]) for key in ("rank1", "mAP"))
             if entry[name]
             else "not run"
             for name in (BEFORE, AFTER)
         ]
-        lines.append(f"| {entry['label']} | {macs_of(entry) / 1e9:.3f} | {saved} | {' | '.join(cells)} |")
+        rows.append([entry["label"], f"{macs_of(entry) / 1e9:.3f}", saved, *scores])
     runs = [run for entry in methods.values() for step in entry["runs"].values() for run in step.values()]
-    run, threads, seeds = runs[0], *({run[key] for run in runs} for key in ("threads", "seed"))
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    threads, seeds = (sorted({run[key] for run in runs}) for key in ("threads", "seed"))
     config = next(config for entry in methods.values() for config in entry["config"].values())
     images, epochs = config["train"]["batch_size"] * config["amg"]["batches_per_epoch"], config["train"]["max_epoch"]
     length = f"{images * epochs:,} images" if images else f"{epochs} epoch{'s' * (epochs != 1)}"
     several = " (mean ± standard deviation over them)" if len(seeds) > 1 else ""
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Fine-tuning: {length}, the same for all, no distillation. Measured on {run['device']}, "
-            f"threads: {' or '.join(map(str, sorted(threads)))}; {versions}; "
-            f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}{several}. "
-            f"Configuration `{result['config_file']}`.",
-            "",
-        ]
+    return (
+        f"{markdown_table(header, rows, left=range(len(header)))}\n\n"
+        f"Fine-tuning: {length}, the same for all, no distillation. Measured on {runs[0]['device']}, "
+        f"threads: {' or '.join(map(str, threads))}; {versions_of(runs[0])}; "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}{several}. "
+        f"Configuration `{result['config_file']}`."
     )
 
 
@@ -227,15 +208,7 @@ def main() -> int:
         for name, method in product(args.steps, args.methods):
             run_step(args, seed, method, name, checkpoint)
     result = collect(args)
-    text = markdown(result)
-    if args.notes:
-        text += "\n" + Path(args.notes).read_text(encoding="utf-8")
-    if args.output:
-        base = Path(args.output)
-        base.parent.mkdir(parents=True, exist_ok=True)
-        Path(f"{base}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        Path(f"{base}.md").write_text(text, encoding="utf-8")
-    print(text)
+    write(args, f"{100 * args.saving:.0f} % fewer MACs by AMG and by others", result, markdown(result))
     return 0
 
 

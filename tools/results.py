@@ -21,10 +21,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.runs import result as report
@@ -33,7 +37,7 @@ from amg_plugin.utils.files import write_text
 from amg_plugin.utils.tables import markdown_table, per_cent, text_table
 
 Result = dict[str, Any]
-_CONDITIONS = ("seed", "device", "threads", "versions", "seconds")
+CONDITIONS = ("seed", "device", "threads", "versions", "seconds")
 #: What a configuration says about somebody's disk, which is not part of a result.
 _PLACES = ("data.root", "data.save_dir", "amg.weights", "amg.distill.teacher")
 
@@ -49,16 +53,17 @@ def read(path: str | Path) -> Result:
         raise InputError(f"'{path}' cannot be read as JSON: {error}.") from error
 
 
-def write(args: argparse.Namespace, result: object, text: str) -> None:
-    """Write ``--output``.json and ``--output``.md, the latter with its title and notes, and print it."""
-    text = f"# {args.title}\n\n{text.rstrip()}\n"
+def write(args: argparse.Namespace, title: str, result: object, text: str) -> None:
+    """Print a table with its title and ``--notes``; write it to ``--output``.md, its figures to ``--output``.json."""
+    text = f"# {title}\n\n{text.rstrip()}\n"
     if args.notes:
         try:
             text += "\n" + Path(args.notes).read_text(encoding="utf-8")
         except OSError as error:
             raise InputError(f"The notes '{args.notes}' cannot be read: {error}.") from error
-    write_text(f"{args.output}.json", json.dumps(result, indent=1) + "\n")
-    write_text(f"{args.output}.md", text)
+    if args.output:
+        write_text(f"{args.output}.json", json.dumps(result, indent=1) + "\n")
+        write_text(f"{args.output}.md", text)
     print(text)
 
 
@@ -66,9 +71,7 @@ def without_places(config: Result) -> Result:
     """A configuration with file names in place of paths."""
     for key in _PLACES:
         *nodes, name = key.split(".")
-        node = config
-        for step in nodes:
-            node = node[step]
+        node = reduce(getitem, nodes, config)
         node[name] = Path(node[name]).name
     return config
 
@@ -82,6 +85,11 @@ def with_interval(entry: Result, key: str, sign: str = "") -> str:
     """A figure in per cent with its interval in brackets."""
     low, high = entry[f"{key}_interval"]
     return f"{100 * entry[key]:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def scores_of(entry: Result, kind: str = "", sign: str = "") -> list[str]:
+    """Rank-1 and mAP with their intervals."""
+    return [with_interval(entry, key + kind, sign) for key in ("rank1", "mAP")]
 
 
 # intervals ------------------------------------------------------------------------------------------------------------
@@ -102,10 +110,16 @@ def per_query(path: str, root: str, target: str) -> Result:
     return per_query_scores(evaluator.protocol.distances(query, gallery), query, gallery)
 
 
+def interval(values: np.ndarray, resamples: int, seed: int) -> list[float]:
+    """95 % percentile bootstrap interval of the mean over queries (Efron and Tibshirani 1993, chapter 13)."""
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    return np.percentile(means, [2.5, 97.5]).tolist()
+
+
 def intervals(args: argparse.Namespace) -> None:
-    """Measure, print and write."""
+    """Bootstrap intervals over queries, and of differences from the first model."""
     from amg_plugin.utils.environment import environment
-    from amg_plugin.utils.statistics import interval
 
     pairs = [model.partition("=")[::2] for model in args.models]
     if any(not path for _, path in pairs):
@@ -114,14 +128,12 @@ def intervals(args: argparse.Namespace) -> None:
     reference = pairs[0][0]
     figures, rows = {}, []
     for name, values in scores.items():
-        entry: Result = {"queries": len(values["AP"])}
+        entry = figures[name] = {"queries": len(values["AP"])}
         for label, key in (("mAP", "AP"), ("rank1", "rank1")):
             for kind, numbers in (("", values[key]), ("_difference", values[key] - scores[reference][key])):
                 entry[label + kind] = float(numbers.mean())
                 entry[f"{label}{kind}_interval"] = interval(numbers, args.resamples, args.seed)
-        figures[name] = entry
-        rows.append([name, *(with_interval(entry, key) for key in ("rank1", "mAP")),
-                     *(with_interval(entry, f"{key}_difference", "+") for key in ("rank1", "mAP"))])  # fmt: skip
+        rows.append([name, *scores_of(entry), *scores_of(entry, "_difference", "+")])
     header = ["model", "Rank-1 % [95 %]", "mAP % [95 %]", f"Rank-1 - {reference}", f"mAP - {reference}"]
     print(text_table(header, rows))
     if args.output:
@@ -140,12 +152,12 @@ _STEPS = {
 
 
 def pruning(args: argparse.Namespace) -> None:
-    """Join a dense, a control and a pruning run."""
+    """A dense, a control and a pruning run."""
     runs = {"dense": read(args.dense), "control": read(args.control), "prune": read(args.prune)}
     for run in runs.values():
         run["config"] = without_places(run["config"])
     result = {**runs["prune"], "control": runs["control"]["dense"]}
-    result["runs"] = {name: {key: run[key] for key in ("config", *_CONDITIONS)} for name, run in runs.items()}
+    result["runs"] = {name: {key: run[key] for key in ("config", *CONDITIONS)} for name, run in runs.items()}
     result["dense_history"], result["control_history"] = runs["dense"]["history"], runs["control"]["history"]
     found: Result = {}
     if args.intervals:
@@ -154,7 +166,7 @@ def pruning(args: argparse.Namespace) -> None:
     rows = []
     for name, label in _STEPS.items():
         row = result[name]
-        cells = [with_interval(found[name], key) if name in found else per_cent([row[key]]) for key in ("rank1", "mAP")]
+        cells = scores_of(found[name]) if name in found else [per_cent([row[key]]) for key in ("rank1", "mAP")]
         for key, unit in (("params", 1e6), ("macs", 1e9)):
             change = 100 * (row[key] / result["dense"][key] - 1)
             cells.append(f"{row[key] / unit:.2f}" + (f" ({change:+.1f} %)" if round(change, 1) else ""))
@@ -169,10 +181,10 @@ def pruning(args: argparse.Namespace) -> None:
     if found:
         reference, last = next(iter(found)), found["finetuned"]
         lines.append(f"In brackets: 95 % percentile bootstrap interval over the {last['queries']} queries.")
-        parts = [f"{label} {with_interval(last, f'{key}_difference', '+')}"
-                 for label, key in (("Rank-1", "rank1"), ("mAP", "mAP"))]  # fmt: skip
-        lines += ["", f"Pruned and fine-tuned minus {reference}, paired over the queries: {', '.join(parts)} points."]
-    write(args, result, "\n".join(lines))
+        rank1, precision = scores_of(last, "_difference", "+")
+        sentence = f"Pruned and fine-tuned minus {reference}, paired over the queries: Rank-1 {rank1}, mAP {precision}"
+        lines += ["", f"{sentence} points."]
+    write(args, args.title, result, "\n".join(lines))
 
 
 # seeds ----------------------------------------------------------------------------------------------------------------
@@ -195,7 +207,7 @@ def figures_of(word: str) -> tuple[str, Result]:
     config = without_places(result["config"])
     schedule = {key: config["amg"][key] for key in ("schedule", "final_epochs", "distill", "calibration")}
     training = {key: config["train"][key] for key in ("max_epoch", "lr")}
-    conditions = {key: result[key] for key in _CONDITIONS}
+    conditions = {key: result[key] for key in CONDITIONS}
     costs = {key: result["query_model"][key] for key in ("params", "macs")} if name == "asymmetric" else {}
     return row, {"section": name, **result[name], **costs, **conditions, "config": {"amg": schedule, "train": training}}
 
@@ -215,7 +227,7 @@ def rows_of(words: Sequence[str], reference: str | None) -> Rows:
 
 
 def seeds(args: argparse.Namespace) -> None:
-    """Join results of the same commands with several seeds."""
+    """The same runs with several seeds."""
     rows, reference = rows_of(args.results, args.reference), args.reference
     header = ["model", "Rank-1 %", "mAP %", "params (M)", "MACs (G)"]
     header += [f"{score} minus {reference}" for score in ("Rank-1", "mAP")] if reference else []
@@ -235,7 +247,9 @@ def seeds(args: argparse.Namespace) -> None:
         f"seeds {', '.join(numbers)}."
     )
     spread = ["Mean ± standard deviation over the seeds; differences are taken seed by seed."] * (len(numbers) > 1)
-    write(args, rows, "\n".join([markdown_table(header, table, left=range(len(header))), "", where, *spread]))
+    write(
+        args, args.title, rows, "\n".join([markdown_table(header, table, left=range(len(header))), "", where, *spread])
+    )
 
 
 # occlusion ------------------------------------------------------------------------------------------------------------
@@ -244,11 +258,7 @@ _MODELS = {"dense": "dense", "control": "control", "finetuned": "pruned"}
 
 
 def joined_under_occlusion(args: argparse.Namespace) -> Result:
-    """One result with the rows dense, control and pruned.
-
-    Raises:
-        InputError: If a run has no such row, or they looked at different masks.
-    """
+    """One result with the rows dense, control and pruned."""
     from amg_plugin.data.occlusion.copy import FORMAT
 
     pruned, control = read(args.pruned), read(args.control)
@@ -257,6 +267,7 @@ def joined_under_occlusion(args: argparse.Namespace) -> Result:
             raise InputError(
                 f"'{path}' lacks {', '.join(missing)}; evaluate the targets, one with masks, as --help says."
             )
+    rows = {"dense": pruned["dense"], "control": control["dense"], "finetuned": pruned["finetuned"]}
     attention = {}
     for target, section in pruned[ATTENTION].items():
         other = control[ATTENTION].get(target, {})
@@ -268,7 +279,6 @@ def joined_under_occlusion(args: argparse.Namespace) -> Result:
     if manifest.get("format") != FORMAT:
         raise InputError(f"'{args.manifest}' is not a manifest of amg-reid occlude.")
     manifest.pop("images", None)
-    rows = {"dense": pruned["dense"], "control": control["dense"], "finetuned": pruned["finetuned"]}
     return {
         **{label: rows[name] for name, label in _MODELS.items()},
         ATTENTION: attention,
@@ -286,9 +296,8 @@ def occluded_intervals(found: Result) -> str:
     header = ["model", "Rank-1", "mAP", f"Rank-1 - {reference}", f"mAP - {reference}"]
     rows = []
     for name, entry in found["models"].items():
-        differences = [with_interval(entry, f"{key}_difference", "+") for key in ("rank1", "mAP")]
-        rows.append([_MODELS.get(name, name), *(with_interval(entry, key) for key in ("rank1", "mAP")),
-                     *(["", ""] if name == first else differences)])  # fmt: skip
+        differences = ["", ""] if name == first else scores_of(entry, "_difference", "+")
+        rows.append([_MODELS.get(name, name), *scores_of(entry), *differences])
     heading = (
         f"On {found['target']}, in points, with 95 % percentile bootstrap intervals over the {count} queries; "
         "differences are paired."
@@ -297,7 +306,7 @@ def occluded_intervals(found: Result) -> str:
 
 
 def occlusion(args: argparse.Namespace) -> None:
-    """Join the evaluations of a dense, a control and a pruned model on an occluded data set."""
+    """Dense, control and pruned models on occluded images."""
     result = joined_under_occlusion(args)
     hidden = result["occlusion"]
     counts = [
@@ -310,7 +319,7 @@ def occlusion(args: argparse.Namespace) -> None:
         parts.insert(1, occluded_intervals(result["intervals"]))
     parts.append(f"Occlusion: seed {hidden['seed']}; {'; '.join(counts)}.")
     conditions = f"{result['threads']} thread(s), seed {result['seed']}; {versions_of(result)}"
-    write(args, result, "\n\n".join([*parts, f"Measured on {result['device']}, {conditions}."]))
+    write(args, args.title, result, "\n\n".join([*parts, f"Measured on {result['device']}, {conditions}."]))
 
 
 # exports --------------------------------------------------------------------------------------------------------------
@@ -327,7 +336,7 @@ def exported_row(text: str) -> Result:
     if section is None:
         raise InputError(f"'{result_path}' is not a result.json of amg-reid.")
     found = {"label": label, **{key: section[key] for key in ("mAP", "rank1", "params", "macs", "targets")}}
-    found |= {key: result[key] for key in _CONDITIONS}
+    found |= {key: result[key] for key in CONDITIONS}
     if not file:
         return {**found, "runtime": f"torch {result['versions']['torch']}"}
     written = read(f"{file}.json")
@@ -338,7 +347,7 @@ def exported_row(text: str) -> Result:
 
 
 def exports(args: argparse.Namespace) -> None:
-    """Join comparisons and evaluations of exported files."""
+    """Exported files and their checkpoints."""
     entries = [exported_row(text) for text in args.rows]
     models: dict[str, Result] = {}
     rows = []
@@ -353,7 +362,7 @@ def exports(args: argparse.Namespace) -> None:
     header = ["model", "runtime", "MB", "largest difference", "cosine", "Rank-1 %", "mAP %", "mAP minus PyTorch's"]
     first = entries[0]
     where = f"Measured on {first['device']}, threads of torch: {first['threads']}; {versions_of(first)}."
-    write(args, entries, f"{markdown_table(header, rows, left=range(len(header)))}\n\n{where}")
+    write(args, args.title, entries, f"{markdown_table(header, rows, left=range(len(header)))}\n\n{where}")
 
 
 # Command line ---------------------------------------------------------------------------------------------------------
@@ -367,47 +376,45 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--title", required=True, help="heading of the Markdown file")
     page.add_argument("--notes", metavar="FILE", help="Markdown text to put below the table")
     page.add_argument("--output", required=True, metavar="PATH", help="without suffix; .json and .md are written")
-
-    sub = tables.add_parser("intervals", help="bootstrap intervals over queries, and of differences from the first")
-    sub.add_argument("models", nargs="+", metavar="NAME=CKPT", help="checkpoints, the reference first")
-    sub.add_argument("--root", required=True, metavar="FOLDER", help="folder that holds the data set")
-    sub.add_argument("--target", default="market1501", metavar="NAME", help="data set (%(default)s)")
-    sub.add_argument("--resamples", type=int, default=10_000, help="bootstrap samples (%(default)s)")
-    sub.add_argument("--seed", type=int, default=0, help="seed of the resampling (%(default)s)")
-    sub.add_argument("--output", metavar="FILE", help="JSON file for the figures")
-    sub.set_defaults(run=intervals)
-
     of_intervals = {"metavar": "JSON", "help": "output of the table 'intervals'"}
-    sub = tables.add_parser("pruning", parents=[page], help="a dense, a control and a pruning run")
+
+    def table(run: Callable[[argparse.Namespace], None], text: str = "") -> Callable[..., argparse.Action]:
+        sub = tables.add_parser(
+            run.__name__, parents=[page] * (run is not intervals), help=run.__doc__, description=text or run.__doc__
+        )
+        sub.set_defaults(run=run)
+        return sub.add_argument
+
+    option = table(intervals)
+    option("models", nargs="+", metavar="NAME=CKPT", help="checkpoints, the reference first")
+    option("--root", required=True, metavar="FOLDER", help="folder that holds the data set")
+    option("--target", default="market1501", metavar="NAME", help="data set (%(default)s)")
+    option("--resamples", type=int, default=10_000, help="bootstrap samples (%(default)s)")
+    option("--seed", type=int, default=0, help="seed of the resampling (%(default)s)")
+    option("--output", metavar="FILE", help="JSON file for the figures")
+    option = table(pruning)
     for name in ("prune", "control", "dense"):
-        sub.add_argument(f"--{name}", required=True, metavar="RESULT", help=f"result.json of the {name} run")
-    sub.add_argument("--intervals", **of_intervals)
-    sub.set_defaults(run=pruning)
-
-    text = (
+        option(f"--{name}", required=True, metavar="RESULT", help=f"result.json of the {name} run")
+    option("--intervals", **of_intervals)
+    option = table(
+        seeds,
         "A row is given once per seed. Its figures are one section of a result.json, the first unless #SECTION names "
-        "another. Of two models (section asymmetric), parameters and MACs are those of the query model."
+        "another. Of two models (section asymmetric), parameters and MACs are those of the query model.",
     )
-    sub = tables.add_parser("seeds", parents=[page], help="the same runs with several seeds", description=text)
-    sub.add_argument("results", nargs="+", metavar="ROW=RESULT[#SECTION]", help="a row's result.json of one seed")
-    sub.add_argument("--reference", metavar="ROW", help="row that differences are taken from, seed by seed")
-    sub.set_defaults(run=seeds)
-
-    sub = tables.add_parser("occlusion", parents=[page], help="dense, control and pruned models on occluded images")
-    sub.add_argument("--pruned", required=True, metavar="RESULT", help="of amg-reid test with --dense")
-    sub.add_argument("--control", required=True, metavar="RESULT", help="of amg-reid test")
-    sub.add_argument("--manifest", required=True, metavar="FILE", help="occlusion.json of the occluded data set")
-    sub.add_argument("--intervals", **of_intervals)
-    sub.set_defaults(run=occlusion)
-
-    text = (
+    option("results", nargs="+", metavar="ROW=RESULT[#SECTION]", help="a row's result.json of one seed")
+    option("--reference", metavar="ROW", help="row that differences are taken from, seed by seed")
+    option = table(occlusion)
+    option("--pruned", required=True, metavar="RESULT", help="of amg-reid test with --dense")
+    option("--control", required=True, metavar="RESULT", help="of amg-reid test")
+    option("--manifest", required=True, metavar="FILE", help="occlusion.json of the occluded data set")
+    option("--intervals", **of_intervals)
+    option = table(
+        exports,
         "FILE is an exported file, next to which 'amg-reid export' wrote FILE.json; RESULT is the result.json of "
         "'amg-reid test'. Rows with the first word of the label in common belong to one model, its checkpoint first; "
-        "files are compared with it."
+        "files are compared with it.",
     )
-    sub = tables.add_parser("exports", parents=[page], help="exported files and their checkpoints", description=text)
-    sub.add_argument("rows", nargs="+", metavar="LABEL=[FILE,]RESULT", help="rows of the table, in order")
-    sub.set_defaults(run=exports)
+    option("rows", nargs="+", metavar="LABEL=[FILE,]RESULT", help="rows of the table, in order")
     return whole
 
 
