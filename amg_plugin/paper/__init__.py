@@ -7,9 +7,9 @@ __all__ = ["load_la_transformer", "load_la_vit", "load_transreid", "published_ac
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "load_la_transformer": "amg_plugin.paper.la",
-        "load_la_vit": "amg_plugin.paper.la",
-        "load_transreid": "amg_plugin.paper.transreid",
+        "load_la_transformer": "amg_plugin.paper.loading",
+        "load_la_vit": "amg_plugin.paper.loading",
+        "load_transreid": "amg_plugin.paper.loading",
         "published_accounting": "amg_plugin.paper.accounting",
     },
 )

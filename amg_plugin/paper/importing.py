@@ -15,11 +15,10 @@ from amg_plugin.errors import InputError
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.weights import read_state_dict
 from amg_plugin.paper import load_la_transformer, load_transreid
-from amg_plugin.paper.state_dicts import check_family, clean, tensor
+from amg_plugin.paper.state_dicts import clean, tensor
 from amg_plugin.pruning import current_plan
 from amg_plugin.utils.preprocessing import Preprocessing
 
-_SIZES = {"transreid": (256, 128), "la": (224, 224)}
 #: Mean and standard deviation that the programs normalise images with.
 _PIXELS = {
     "transreid": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
@@ -84,8 +83,7 @@ def read_network(path: str | Path, source: str, sizes: Sizes = Sizes()) -> ReIDM
         CheckpointError: If the file is not a checkpoint of the program.
         InputError: If the sizes do not fit it.
     """
-    state = clean(read_state_dict(path))
-    return (_transreid if source == "transreid" else _la_transformer)(state, sizes)
+    return (_transreid if source == "transreid" else _la_transformer)(read_state_dict(path), sizes)
 
 
 def save_imported(path: str | Path, model: ReIDModel, source: str, file_name: str, trained_on: str) -> None:
@@ -116,18 +114,18 @@ def save_imported(path: str | Path, model: ReIDModel, source: str, file_name: st
 
 
 def _transreid(state: Mapping[str, Tensor], sizes: Sizes) -> ReIDModel:
-    check_family(state, "TransReID")
+    state = clean(state, "TransReID")
     width = tensor(state, "base.cls_token", 3).shape[-1]
     # TransReID's own "small" is the only one without a bias on queries, keys and values.
     small = "base.blocks.0.attn.qkv.bias" not in state and width == 768
     head_dim = sizes.head_dim or (96 if small else 64)
-    size = tuple(sizes.image_size or _SIZES["transreid"])
+    size = tuple(sizes.image_size or (256, 128))
     rows = len(state["base.sie_embed"]) if "base.sie_embed" in state else 0
     if rows % max(sizes.views, 1):
         raise InputError(f"--views {sizes.views} does not divide the {rows} rows of the side information.")
-    cameras = 0 if rows == sizes.views else rows // max(sizes.views, 1)
-    if rows and sizes.cameras is not None:
-        cameras = sizes.cameras
+    cameras = sizes.cameras if rows else 0
+    if cameras is None:
+        cameras = 0 if rows == sizes.views else rows // max(sizes.views, 1)
     return load_transreid(
         state,
         image_size=size,
@@ -146,11 +144,11 @@ def _transreid(state: Mapping[str, Tensor], sizes: Sizes) -> ReIDModel:
 def _la_transformer(state: Mapping[str, Tensor], sizes: Sizes) -> ReIDModel:
     if sizes.stride not in (None, sizes.patch_size):
         raise InputError(f"--stride {sizes.stride} is impossible with --from la, whose patches do not overlap.")
-    check_family(state, "LA-Transformer")
+    state = clean(state, "LA-Transformer")
     head_dim = sizes.head_dim or 64
     return load_la_transformer(
         state,
-        image_size=tuple(sizes.image_size or _SIZES["la"]),
+        image_size=tuple(sizes.image_size or (224, 224)),
         num_heads=sizes.num_heads or tensor(state, "model.cls_token", 3).shape[-1] // head_dim,
         head_dim=head_dim,
         parts=sizes.parts or 14,

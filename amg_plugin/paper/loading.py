@@ -1,34 +1,25 @@
-"""TransReID's state dicts, dense or pruned, as models of the plugin."""
+"""State dicts of the TransReID and LA-Transformer programs, dense or pruned, as models of the plugin."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
+import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from amg_plugin.errors import CheckpointError
 from amg_plugin.models.jigsaw import JigsawSpec
+from amg_plugin.models.la_transformer import LATransformer
 from amg_plugin.models.side_information import SideInformationSpec
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.transreid import TransReID
-from amg_plugin.paper.state_dicts import (
-    ARCH,
-    MASK,
-    Layout,
-    Structure,
-    block_numbers,
-    check_family,
-    clean,
-    fill,
-    fitted_position_embedding,
-    read_plan,
-    read_structure,
-    stand_in_heads,
-    tensor,
-)
-from amg_plugin.pruning import apply_plan
+from amg_plugin.models.vit import build_backbone
+from amg_plugin.paper.state_dicts import MASK, PublishedFile
 
+#: timm's name of the ViT that every published model is a departure from.
+_ARCH = "vit_base_patch16_224"
 _SIDE = "base.sie_embed"
 
 
@@ -78,94 +69,161 @@ def load_transreid(
         CheckpointError: If tensors are missing, unknown, or contradict each other.
         InputError: If the arguments do not fit the tensors.
     """
-    state = clean(state_dict)
-    check_family(state, "TransReID")
-    has_jigsaw = any(name.startswith("b1.") for name in state)
-    structure = read_structure(state, _layout(state, has_jigsaw), num_heads, head_dim)
-    spec = ModelSpec(
-        ARCH, image_size, tensor(state, "classifier.weight", 2).shape[0], stride, loss="triplet", neck_feat="before",
-        overrides=structure.overrides(num_heads, patch_size), attention_scale=attention_scale,
-        layer_norm_eps=layer_norm_eps,
-        side_information=_side_information(state, num_cameras, num_views, sie_coefficient),
-        jigsaw=JigsawSpec(divide_length, shift_num, shuffle_groups) if has_jigsaw else None,
-    )  # fmt: skip
-    return _filled(TransReID(spec), state, structure, num_heads, head_dim)
-
-
-def _side_information(
-    state: Mapping[str, Tensor], num_cameras: int, num_views: int, coefficient: float
-) -> SideInformationSpec | None:
+    file = PublishedFile(state_dict, "TransReID", num_heads, head_dim, patch_size)
+    state, jigsaw = file.state, file.has_jigsaw
     if _SIDE in state and not num_cameras and not num_views:
         raise CheckpointError(
             f"The state dict has side information ('{_SIDE}', {len(state[_SIDE])} rows); give num_cameras or num_views."
         )
     if num_cameras and num_views == 1:  # a single view tells nothing, so that no labels of views are needed
         num_views = 0
-    return SideInformationSpec(num_cameras, num_views, coefficient) if num_cameras or num_views else None
-
-
-def _filled(
-    model: TransReID, state: Mapping[str, Tensor], structure: Structure, num_heads: int, head_dim: int
-) -> TransReID:
-    """Prune the network as the file is, then load the file's tensors."""
-    jigsaw = model.spec.jigsaw is not None
-    layout, embed = _layout(state, jigsaw), model.backbone.patch_embed
-    _check_last_block(state, jigsaw)
-    apply_plan(model, read_plan(structure, layout, num_heads, embed.num_patches, "block"))
-    replaced = stand_in_heads(state, structure, layout, head_dim)
-    replaced["base.pos_embed"] = fitted_position_embedding(tensor(state, "base.pos_embed", 3), embed.grid_size)
-    if _SIDE in state:
-        replaced[_SIDE] = state[_SIDE].flatten(1)
-    depth = len(layout.blocks)
+    if jigsaw:
+        _check_last_block(state)
+    spec = ModelSpec(
+        _ARCH,
+        image_size,
+        file.tensor("classifier.weight", 2).shape[0],
+        stride,
+        loss="triplet",
+        neck_feat="before",
+        overrides=file.overrides,
+        attention_scale=attention_scale,
+        layer_norm_eps=layer_norm_eps,
+        side_information=(
+            SideInformationSpec(num_cameras, num_views, sie_coefficient) if num_cameras or num_views else None
+        ),
+        jigsaw=JigsawSpec(divide_length, shift_num, shuffle_groups) if jigsaw else None,
+    )
+    last = f"blocks.{len(file.blocks) - 1}."
+    prefixes = {f"backbone.{last}": "b1.0.", "backbone.norm.": "b1.1."} if jigsaw else {}
+    prefixes |= {"backbone.": "base.", "jigsaw.block.": "b2.0.", "jigsaw.norm.": "b2.1."}
+    prefixes["side_information.embedding"] = _SIDE
 
     def file_name(name: str) -> str:
-        return _file_name(name, depth if jigsaw else 0)
+        if match := re.fullmatch(r"local_(bottleneck|classifier)s\.(\d+)\.(.+)", name):
+            return f"{match[1]}_{int(match[2]) + 1}.{match[3]}"
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+        return prefixes.get(prefix, "") + name.removeprefix(prefix)
 
-    fill(model, state, file_name=file_name, unused=_unused(depth, jigsaw), replaced=replaced)
-    return model.eval()
-
-
-def _layout(state: Mapping[str, Tensor], jigsaw: bool) -> Layout:
-    depth = block_numbers(state, "base.")
-    blocks = [f"base.blocks.{number}" for number in range(depth)]
-    if jigsaw:
-        blocks[-1] = "b1.0"
-    return Layout("base.", tuple(blocks), moved=True)
+    # The ImageNet classifier, and the last block under the jigsaw module, are kept by the program and never used.
+    unused = r"base\.fc\..+" + (rf"|base\.{re.escape(last)}.+|base\.norm\..+" if jigsaw else "")
+    replaced = {_SIDE: state[_SIDE].flatten(1)} if _SIDE in state else {}
+    return file.load_into(TransReID(spec), file_name, unused, replaced)
 
 
-def _check_last_block(state: Mapping[str, Tensor], jigsaw: bool) -> None:
+def _check_last_block(state: Mapping[str, Tensor]) -> None:
     """The two copies of the last block are never pruned; a mask that says otherwise contradicts the program."""
-    for name in (f"b1.0.{MASK}", f"b2.0.{MASK}") if jigsaw else ():
+    for name in (f"b1.0.{MASK}", f"b2.0.{MASK}"):
         if name in state and not bool(state[name].bool().all()):
             raise CheckpointError(
                 f"The token mask '{name}' removes tokens, but the last block is never pruned under the jigsaw module."
             )
-    rows = {state[name].shape for name in ("b1.0.attn.qkv.weight", "b2.0.attn.qkv.weight") if jigsaw and name in state}
+    rows = {state[name].shape for name in ("b1.0.attn.qkv.weight", "b2.0.attn.qkv.weight") if name in state}
     if len(rows) > 1:
         raise CheckpointError("'b1.0.attn' and 'b2.0.attn' have different numbers of heads; they must be equal.")
 
 
-def _file_name(name: str, jigsaw_depth: int) -> str:
-    """TransReID's name of a tensor; ``jigsaw_depth`` is 0 without the jigsaw module."""
-    rules = [
-        (r"local_(bottleneck|classifier)s\.(\d+)\.(.+)", lambda m: f"{m[1]}_{int(m[2]) + 1}.{m[3]}"),
-        (r"jigsaw\.block\.(.+)", lambda m: f"b2.0.{m[1]}"),
-        (r"jigsaw\.norm\.(.+)", lambda m: f"b2.1.{m[1]}"),
-        (r"side_information\.embedding", lambda m: _SIDE),
-        (r"backbone\.(.+)", lambda m: f"base.{m[1]}"),
-    ]
-    if jigsaw_depth:
-        rules.insert(0, (rf"backbone\.blocks\.{jigsaw_depth - 1}\.(.+)", lambda m: f"b1.0.{m[1]}"))
-        rules.insert(0, (r"backbone\.norm\.(.+)", lambda m: f"b1.1.{m[1]}"))
-    for pattern, rename in rules:
-        if match := re.fullmatch(pattern, name):
-            return rename(match)
-    return name
+def load_la_vit(
+    state_dict: Mapping[str, Tensor],
+    *,
+    image_size: tuple[int, int],
+    num_heads: int,
+    head_dim: int = 64,
+    patch_size: int = 16,
+    layer_norm_eps: float = 1e-6,
+) -> VisionTransformer:
+    """Build the bare ViT of the LA program.
+
+    Args:
+        state_dict: timm's names; a ``head`` is optional.
+        image_size: (height, width) in pixels.
+        num_heads: Heads of a dense block.
+        head_dim: Width of a head.
+        patch_size: Patch side in pixels.
+        layer_norm_eps: Added to variances in layer norms.
+
+    Returns:
+        A prunable timm ViT in eval mode; ``forward_features`` gives the tokens after the last norm.
+
+    Raises:
+        CheckpointError: If tensors are missing, unknown, or contradict each other.
+        InputError: If the arguments do not fit the tensors.
+    """
+    file = PublishedFile(state_dict, "LA ViT", num_heads, head_dim, patch_size)
+    classes = file.tensor("head.weight", 2).shape[0] if "head.weight" in file.state else 0
+    overrides = {**file.overrides, "num_classes": classes}
+    model = build_backbone(_ARCH, image_size=image_size, overrides=overrides, layer_norm_eps=layer_norm_eps)
+    return file.load_into(model, str, r"pre_logits\..+")
 
 
-def _unused(depth: int, jigsaw: bool) -> str:
-    """Names that the program keeps and never uses: the ImageNet classifier, masks, the last block under JPM."""
-    patterns = [r"base\.fc\..+", rf".*\.{re.escape(MASK)}"]
-    if jigsaw:
-        patterns += [rf"base\.blocks\.{depth - 1}\..+", r"base\.norm\..+"]
-    return "|".join(patterns)
+def load_la_transformer(
+    state_dict: Mapping[str, Tensor],
+    *,
+    image_size: tuple[int, int],
+    num_heads: int,
+    parts: int = 14,
+    head_dim: int = 64,
+    patch_size: int = 16,
+    layer_norm_eps: float = 1e-6,
+) -> LATransformer:
+    """Build a whole LA-Transformer.
+
+    Args:
+        state_dict: ``model.*`` (the ViT), ``classifier{i}.*`` per part, copies of ``cls_token`` and ``pos_embed``.
+        image_size: (height, width) in pixels.
+        num_heads: Heads of a dense block.
+        parts: Number of parts.
+        head_dim: Width of a head.
+        patch_size: Patch side in pixels.
+        layer_norm_eps: Added to variances in layer norms.
+
+    Returns:
+        The network in eval mode.
+
+    Raises:
+        CheckpointError: If tensors are missing, unknown, or contradict each other.
+        InputError: If the arguments do not fit the tensors.
+    """
+    file = PublishedFile(state_dict, "LA-Transformer", num_heads, head_dim, patch_size)
+    for name in ("cls_token", "pos_embed"):
+        if name in file.state and not torch.equal(file.state[name], file.tensor(f"model.{name}", 3)):
+            raise CheckpointError(
+                f"'{name}' and 'model.{name}' differ, although the program keeps one tensor for both."
+            )
+    layers = _classifier_layers(file.state)
+    spec = ModelSpec(
+        arch=_ARCH,
+        image_size=image_size,
+        num_classes=file.tensor(f"classifier0.{layers['classify']}.weight", 2).shape[0],
+        overrides=file.overrides,
+        layer_norm_eps=layer_norm_eps,
+        head="parts",
+        parts=parts,
+        part_hidden=file.tensor(f"classifier0.{layers['reduce']}.weight", 2).shape[0],
+    )
+
+    def file_name(name: str) -> str:
+        if match := re.fullmatch(r"classifiers\.(\d+)\.(\w+)\.(.+)", name):
+            return f"classifier{match[1]}.{layers[match[2]]}.{match[3]}"
+        return name.replace("backbone.", "model.", 1)
+
+    return file.load_into(LATransformer(spec), file_name, r"model\.(head|pre_logits)\..+|cls_token|pos_embed")
+
+
+def _classifier_layers(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of a part classifier's first layer, norm and last layer, below the classifier's own."""
+    found: dict[str, str] = {}
+    for name, value in state.items():
+        if match := re.fullmatch(r"classifier0\.((add_block|classifier)\.\d+)\.(weight|running_mean)", name):
+            if match[3] == "running_mean":
+                found["norm"] = match[1]
+            elif value.ndim == 2:
+                found["reduce" if match[2] == "add_block" else "classify"] = match[1]
+    for layer, example in (
+        ("reduce", "add_block.0.weight"),
+        ("norm", "add_block.1.running_mean"),
+        ("classify", "classifier.0.weight"),
+    ):
+        if layer not in found:
+            raise CheckpointError(f"The state dict lacks a layer of the part classifiers: 'classifier0.{example}'.")
+    return found
