@@ -25,7 +25,7 @@ from typing import Any
 import PIL
 from PIL import Image
 
-from amg_plugin.data.checks.readable import read_images
+from amg_plugin.data.checks.inspection import read_images
 from amg_plugin.data.layout import list_images
 from amg_plugin.data.synthetic.reid import SyntheticSpec, write_synthetic_reid
 from amg_plugin.version import __version__

@@ -39,7 +39,7 @@ from PIL import Image
 
 import amg_plugin
 from amg_plugin import compat
-from amg_plugin.data.builders.occluded_duke import OFFICIAL, build_occluded_duke, read_lists
+from amg_plugin.data.builders import OFFICIAL, build_occluded_duke, read_lists
 from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, PARTS
 from amg_plugin.utils.environment import processor_name
 

@@ -18,7 +18,7 @@ then: amg-reid train --config-file market1501/dev_split_vits14 --root reid-data-
 import argparse
 import sys
 
-from amg_plugin.data.builders.dev_split import DEFAULT_SPLIT, read_split, write_split
+from amg_plugin.data.builders import DEFAULT_SPLIT, read_split, write_split
 from amg_plugin.errors import AMGError
 
 

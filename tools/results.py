@@ -259,7 +259,7 @@ _MODELS = {"dense": "dense", "control": "control", "finetuned": "pruned"}
 
 def joined_under_occlusion(args: argparse.Namespace) -> Result:
     """One result with the rows dense, control and pruned."""
-    from amg_plugin.data.occlusion.copy import FORMAT
+    from amg_plugin.data.occlusion.masks import FORMAT
 
     pruned, control = read(args.pruned), read(args.control)
     for path, run, names in ((args.pruned, pruned, ("dense", "finetuned")), (args.control, control, ("dense",))):

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build and print what was built; 0 on success."""
-    from amg_plugin.data.builders.occluded_duke import build_occluded_duke
+    from amg_plugin.data.builders import build_occluded_duke
 
     built = build_occluded_duke(args.source, args.lists, args.root, args.link)
     print(f"{'part':<9}{'images':>8}{'identities':>12}  from another split")

@@ -1,4 +1,9 @@
-"""Labels of cameras and views on their way from torchreid's batches to networks that use them."""
+"""Which camera of which data set a camera label means, and labels on their way from batches to networks that use them.
+
+torchreid's labels count from 0 in every data set. Adding training sets up, it shifts those of each further one by the
+number of cameras so far; query and gallery keep their own. A network that learns something per camera needs one meaning
+for both.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,77 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.data.cameras import UNSEEN, CameraTable, TrainingCameras, target_rows
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.reid import unwrap
 from amg_plugin.models.side_information import SideInformationSpec
+
+CameraTable = Mapping[str, Sequence[int]]
+"""Camera numbers by training data set; row 0 of what a network learns is for the first camera of the first one."""
+
+UNSEEN = -1
+"""Row of a camera that training has not seen."""
+
+
+@dataclass(frozen=True)
+class TrainingCameras:
+    """Cameras of a training set."""
+
+    sources: tuple[str, ...]  # in the order that they were added up in
+    offsets: tuple[int, ...]  # what torchreid has added to the camera labels of each
+    table: dict[str, list[int]]  # their own camera numbers
+
+    @classmethod
+    def of(cls, datamanager: Any) -> TrainingCameras:
+        """Read off torchreid's image data manager or the plugin's."""
+        sources = tuple(datamanager.sources)
+        labels: list[set[int]] = [set() for _ in sources]
+        for _, _, camid, place, *_ in datamanager.train_loader.dataset.train:
+            labels[_place(place, sources)].add(camid)
+        offsets = getattr(datamanager, "camera_offsets", None) or _torchreids_offsets(labels)
+        table: dict[str, set[int]] = {}
+        for name, own, offset in zip(sources, labels, offsets, strict=True):
+            table.setdefault(name, set()).update(label - offset for label in own)
+        return cls(sources, tuple(offsets), {name: sorted(numbers) for name, numbers in table.items()})
+
+    @property
+    def count(self) -> int:
+        """Number of cameras."""
+        return sum(map(len, self.table.values()))
+
+    def rows(self, camids: Tensor, places: Tensor, table: CameraTable) -> Tensor:
+        """Rows ``[B]`` in ``table`` of torchreid's camera labels and numbers of the source, both ``[B]``.
+
+        Cameras that the table lacks have the row :data:`UNSEEN`.
+        """
+        known = rows_of(table)
+        places = [_place(place, self.sources) for place in places.tolist()]
+        pairs = zip(camids.tolist(), places, strict=True)
+        return torch.tensor([known.get((self.sources[at], camid - self.offsets[at]), UNSEEN) for camid, at in pairs])
+
+
+def rows_of(table: CameraTable) -> dict[tuple[str, int], int]:
+    """Row of each (data set, camera)."""
+    pairs = [(name, number) for name, numbers in table.items() for number in numbers]
+    return {pair: row for row, pair in enumerate(pairs)}
+
+
+def target_rows(target: str, camids: Sequence[int], table: CameraTable) -> Tensor:
+    """Rows of query or gallery images of a data set; :data:`UNSEEN` for cameras that ``table`` lacks.
+
+    Cameras of a data set that was not trained on are unseen, also where their numbers equal those of training.
+    """
+    known = rows_of(table)
+    return torch.tensor([known.get((target, int(camid)), UNSEEN) for camid in camids])
+
+
+def _place(place: int, sources: Sequence[str]) -> int:
+    # A single data set may number parts of its own.
+    return place if len(sources) > 1 else 0
+
+
+def _torchreids_offsets(labels: Sequence[set[int]]) -> list[int]:
+    return [len(set().union(*labels[:place])) for place in range(len(labels))]
+
 
 #: Key of view labels in a batch; torchreid's own data sets have none.
 VIEWS = "viewid"
@@ -78,13 +150,7 @@ class TrainingLabels:
 
 @dataclass
 class TargetLabels:
-    """Turns the camera labels of query and gallery batches of one target into the rows that a network has learned.
-
-    Attributes:
-        target: Name of the data set.
-        loaders: Its loaders, ``"query"`` and ``"gallery"``.
-        sources: As :class:`TrainingLabels`.
-    """
+    """Turns the camera labels of query and gallery batches of one target into the rows that a network has learned."""
 
     target: str
     loaders: Mapping[str, Any]

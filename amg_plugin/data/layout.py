@@ -66,9 +66,6 @@ class FolderLayout:
     def locate(self, root: str | Path) -> Path:
         """Finds the folder that holds every part.
 
-        Args:
-            root: Data root.
-
         Raises:
             DataError: There is none; the message shows what was expected and what was found.
         """

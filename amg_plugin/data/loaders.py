@@ -34,13 +34,7 @@ def relabelled(train: Sequence[Item]) -> list[Item]:
 def leave_out_of_training(
     loader: DataLoader, unusable: Collection[str], make_sampler: Callable[[list[Item]], Any]
 ) -> DataLoader:
-    """The training loader without the ``unusable`` files; its data set is changed in place.
-
-    Args:
-        loader: torchreid's training loader.
-        unusable: Paths to leave out.
-        make_sampler: Makes the sampler out of the training items that are left.
-    """
+    """The training loader without the ``unusable`` files; its data set is changed in place."""
     dataset = loader.dataset
     before = len({item[1] for item in dataset.train})
     dataset.train = dataset.data = relabelled(usable_items(dataset.train, unusable))
@@ -51,13 +45,7 @@ def leave_out_of_training(
 
 
 def leave_out_of_tests(loaders: Loaders, unusable: Collection[str], unmatched: Mapping[str, Collection[str]]) -> None:
-    """Take files out of query and gallery loaders, in place.
-
-    Args:
-        loaders: torchreid's loaders, which go through their data sets in order.
-        unusable: Paths to leave out everywhere.
-        unmatched: Target -> paths to leave out of its queries.
-    """
+    """Take files out of query and gallery loaders, in place."""
     for target, parts in loaders.items():
         for part, loader in parts.items():
             alone = unmatched.get(target, ()) if part == "query" else ()
@@ -67,12 +55,7 @@ def leave_out_of_tests(loaders: Loaders, unusable: Collection[str], unmatched: M
 
 
 class FirstItems(Sampler):
-    """The first ``count`` items of another sampler, which shuffles again each epoch as before.
-
-    Args:
-        sampler: What gives the order.
-        count: How many items to let through.
-    """
+    """The first ``count`` items of another sampler, which shuffles again each epoch as before."""
 
     def __init__(self, sampler: Sampler, count: int) -> None:
         self.sampler, self.count = sampler, count

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.utils.data import DataLoader
+
 from amg_plugin import compat
 from amg_plugin.config.schema import SAMPLERS
 from amg_plugin.data.checks.folders import Batch, check_training_set
 from amg_plugin.data.checks.inspection import Inspection, inspect_data
-from amg_plugin.data.loaders import leave_out_of_tests, leave_out_of_training, relabelled, shortened, usable_items
+from amg_plugin.data.datasets.names import known_datasets
+from amg_plugin.data.layout import TEST_PARTS
+from amg_plugin.data.loaders import (
+    Loaders,
+    leave_out_of_tests,
+    leave_out_of_training,
+    relabelled,
+    shortened,
+    usable_items,
+)
 from amg_plugin.data.occlusion.settings import Coverage
 from amg_plugin.data.transforms import (
     RandomOcclusion,
@@ -108,18 +121,13 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
 def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
     """Builds the data manager that a configuration asks for.
 
-    Args:
-        cfg: Configuration as made by ``amg_plugin.get_default_config``.
-
-    Returns:
-        The data manager.
-
     Raises:
         ConfigError: ``data.type`` is not ``image``, or an unknown name.
         DataError: See :class:`AMGImageDataManager`.
     """
-    if cfg.data.type != "image":
-        raise ConfigError(f"data.type is {cfg.data.type!r}; amg_plugin works on 'image' only.")
+    _check_type(cfg)
+    hidden = cfg.amg.occlusion
+    occlusion = RandomOcclusion(hidden.probability, Coverage(hidden.min_coverage, hidden.max_coverage))
     manager = AMGImageDataManager(
         root=cfg.data.root,
         sources=list(cfg.data.sources),
@@ -129,7 +137,7 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
         transforms=list(cfg.data.transforms),
         check_images=cfg.amg.check_images,
         skip_unreadable=cfg.amg.skip_unreadable,
-        transform_settings={"random_occlusion": {"occlusion": _occlusion(cfg.amg.occlusion)}},
+        transform_settings={"random_occlusion": {"occlusion": occlusion}},
         k_tfm=cfg.data.k_tfm,
         norm_mean=list(cfg.data.norm_mean),
         norm_std=list(cfg.data.norm_std),
@@ -150,14 +158,54 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
     return manager
 
 
-def _occlusion(options: CfgNode) -> RandomOcclusion:
-    """The step that ``amg.occlusion`` describes."""
-    return RandomOcclusion(options.probability, Coverage(options.min_coverage, options.max_coverage))
+def build_test_loaders(cfg: CfgNode) -> Loaders:
+    """The loaders that torchreid's data manager has for evaluation, without any training data.
+
+    Raises:
+        ConfigError: ``data.type`` is not ``image``, or a name is unknown.
+        DataError: A folder is missing or empty, file names or labels cannot be used, images cannot be read, or queries
+            have no match; all of these together.
+    """
+    _check_type(cfg)
+    names, targets = check_transform_names(list(cfg.data.transforms)), list(cfg.data.targets)
+    options = {**dataset_options(cfg), "combineall": False}
+    inspection = inspect_data(
+        cfg.data.root,
+        [],
+        targets,
+        decode=cfg.amg.check_images,
+        skip=cfg.amg.skip_unreadable,
+        workers=cfg.data.workers,
+        options=options,
+    )
+    inspection.refuse()
+    size = cfg.data.height, cfg.data.width
+    train, test = compat.torchreid().data.transforms.build_transforms(
+        *size,
+        transforms=[],  # of training
+        norm_mean=list(cfg.data.norm_mean),
+        norm_std=list(cfg.data.norm_std),
+    )
+    place_transforms(names, train, test, *size)
+    known, pinned = known_datasets(), bool(cfg.use_gpu and torch.cuda.is_available())
+    loaders: dict[str, dict[str, DataLoader]] = {target: {} for target in targets}
+    for target, part in itertools.product(targets, TEST_PARTS):
+        verbose = part == "query"
+        dataset = known[target](root=cfg.data.root, transform=test, mode=part, verbose=verbose, **options)
+        loader = DataLoader(dataset, cfg.test.batch_size, num_workers=cfg.data.workers, pin_memory=pinned)
+        loaders[target][part] = loader
+    leave_out_of_tests(loaders, inspection.unusable, inspection.unmatched)
+    return loaders
 
 
 def dataset_options(cfg: CfgNode) -> dict[str, Any]:
     """What a configuration says to the data set classes themselves."""
     return {name: attrgetter(key)(cfg) for name, key in DATASET_OPTIONS.items()}
+
+
+def _check_type(cfg: CfgNode) -> None:
+    if cfg.data.type != "image":
+        raise ConfigError(f"data.type is {cfg.data.type!r}; amg_plugin works on 'image' only.")
 
 
 def _names_of(key: str, value: str | Sequence[str] | None) -> list[str]:
@@ -182,23 +230,7 @@ def _camera_offsets(combined: list[tuple[Any, ...]], parts: list[Any]) -> list[i
 def _check_input(
     root: str, sources: list[str], targets: list[str], decode: bool, skip: bool, options: dict[str, Any]
 ) -> Inspection:
-    """Checks names and samplers, everything about the data, and that the training set fills a batch.
-
-    Args:
-        root: Data root.
-        sources: Training data sets.
-        targets: Test data sets.
-        decode: Read every image.
-        skip: Leave out what cannot be used in place of refusing it.
-        options: Further arguments of torchreid's manager.
-
-    Returns:
-        What was found.
-
-    Raises:
-        ConfigError: An unknown name, or sources and targets that must not overlap do.
-        DataError: Input that cannot be used.
-    """
+    """Checks names and samplers, everything about the data, and that the training set fills a batch."""
     load_targets = bool(options.get("load_train_targets", False))
     samplers = {"sampler.train_sampler": options.get("train_sampler", "RandomSampler")}
     if load_targets:

@@ -76,12 +76,6 @@ def place_random_occlusion(
 def check_transform_names(names: str | Sequence[str] | None) -> list[str]:
     """Normalises the value of ``data.transforms``.
 
-    Args:
-        names: One name, several or none; upper and lower case are the same.
-
-    Returns:
-        The names as they are registered, each once.
-
     Raises:
         ConfigError: A name is unknown or not a string.
     """
@@ -112,14 +106,6 @@ def place_transforms(
     """Puts those of ``names`` that torchreid does not know into its pipelines, in the order of their table.
 
     What a user registers becomes the last step on the training image, before it is made a tensor.
-
-    Args:
-        names: Transform names as :func:`check_transform_names` returns them.
-        train: Training pipeline, changed in place: torchreid's data sets hold the same object.
-        test: Test pipeline, changed in place.
-        height: Image height in pixels.
-        width: Image width in pixels.
-        settings: Per transform, further arguments of what places it or makes its step.
 
     Raises:
         RunError: A pipeline has not the steps that torchreid is known to build.

@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from amg_plugin.data.layout import TEST_PARTS
 from amg_plugin.data.loaders import Loaders
-from amg_plugin.data.occlusion.masks import COVERED
-from amg_plugin.data.occlusion.target_masks import Grid, covered_by_masks
+from amg_plugin.data.occlusion.masks import COVERED, Grid, covered_by_masks
 from amg_plugin.evaluation.evaluator import Evaluator
 from amg_plugin.models.reid import unwrap
 from amg_plugin.models.vit import backbone_of

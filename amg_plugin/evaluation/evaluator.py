@@ -30,7 +30,7 @@ class Evaluator:
         model: The network, on its device: images ``[B, 3, height, width]`` to features ``[B, D]``. One that uses
             cameras gets their rows after the images.
         loaders: Target -> ``"query"`` and ``"gallery"`` -> loader: ``test_loader`` of torchreid's data manager, or
-            what :func:`amg_plugin.data.targets.build_test_loaders` gives.
+            what :func:`amg_plugin.data.manager.build_test_loaders` gives.
         protocol: How features are compared.
         sources: Training data sets that a network with side information is taken for if it does not say its own.
     """

@@ -20,20 +20,14 @@ from amg_plugin.pruning.recorder import AttentionRecorder
 
 @dataclass(frozen=True)
 class ImageAttention:
-    """Attention to the patches of one image.
-
-    Attributes:
-        maps: ``[blocks, heads, patches]``, float32 on the CPU; the share of the attention that goes to each patch. The
-            rest of 1 goes to the prefix tokens.
-        plan: What the network keeps.
-        grid: Rows and columns of patches.
-        query: What asks: ``"class token"``, or ``"mean of all tokens"`` where there is none.
-    """
+    """Attention to the patches of one image."""
 
     maps: Tensor
+    """``[blocks, heads, patches]``, float32: each patch's share of the attention; the rest goes to prefix tokens."""
     plan: PruningPlan
     grid: tuple[int, int]
     query: str
+    """What asks: ``"class token"``, or ``"mean of all tokens"`` where there is none."""
 
     def mean(self) -> Tensor:
         """Mean over the heads of each block, ``[blocks, patches]``; NaN for patches without a key."""
@@ -81,11 +75,7 @@ def attention_of_images(model: nn.Module, images: Tensor) -> list[ImageAttention
 
 
 def check_comparable(before: PruningPlan, after: PruningPlan) -> None:
-    """Check that ``after`` is what pruning can have made of ``before``.
-
-    Raises:
-        PlanError: If the dense models differ, or ``before`` lacks something that ``after`` has.
-    """
+    """Check that ``after`` is what pruning can have made of ``before``."""
     if (before.num_heads, before.num_patches) != (after.num_heads, after.num_patches):
         raise PlanError(
             f"The two checkpoints come from different dense models: {before.depth} blocks with "
@@ -114,16 +104,9 @@ def _kept(indices: Sequence[Sequence[int]], width: int) -> Tensor:
 
 
 def lay_out(scores: Sequence[Tensor], blocks: Sequence[int], indices: Sequence[Sequence[int]], width: int) -> Tensor:
-    """Scores of what a network has left, at the places of the dense model.
+    """Scores of the scored ``blocks`` at the places ``[blocks, width]`` of the dense model; NaN where there is none.
 
-    Args:
-        scores: Per scored block, one value for each head or patch that the network has.
-        blocks: Numbers of the scored blocks.
-        indices: Per block of the network, the dense numbers of what it has.
-        width: Heads or patches of the dense model.
-
-    Returns:
-        ``[blocks, width]``, float64; NaN where there is no score.
+    ``indices`` has the dense numbers of what the network has, per block.
     """
     laid_out = torch.full((len(indices), width), torch.nan, dtype=torch.float64)
     for block, values in zip(blocks, scores, strict=True):

@@ -19,8 +19,7 @@ from amg_plugin.engine.calibration import build_calibration, scoring_mode
 from amg_plugin.errors import CheckpointError
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.plots.attention import attention_of_images, check_comparable, lay_out, per_block_norm
-from amg_plugin.plots.image_figure import draw_image
-from amg_plugin.plots.model_figure import ModelMaps, draw_model
+from amg_plugin.plots.figures import ModelMaps, draw_image, draw_model
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
 from amg_plugin.runs.setup import assemble, check_identities, fitted, prepare
@@ -58,12 +57,6 @@ def figures_of_images(
 ) -> Iterator[Figure]:
     """Yield a figure for each file: what each block keeps and where its heads look.
 
-    Args:
-        checkpoint: The network.
-        dense: The one before pruning, if there is one.
-        files: Images.
-        name: The checkpoint's path, for the header.
-
     Raises:
         DataError: A file is not a readable image.
     """
@@ -93,12 +86,6 @@ def figure_of_network(
 ) -> Figure:
     """The figure of a network: heads and positions that each block keeps.
 
-    Args:
-        checkpoint: The network.
-        dense: The one before pruning, if there is one; it is the one that is scored.
-        name: The checkpoint's path, for the header.
-        calibration: Configuration whose training data heads and positions are scored on; None leaves scores out.
-
     Raises:
         InputError: The data, or the checkpoint for this data, cannot be used.
     """
@@ -118,10 +105,6 @@ def figure_of_network(
 
 def scored_maps(cfg: CfgNode, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     """Score heads and positions as pruning does (``amg.calibration``, ``amg.normalize_entropy``).
-
-    Args:
-        cfg: The configuration; its training data is read.
-        checkpoint: The network.
 
     Returns:
         Head entropy ``[blocks, heads]`` and position importance / norm of the block ``[blocks, patches]``, numbered as

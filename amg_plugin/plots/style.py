@@ -38,10 +38,6 @@ class Sheet:
     """An empty figure on which things are placed in inches from the lower left corner.
 
     It belongs to no window and to no global state.
-
-    Args:
-        width: Inches.
-        height: Inches.
     """
 
     def __init__(self, width: float, height: float) -> None:
@@ -93,12 +89,7 @@ def colour_bar(axes: Axes, norm: Normalize, colours: Colormap, label: str, **opt
 
 
 def save_figure(figure: Figure, path: Path, dots_per_inch: int) -> None:
-    """Write a figure; a file is replaced only once the new one is complete.
-
-    Args:
-        figure: What to write.
-        path: Where to; its ending is one of :data:`FORMATS`.
-        dots_per_inch: Resolution of a PNG, and of the pixels in a PDF.
+    """Write a figure (:data:`FORMATS`); a file is replaced only once the new one is complete.
 
     Raises:
         RunError: If the file cannot be written.

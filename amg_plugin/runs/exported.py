@@ -7,7 +7,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint
-from amg_plugin.data.targets import build_test_loaders
+from amg_plugin.data.manager import build_test_loaders
 from amg_plugin.deploy.exported_file import ExportedFile, open_exported
 from amg_plugin.deploy.network import ExportedNetwork, as_checkpoint, check_unchanged
 from amg_plugin.models.build import build_network

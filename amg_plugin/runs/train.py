@@ -7,7 +7,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint
-from amg_plugin.data.cameras import TrainingCameras
+from amg_plugin.data.labels import TrainingCameras
 from amg_plugin.data.manager import build_datamanager
 from amg_plugin.engine import BestModelHook, ProgressHook, UnfreezingHook
 from amg_plugin.pruning import current_plan

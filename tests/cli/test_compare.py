@@ -159,7 +159,7 @@ class TestEvaluating:
 
 def scores_by_hand(network, root):
     """mAP and Rank-1 from features and labels, without torchreid's metrics."""
-    from amg_plugin.data.targets import build_test_loaders
+    from amg_plugin.data.manager import build_test_loaders
 
     words = ["data.root", str(root), "data.targets", ["synthetic_reid"], "data.workers", 0, "use_gpu", False]
     cfg = load_config(None, [*words, "data.height", int(SIZE[0]), "data.width", int(SIZE[1])], use_schedule=False)

@@ -10,9 +10,8 @@ from tiny_run import DEPTH, PATCHES
 
 from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.data.occlusion.copy import write_occluded_copy
-from amg_plugin.data.occlusion.masks import write_mask
+from amg_plugin.data.occlusion.masks import Grid, covered_by_masks, write_mask
 from amg_plugin.data.occlusion.settings import CopySettings
-from amg_plugin.data.occlusion.target_masks import Grid, covered_by_masks
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "results.py"
 checkout = pytest.mark.skipif(not TOOL.is_file(), reason="the tests do not run from a checkout")

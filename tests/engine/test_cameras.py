@@ -11,8 +11,7 @@ from tiny_run import HEIGHT, SPEC, WIDTH
 
 from amg_plugin import compat
 from amg_plugin.checkpoint import load_model
-from amg_plugin.data.cameras import UNSEEN, TrainingCameras, target_rows
-from amg_plugin.data.labels import TargetLabels, TrainingLabels
+from amg_plugin.data.labels import UNSEEN, TargetLabels, TrainingCameras, TrainingLabels, target_rows
 from amg_plugin.data.manager import build_datamanager
 from amg_plugin.data.occlusion.copy import write_occluded_copy
 from amg_plugin.data.synthetic.reid import write_synthetic_reid

@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 
 from amg_plugin.errors import RunError
 from amg_plugin.plots.attention import ImageAttention, kept_heads, kept_tokens
-from amg_plugin.plots.image_figure import draw_image
-from amg_plugin.plots.model_figure import ModelMaps, draw_model
+from amg_plugin.plots.figures import ModelMaps, draw_image, draw_model
 from amg_plugin.plots.style import FORMATS, faded_map, heat_map, save_figure
 from amg_plugin.pruning import PruningPlan
 

@@ -24,10 +24,6 @@ logger = logging.getLogger(__name__)
 def check_dataset_folder(name: str, root: str | Path) -> Path | None:
     """Makes sure that a data set's folder is there, so that torchreid does not try to download it.
 
-    Args:
-        name: Name of an image data set registered with torchreid.
-        root: Data root (``data.root``).
-
     Returns:
         The folder, or None for a data set class that does not say which folder it reads.
 
@@ -58,29 +54,17 @@ def check_dataset_folder(name: str, root: str | Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Batch:
-    """How torchreid fills a training batch.
-
-    Attributes:
-        sampler: Name of its sampler (``sampler.train_sampler``).
-        size: Images (``train.batch_size``).
-        num_instances: Images per identity (``sampler.num_instances``); counts for the identity sampler only.
-        num_cams: Cameras, 0 for all (``sampler.num_cams``); counts for the domain sampler only.
-        num_datasets: Data sets, 0 for all (``sampler.num_datasets``); counts for the data set sampler only.
-    """
+    """How torchreid fills a training batch."""
 
     sampler: str = "RandomSampler"
-    size: int = 32
-    num_instances: int = 4
-    num_cams: int = 1
-    num_datasets: int = 1
+    size: int = 32  # images (train.batch_size)
+    num_instances: int = 4  # images per identity, for the identity sampler
+    num_cams: int = 1  # 0 for all, for the domain sampler
+    num_datasets: int = 1  # 0 for all, for the data set sampler
 
 
 def check_training_set(train: Sequence[tuple[Any, ...]], batch: Batch) -> None:
     """Makes sure that the training set fills at least one batch: torchreid drops the last, incomplete one.
-
-    Args:
-        train: Training items (path, pid, camid, dsetid).
-        batch: What a batch consists of.
 
     Raises:
         ConfigError: The batch is smaller than ``num_instances``, or cannot be shared out over cameras or data sets.

@@ -3,19 +3,79 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from tqdm import tqdm
+
 from amg_plugin.data.checks.folders import check_dataset_folder
-from amg_plugin.data.checks.readable import TINY, ReadableImages, read_images
 from amg_plugin.data.datasets.local import queries_without_match
 from amg_plugin.data.datasets.names import known_datasets
 from amg_plugin.data.layout import MARKET_EXAMPLE, MARKET_FOLDERS, TEST_PARTS, identity_and_camera
 from amg_plugin.errors import AMGError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
+
+MOST_THREADS = 16
+TINY = 8
+"""Images with a side below this many pixels are readable, but hardly show a person."""
+
+
+@dataclass
+class ReadableImages:
+    """Outcome of reading images."""
+
+    count: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)  # path -> why it cannot be decoded
+    tiny: list[str] = field(default_factory=list)  # paths of readable images with a side below TINY pixels
+
+
+def read_images(paths: Iterable[str | Path], workers: int = 0) -> ReadableImages:
+    """Decodes every image once, in threads (0 takes one per processor).
+
+    Grayscale, CMYK and palette images and images with transparency count as readable: torchreid's reader converts
+    them to RGB (transparency is dropped, not blended).
+    """
+    unique = list(dict.fromkeys(map(str, paths)))
+    found = ReadableImages(count=len(unique))
+    bar = tqdm(total=len(unique), desc="checking images", unit="image", disable=None)
+    pool = ThreadPoolExecutor(min(MOST_THREADS, workers or os.cpu_count() or 1))
+    # Pillow warns about transparency that it drops, once per image and thread.
+    with warnings.catch_warnings(), bar:
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        try:
+            for path, (side, reason) in zip(unique, pool.map(_read, unique), strict=True):
+                bar.update()
+                if reason:
+                    found.unreadable[path] = reason
+                elif side < TINY:
+                    found.tiny.append(path)
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the queue
+    return found
+
+
+def _read(path: str) -> tuple[int, str]:
+    """Smaller side of an image in pixels, and why it cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            # A JPEG is decoded at an eighth of its size: all of its data is read, but most of the arithmetic is saved.
+            side = min(image.size)
+            image.draft(None, (1, 1))
+            image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise more than OSError on damaged files
+        if Path(path).is_file() and not Path(path).stat().st_size:
+            return 0, "empty file"
+        reason = str(error).replace(repr(path), "").strip() or type(error).__name__
+        return 0, " ".join(reason.split())
+    return side, ""
+
 
 LISTED = 10
 """Names that a message gives; ``amg-reid check`` gives all of them."""
@@ -28,18 +88,11 @@ Item = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with the data.
+    """Something wrong with the data."""
 
-    Attributes:
-        dataset: Name of the data set; empty for what concerns several.
-        text: What is wrong, a clause without a full stop.
-        items: The files, identities or labels concerned; may be empty.
-        remedy: What to do; may be empty.
-    """
-
-    dataset: str
-    text: str
-    items: tuple[str, ...] = ()
+    dataset: str  # empty for what concerns several
+    text: str  # a clause without a full stop
+    items: tuple[str, ...] = ()  # files, identities or labels
     remedy: str = ""
 
     def sentence(self, most: int = LISTED) -> str:
@@ -53,24 +106,15 @@ class Problem:
 
 @dataclass
 class Inspection:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        datasets: The data sets that could be opened, by name.
-        problems: What stops a run.
-        warnings: What does not.
-        unusable: Paths of unreadable images, to be left out everywhere; empty unless they are skipped.
-        unmatched: Target -> paths of queries without a match, to be left out of its queries; empty unless they are
-            skipped.
-        images: Outcome of reading the images; None if they were not read.
-    """
-
-    datasets: dict[str, Any] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    datasets: dict[str, Any] = field(default_factory=dict)  # those that could be opened
+    problems: list[Problem] = field(default_factory=list)  # what stops a run
     warnings: list[Problem] = field(default_factory=list)
+    # Paths to be left out everywhere, and target -> paths of queries to be left out; empty unless they are skipped.
     unusable: set[str] = field(default_factory=set)
     unmatched: dict[str, set[str]] = field(default_factory=dict)
-    images: ReadableImages | None = None
+    images: ReadableImages | None = None  # None if they were not read
 
     @property
     def leaves_out(self) -> bool:

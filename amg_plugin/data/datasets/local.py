@@ -84,17 +84,7 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
             self.show_summary()
 
     def read(self, folder: Path) -> dict[str, list[Item]]:
-        """Lists the images of every part.
-
-        Args:
-            folder: The data set's folder.
-
-        Returns:
-            Part -> items; identities of ``train`` count from 0.
-
-        Raises:
-            DataError: A part has no images, or images whose names do not parse.
-        """
+        """Lists the images of every part."""
         found = {part: self._read_part(path) for part, path in self.layout.part_folders(folder).items()}
         items = self._with_cameras(folder, found)
         if "train" in items:
@@ -169,12 +159,7 @@ class TwoCameraDataset(LocalDataset):
 
 
 def queries_without_match(query: Iterable[Item], gallery: Iterable[Item]) -> list[Item]:
-    """Queries whose identity no other camera has in the gallery; torchreid's evaluator leaves them out silently.
-
-    Args:
-        query: Items (path, pid, camid, ...).
-        gallery: Its items.
-    """
+    """Queries whose identity no other camera has in the gallery; torchreid's evaluator leaves them out silently."""
     cameras: defaultdict[int, set[int]] = defaultdict(set)
     for item in gallery:
         cameras[item[1]].add(item[2])

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import ClassVar
 
-from amg_plugin.data.builders.occluded_duke import OFFICIAL
+from amg_plugin.data.builders import OFFICIAL
 from amg_plugin.data.datasets.local import Item, LocalDataset, Named, TwoCameraDataset
 from amg_plugin.data.layout import FolderLayout, first_of, identity_and_camera, name_of
-from amg_plugin.data.occlusion.copy import MANIFEST
+from amg_plugin.data.occlusion.masks import MANIFEST
 from amg_plugin.errors import DataError
 
 

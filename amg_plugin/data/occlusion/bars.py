@@ -37,19 +37,12 @@ Shape = list[list[Point]]
 
 @dataclass(frozen=True)
 class Occlusion:
-    """An occluded image.
+    """An occluded image."""
 
-    Attributes:
-        image: RGB, as large as the original.
-        mask: ``[height, width]``, True where the original is hidden.
-        side: Out of :data:`SIDES`.
-        kind: Out of :data:`DRAWN`, or ``cut``.
-    """
-
-    image: Image.Image
-    mask: np.ndarray
-    side: str
-    kind: str
+    image: Image.Image  # RGB, as large as the original
+    mask: np.ndarray  # [height, width], True where the original is hidden
+    side: str  # out of SIDES
+    kind: str  # out of DRAWN, or "cut"
 
     @property
     def coverage(self) -> float:

@@ -38,15 +38,13 @@ from amg_plugin.data.layout import (
     name_of,
 )
 from amg_plugin.data.occlusion.bars import occlude
-from amg_plugin.data.occlusion.masks import write_mask
+from amg_plugin.data.occlusion.masks import FORMAT, MANIFEST, MASK_DIR, VERSION, mask_name, write_mask
 from amg_plugin.data.occlusion.settings import CopySettings
 from amg_plugin.data.writing import copy_image, new_dataset, refuse_existing
 from amg_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-MASK_DIR, MANIFEST = "masks", "occlusion.json"
-FORMAT, VERSION = "amg_plugin.occlusion", 1
 JPEG_QUALITY = 95
 """Of occluded images whose names end in .jpg or .jpeg; colours are not subsampled. Other formats are lossless."""
 
@@ -57,11 +55,7 @@ _TRIES = 50  # draws of a donor with another identity
 
 
 def list_part(folder: Path) -> list[str]:
-    """Names of the images of one part, sorted; other files (Thumbs.db) and hidden ones (._*) are left out.
-
-    Raises:
-        DataError: There is no image, or names do not say identity and camera.
-    """
+    """Names of the images of one part, sorted; other files (Thumbs.db) and hidden ones (._*) are left out."""
     names = list(map(name_of, list_images(folder)))
     if foreign := [name for name in names if not identity_and_camera(name)]:
         raise DataError(
@@ -216,11 +210,6 @@ class _Copy:
         }
 
 
-def mask_name(name: str) -> str:
-    """Name of the mask of an image."""
-    return Path(name).with_suffix(".png").name
-
-
 def identity_of(name: str) -> int:
     """Identity that a file name says."""
     return identity_and_camera(name)[0]
@@ -231,11 +220,7 @@ def _digest(*words: object) -> bytes:
 
 
 def _decoded(content: bytes) -> Image.Image:
-    """The image as torchreid reads it: RGB, whatever it was; transparency is dropped.
-
-    Raises:
-        DataError: It cannot be decoded.
-    """
+    """The image as torchreid reads it: RGB, whatever it was; transparency is dropped."""
     if not content:
         raise DataError("empty file")
     try:

@@ -1,25 +1,29 @@
-"""Masks of what is hidden in an image: files, and the patches of a vision transformer that they cover."""
+"""Masks of what is hidden in an image: files next to the images, and the patches of a network that they cover."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
+from amg_plugin.data.layout import first_of
 from amg_plugin.errors import DataError
 
+MASK_DIR, MANIFEST = "masks", "occlusion.json"
+FORMAT, VERSION = "amg_plugin.occlusion", 1
+"""Of the manifest."""
 COVERED = 0.5
 """Share of a patch's area from which on the patch counts as covered."""
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """Write a mask as a PNG file of one bit per pixel; white is hidden.
-
-    Args:
-        path: Where to.
-        mask: ``[height, width]``, True where the image is hidden.
-    """
+    """Write a mask, bool ``[height, width]``, as a PNG file of one bit per pixel; white is hidden."""
     Image.fromarray(mask.astype(np.uint8) * 255).convert("1", dither=Image.Dither.NONE).save(path, format="PNG")
 
 
@@ -87,3 +91,91 @@ def covered_patches(
     Arguments as :func:`patch_coverage`.
     """
     return patch_coverage(mask, image_size, patch_size, stride) >= COVERED - 1e-9
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a network cuts images into patches: heights and widths in pixels, and the steps between patches."""
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    stride: tuple[int, int]
+
+
+def mask_name(name: str) -> str:
+    """Name of the mask of an image."""
+    return Path(name).with_suffix(".png").name
+
+
+def mask_path(image: str | Path) -> Path:
+    """Where the mask of an image is: ``masks`` next to the image's folder, then that folder's name."""
+    image = Path(image)
+    return image.parent.parent / MASK_DIR / image.parent.name / mask_name(image.name)
+
+
+def masked_images(images: Iterable[str | Path]) -> dict[str, Path]:
+    """Image -> mask of those images that have one.
+
+    Without a folder of masks there are none. What ``occlusion.json`` lists as occluded has to have its mask.
+
+    Raises:
+        DataError: Masks are missing, or occlusion.json cannot be read.
+    """
+    listed: dict[Path, dict[str, Any]] = {}
+    found: dict[str, Path] = {}
+    missing: list[str] = []
+    for image in map(Path, images):
+        folder = image.parent.parent
+        if not (folder / MASK_DIR).is_dir():
+            continue
+        if folder not in listed:
+            listed[folder] = _listed(folder / MANIFEST)
+        mask = mask_path(image)
+        if mask.is_file():
+            found[str(image)] = mask
+        elif image.name in listed[folder].get(image.parent.name, ()):
+            missing.append(str(mask))
+    if missing:
+        raise DataError(
+            f"{len(missing)} masks of occluded images are missing: {first_of(missing, 10)}; make the "
+            "occluded data set again with amg-reid occlude."
+        )
+    return found
+
+
+def _listed(manifest: Path) -> dict[str, Any]:
+    """Names of the occluded images by part; nothing without a manifest, for masks of other origin."""
+    if not manifest.is_file():
+        return {}
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        return {part: set(names) for part, names in content["images"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{manifest} cannot be read as written by amg-reid occlude: {error!r}.") from error
+
+
+def covered_by_masks(images: Iterable[str | Path], grid: Grid, label: str = "masks") -> dict[str, np.ndarray]:
+    """Image -> which of its patches are covered, bool ``[N]``, for those images that have a mask.
+
+    Raises:
+        DataError: A mask is missing, unreadable or of another size than its image.
+    """
+    masks = masked_images(images)
+    return {
+        image: _covered(image, mask, grid)
+        for image, mask in tqdm(masks.items(), desc=label, unit="mask", leave=False, disable=None)
+    }
+
+
+def _covered(image: str, path: Path, grid: Grid) -> np.ndarray:
+    mask = read_mask(path)
+    with Image.open(image) as opened:  # the header only
+        width, height = opened.size
+    if mask.shape != (height, width):
+        raise DataError(
+            f"The mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, its image {image} has {width}x{height}; "
+            "they must be of one size."
+        )
+    return covered_patches(mask, grid.image_size, grid.patch_size, grid.stride)

@@ -16,22 +16,13 @@ LOWEST, HIGHEST = 0.05, 0.7
 
 @dataclass(frozen=True)
 class Coverage:
-    """Distribution of the covered share: ``low + (high - low) * Beta(2, 3)``, with the mean ``0.6 low + 0.4 high``.
-
-    Attributes:
-        low: Smallest share of the image's area.
-        high: Largest share.
-    """
+    """Distribution of the covered share: ``low + (high - low) * Beta(2, 3)``, with the mean ``0.6 low + 0.4 high``."""
 
     low: float = 0.15
     high: float = 0.6
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            DataError: A limit is out of range, or the two are in the wrong order.
-        """
+        """Refuse limits that are out of range or in the wrong order."""
         if not LOWEST <= self.low <= self.high <= HIGHEST:
             raise DataError(
                 f"The covered share is {self.low:g} to {self.high:g}, but must be between {LOWEST} and {HIGHEST}, "
@@ -60,11 +51,7 @@ class CopySettings:
     coverage: Coverage = field(default_factory=Coverage)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            DataError: A value is out of its range.
-        """
+        """Refuse impossible values."""
         if self.seed < 0:
             raise DataError(f"The seed is {self.seed}, but must be 0 or larger.")
         for name in ("gallery_share", "cut_share"):

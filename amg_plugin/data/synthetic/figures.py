@@ -1,4 +1,4 @@
-"""How a person looks in one pose: figures drawn with Pillow.
+"""People of the drawn data set: what makes an identity, and how it looks in one pose, drawn with Pillow.
 
 Coordinates are relative to the figure: x = 0 is its middle axis, y = 0 the top of the head and y = 1 the soles, both
 in units of its height.
@@ -6,30 +6,126 @@ in units of its height.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from amg_plugin.data.synthetic.appearance import RGB, Appearance
-
+RGB = tuple[int, int, int]
 Point = tuple[float, float]
 
+CLOTHES: tuple[RGB, ...] = (
+    (28, 28, 32), (232, 232, 228), (128, 130, 134), (186, 34, 42), (240, 132, 36), (238, 206, 60), (52, 136, 62),
+    (60, 190, 178), (38, 72, 168), (120, 176, 232), (120, 56, 150), (236, 130, 170), (112, 72, 42), (204, 178, 138),
+)  # fmt: skip
+"""Base colours of upper garments, bags and hats."""
+LOWER: tuple[RGB, ...] = (
+    (30, 30, 36), (226, 222, 212), (112, 114, 120), (44, 62, 118), (112, 146, 196), (104, 72, 46), (84, 98, 58),
+    (150, 40, 48), (196, 168, 128), (70, 44, 92),
+)  # fmt: skip
+"""Base colours of trousers, shorts and skirts."""
+HAIR: tuple[RGB, ...] = ((24, 20, 20), (72, 44, 28), (140, 90, 46), (214, 178, 104), (150, 60, 36), (176, 174, 172))
+SKIN: tuple[RGB, ...] = ((244, 206, 178), (222, 172, 132), (176, 122, 84), (112, 74, 52))
+SHOES: tuple[RGB, ...] = ((24, 24, 26), (234, 234, 234), (120, 74, 44), (190, 44, 48), (60, 84, 160))
+PATTERNS = ("plain", "plain", "bands", "stripes", "checks", "dots", "yoke", "sash", "half")
+LOWER_KINDS = ("trousers", "trousers", "shorts", "skirt")
+BAGS = ("none", "none", "backpack", "shoulder", "hand")
+HATS = ("none", "none", "none", "cap", "beanie")
 VIEWS = ("front", "back", "left", "right")
+
+_BLACK_TO_WHITE = 255 * 3**0.5
+# What tells people apart: the traits that are there or not, and the colours with the trait that shows them.
+_KINDS = ("pattern", "long_sleeves", "lower_kind", "long_hair", "bag", "hat")
+_COLORS = (
+    ("upper", None, None),
+    ("lower", None, None),
+    ("accent", "pattern", "plain"),
+    ("bag_color", "bag", "none"),
+    ("hat_color", "hat", "none"),
+)
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What identifies a person."""
+
+    upper: RGB
+    accent: RGB
+    pattern: str
+    long_sleeves: bool
+    lower: RGB
+    lower_kind: str
+    shoes: RGB
+    hair: RGB
+    long_hair: bool
+    skin: RGB
+    bag: str
+    bag_color: RGB
+    hat: str
+    hat_color: RGB
+    # In body heights: width of the shoulders, where the upper garment ends (from the top), height of the head.
+    breadth: float
+    waist: float
+    head: float
+
+
+def sample_appearance(rng: np.random.Generator) -> Appearance:
+    """Draws a random person."""
+
+    def shade(palette: tuple[RGB, ...], spread: float = 9.0) -> RGB:
+        color = np.asarray(palette[rng.integers(len(palette))]) + rng.normal(0.0, spread, 3)
+        r, g, b = np.clip(color, 8, 247).astype(int).tolist()
+        return r, g, b
+
+    def accent_to(color: RGB) -> RGB:
+        while True:
+            other = shade(CLOTHES)
+            if distance(color, other) > 0.3:
+                return other
+
+    upper = shade(CLOTHES)
+    return Appearance(
+        upper=upper,
+        accent=accent_to(upper),
+        pattern=PATTERNS[rng.integers(len(PATTERNS))],
+        long_sleeves=bool(rng.random() < 0.55),
+        lower=shade(LOWER),
+        lower_kind=LOWER_KINDS[rng.integers(len(LOWER_KINDS))],
+        shoes=shade(SHOES),
+        hair=shade(HAIR, 5.0),
+        long_hair=bool(rng.random() < 0.4),
+        skin=shade(SKIN, 5.0),
+        bag=BAGS[rng.integers(len(BAGS))],
+        bag_color=shade(CLOTHES),
+        hat=HATS[rng.integers(len(HATS))],
+        hat_color=shade(CLOTHES),
+        breadth=float(rng.uniform(0.235, 0.32)),
+        waist=float(rng.uniform(0.48, 0.56)),
+        head=float(rng.uniform(0.125, 0.15)),
+    )
+
+
+def distance(a: RGB, b: RGB) -> float:
+    """Euclidean distance of two colours, as a fraction of the distance of black and white."""
+    return math.dist(a, b) / _BLACK_TO_WHITE
+
+
+def difference(a: Appearance, b: Appearance) -> float:
+    """How differently two people are dressed: 0 for the same, 1 at most per colour, 0.5 per other trait."""
+    total = 0.5 * sum(getattr(a, name) != getattr(b, name) for name in _KINDS)
+    for color, kind, absent in _COLORS:
+        if kind is None or getattr(a, kind) != absent or getattr(b, kind) != absent:
+            total += min(1.0, 2.5 * distance(getattr(a, color), getattr(b, color)))
+    return total
 
 
 @dataclass(frozen=True)
 class Pose:
-    """What changes between two images of a person.
-
-    Attributes:
-        view: Side that the camera sees, one of :data:`VIEWS`.
-        stride: Half distance of the feet, in body heights.
-        swing: Swing of the arms, in body heights.
-        lean: Horizontal shift of the head against the hips, in body heights.
-    """
+    """What changes between two images of a person."""
 
     view: str
+    # In body heights: half distance of the feet, swing of the arms, shift of the head against the hips.
     stride: float
     swing: float
     lean: float
@@ -46,14 +142,7 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 
 class FigurePainter:
-    """Draws one figure onto an image.
-
-    Args:
-        image: RGB image that is drawn on.
-        center: x of the figure's middle axis, in pixels.
-        top: y of the top of the head, in pixels.
-        height: Height of the figure, in pixels.
-    """
+    """Draws one figure onto an RGB image: its middle axis, the top of its head and its height are in pixels."""
 
     def __init__(self, image: Image.Image, center: float, top: float, height: float):
         self._image = image
@@ -61,12 +150,7 @@ class FigurePainter:
         self._center, self._top, self._height = center, top, height
 
     def paint(self, person: Appearance, pose: Pose) -> None:
-        """Draws ``person`` in ``pose``.
-
-        Args:
-            person: What the figure looks like.
-            pose: How it stands.
-        """
+        """Draws ``person`` in ``pose``."""
         side = pose.view in ("left", "right")
         half = person.breadth / 2 * (0.66 if side else 1.0)
         neck = (pose.lean, person.head)

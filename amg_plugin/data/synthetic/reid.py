@@ -17,8 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, QUERY_DIR, TRAIN_DIR, market_name
-from amg_plugin.data.synthetic.appearance import Appearance, difference, sample_appearance
-from amg_plugin.data.synthetic.figures import FigurePainter, sample_pose
+from amg_plugin.data.synthetic.figures import Appearance, FigurePainter, difference, sample_appearance, sample_pose
 from amg_plugin.data.synthetic.scenes import MARGIN, Camera, paint_background, paint_occluder, photograph, sample_camera
 from amg_plugin.data.writing import new_dataset
 from amg_plugin.errors import DataError
@@ -48,7 +47,7 @@ class SyntheticSpec:
         occluded_queries: Fraction of the query images with something in front of the person.
         occluded_others: The same for training and gallery images.
         clutter: Mean number of things in the background.
-        min_difference: Smallest difference of two identities, see :func:`~.appearance.difference`.
+        min_difference: Smallest difference of two identities, see :func:`~.figures.difference`.
         width: Width of the images in pixels.
         height: Height of the images in pixels.
     """
@@ -67,11 +66,7 @@ class SyntheticSpec:
     height: int = 128
 
     def __post_init__(self) -> None:
-        """Refuses impossible values.
-
-        Raises:
-            DataError: A value is out of its range.
-        """
+        """Refuses impossible values."""
         for name, low, high in (
             ("train_ids", 1, 700),
             ("test_ids", 1, 800),
@@ -100,9 +95,6 @@ def write_synthetic_reid(root: str | Path, spec: SyntheticSpec | None = None, se
         root: Data root, as in ``data.root``; made if missing.
         spec: Size and difficulty; the default specification if omitted.
         seed: Seed of everything random, 0 or larger.
-
-    Returns:
-        The folder of the data set.
 
     Raises:
         DataError: Another data set is already there, or the seed is negative.

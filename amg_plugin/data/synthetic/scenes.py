@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from amg_plugin.data.synthetic.appearance import CLOTHES, LOWER, RGB
+from amg_plugin.data.synthetic.figures import CLOTHES, LOWER, RGB
 
 MARGIN = 0.2
 """What a painted scene is wider than the photograph on each side, fraction of the photograph's width."""
@@ -19,35 +19,19 @@ MARGIN = 0.2
 
 @dataclass(frozen=True)
 class Camera:
-    """What the images of one camera have in common.
+    """What the images of one camera have in common."""
 
-    Attributes:
-        gain: Factors of red, green and blue: light and colour cast.
-        gamma: Exponent of the tone curve.
-        saturation: 1 leaves the colours as they are, 0 is grey.
-        lift: Level that black is raised to, fraction of white.
-        blur: Radius of the Gaussian blur in pixels of the final image.
-        noise: Standard deviation of the noise, in grey levels.
-        scale: Height of the figures, fraction of the image height.
-        offset: Mean position of the figures against the middle, fraction of the image (x, y).
-        shear: Slant of the picture: horizontal shift per pixel of height.
-        taper: How much narrower the feet look than the head (a camera that looks down).
-        horizon: Where wall and floor meet, fraction of the image height.
-        wall: Colour of the wall.
-        floor: Colour of the floor.
-    """
-
-    gain: tuple[float, float, float]
-    gamma: float
-    saturation: float
-    lift: float
-    blur: float
-    noise: float
-    scale: float
-    offset: tuple[float, float]
-    shear: float
-    taper: float
-    horizon: float
+    gain: tuple[float, float, float]  # factors of red, green and blue: light and colour cast
+    gamma: float  # exponent of the tone curve
+    saturation: float  # 1 leaves the colours as they are, 0 is grey
+    lift: float  # level that black is raised to, fraction of white
+    blur: float  # radius of the Gaussian blur in pixels of the final image
+    noise: float  # standard deviation in grey levels
+    scale: float  # height of the figures, fraction of the image height
+    offset: tuple[float, float]  # mean position of the figures against the middle, fraction of the image (x, y)
+    shear: float  # horizontal shift per pixel of height
+    taper: float  # how much narrower the feet look than the head (a camera that looks down)
+    horizon: float  # where wall and floor meet, fraction of the image height
     wall: RGB
     floor: RGB
 
@@ -77,17 +61,7 @@ def sample_camera(rng: np.random.Generator) -> Camera:
 
 
 def paint_background(size: tuple[int, int], camera: Camera, clutter: float, rng: np.random.Generator) -> Image.Image:
-    """Paints wall, floor and ``clutter`` random things.
-
-    Args:
-        size: Width and height in pixels.
-        camera: Gives the colours of wall and floor.
-        clutter: Mean number of things.
-        rng: Source of randomness.
-
-    Returns:
-        A new RGB image.
-    """
+    """Paints wall, floor and ``clutter`` random things."""
     width, height = size
     image = Image.new("RGB", size, _jitter(camera.wall, 12, rng))
     draw = ImageDraw.Draw(image)
@@ -110,12 +84,7 @@ def paint_background(size: tuple[int, int], camera: Camera, clutter: float, rng:
 
 
 def paint_occluder(image: Image.Image, rng: np.random.Generator) -> None:
-    """Paints something that stands in front of the person: a box, a pole, a bush or an umbrella.
-
-    Args:
-        image: Image that is painted on, in place.
-        rng: Source of randomness.
-    """
+    """Paints something that stands in front of the person: a box, a pole, a bush or an umbrella."""
     width, height = image.size
     draw = ImageDraw.Draw(image)
     color, second = _thing_color(rng), _thing_color(rng)
@@ -143,30 +112,15 @@ def paint_occluder(image: Image.Image, rng: np.random.Generator) -> None:
 def photograph(image: Image.Image, size: tuple[int, int], camera: Camera, rng: np.random.Generator) -> Image.Image:
     """What ``camera`` makes of a painted scene: viewpoint, size, blur, light, colour cast and noise.
 
-    Args:
-        image: Painted scene; its height becomes the photograph's, its width has :data:`MARGIN` on both sides.
-        size: Width and height of the photograph.
-        camera: The camera.
-        rng: Source of randomness.
-
-    Returns:
-        A new RGB image of ``size``.
+    The scene has :data:`MARGIN` on both sides; its height becomes that of the photograph.
     """
     width, height = image.size
     # The corners that become the picture: shear slants them, taper shows more of the width at the bottom.
     slant, taper = camera.shear * height / 2, camera.taper * width / 4
     half, middle = height * size[0] / size[1] / 2, width / 2
     left, right = middle - half, middle + half
-    quad = (
-        left + slant + taper,
-        0,
-        left - slant - taper,
-        height,
-        right - slant + taper,
-        height,
-        right + slant - taper,
-        0,
-    )
+    top, bottom = (left + slant + taper, right + slant - taper), (left - slant - taper, right - slant + taper)
+    quad = (top[0], 0, bottom[0], height, bottom[1], height, top[1], 0)
     photo = image.transform(size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
     if camera.blur > 0.1:
         photo = photo.filter(ImageFilter.GaussianBlur(camera.blur))

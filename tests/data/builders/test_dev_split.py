@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amg_plugin.data.builders.dev_split import Split, find_source, read_split, write_split
+from amg_plugin.data.builders import Split, find_source, read_split, write_split
 from amg_plugin.data.layout import MARKET_FOLDERS
 from amg_plugin.errors import DataError, RunError
 

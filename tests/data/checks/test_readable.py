@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from amg_plugin import compat
-from amg_plugin.data.checks.readable import read_images
+from amg_plugin.data.checks.inspection import read_images
 
 
 def picture(mode="RGB", size=(64, 128)):

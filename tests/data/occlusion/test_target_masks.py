@@ -8,9 +8,16 @@ import pytest
 
 from amg_plugin.data.layout import GALLERY_DIR, QUERY_DIR
 from amg_plugin.data.occlusion.copy import MANIFEST, MASK_DIR, write_occluded_copy
-from amg_plugin.data.occlusion.masks import covered_patches, read_mask, write_mask
+from amg_plugin.data.occlusion.masks import (
+    Grid,
+    covered_by_masks,
+    covered_patches,
+    mask_path,
+    masked_images,
+    read_mask,
+    write_mask,
+)
 from amg_plugin.data.occlusion.settings import CopySettings
-from amg_plugin.data.occlusion.target_masks import Grid, covered_by_masks, mask_path, masked_images
 from amg_plugin.errors import DataError
 
 GRID = Grid((64, 32), (16, 16), (8, 8))

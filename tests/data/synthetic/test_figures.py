@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amg_plugin.data.synthetic.appearance import BAGS, HATS, LOWER_KINDS, PATTERNS, difference, sample_appearance
-from amg_plugin.data.synthetic.figures import VIEWS, FigurePainter, Pose
+from amg_plugin.data.synthetic.figures import (
+    BAGS,
+    HATS,
+    LOWER_KINDS,
+    PATTERNS,
+    VIEWS,
+    FigurePainter,
+    Pose,
+    difference,
+    sample_appearance,
+)
 
 SIZE = (90, 256)
 

@@ -1,7 +1,12 @@
-"""A whole network without images: blocks x heads (entropy, kept) and blocks x positions (importance, kept)."""
+"""The two figures: one image through all blocks, and a whole network without images.
+
+That of an image shows what each block keeps, where each head looks, and the mean before and after pruning; that of a
+network blocks x heads (entropy, kept) and blocks x positions (importance, kept). Margins and gaps are in inches.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -12,10 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from amg_plugin.plots.attention import kept_heads, kept_tokens
+from amg_plugin.plots.attention import ImageAttention, kept_heads, kept_tokens
 from amg_plugin.plots.style import (
+    FAINT,
     FONT,
     KEPT,
+    NO_KEY,
     REMOVED,
     Sheet,
     bare,
@@ -27,26 +34,147 @@ from amg_plugin.plots.style import (
 )
 from amg_plugin.pruning import PruningPlan
 
+#: Attention and importance are spread over orders of magnitude: the square root keeps weak values apart.
 _GAMMA = 0.5
-# In inches: height of a block's row, margins, width of the content and of a colour bar, room of titles, gap.
-_ROW, _LEFT, _RIGHT, _CONTENT, _BAR, _HEADER, _TITLE, _GAP = 0.235, 0.62, 0.86, 7.6, 0.12, 0.74, 0.36, 0.06
+_LEFT = 0.62
+
+# One image -----------------------------------------------------------------------------------------------------------
+
+_RIGHT, _BOTTOM, _HEADER = 0.25, 0.62, 1.12
+_GAP, _WIDE_GAP = 0.05, 0.22
+
+
+def draw_image(
+    picture: np.ndarray,
+    after: ImageAttention,
+    before: ImageAttention | None = None,
+    *,
+    title: str = "",
+    subtitle: str = "",
+    after_title: str = "mean\nafter",
+) -> Figure:
+    """Draw the figure of one image.
+
+    One row per block; columns are the positions that the block keeps, the attention of each head, and the mean over the
+    heads before (if given) and after pruning.
+    """
+    columns = [before, after] if before else [after]
+    with mpl.rc_context(FONT):
+        sheet = _BlockSheet(after.plan.depth, max(after.plan.num_heads), len(columns), *picture.shape[:2])
+        header_text(sheet, title, subtitle)
+        means = np.stack([_laid_out(part.mean().numpy(), after.grid) for part in columns])
+        for row in range(sheet.depth):
+            _draw_kept(sheet, row, picture, after)
+            _draw_maps(sheet, row, after)
+            for number, mean in enumerate(means[:, row]):
+                _draw_heat(sheet.cell(row, 1 + sheet.heads + number), mean, np.nanmax(means[:, row]))
+        _write_names(sheet, ["mean\nbefore", after_title][-sheet.means :], after.plan.heads_known)
+        _draw_footer(sheet, after.query)
+    return sheet.figure
+
+
+class _BlockSheet(Sheet):
+    """A sheet with a row of panels for each block; columns for what is kept, the heads and the means."""
+
+    def __init__(self, depth: int, heads: int, means: int, rows: int, columns: int) -> None:
+        self.depth, self.heads, self.means = depth, heads, means
+        self.panel_height = min(1.0, 0.62 * (rows / columns) ** 0.5)
+        self.panel_width = self.panel_height * columns / rows
+        gaps = [_WIDE_GAP, *[_GAP] * (heads - 1), _WIDE_GAP, *[_GAP] * (means - 1)]
+        widths = [self.panel_width] * (1 + heads + means)
+        self.lefts = [_LEFT + sum(widths[:i]) + sum(gaps[:i]) for i in range(len(widths))]
+        self.right = self.lefts[-1] + self.panel_width
+        height = _HEADER + depth * (self.panel_height + _GAP) + _BOTTOM
+        super().__init__(max(self.right + _RIGHT, 6.4), height)
+
+    def cell(self, row: int, column: int) -> Axes:
+        bottom = _BOTTOM + (self.depth - 1 - row) * (self.panel_height + _GAP)
+        axes = self.panel(self.lefts[column], bottom, self.panel_width, self.panel_height)
+        bare(axes)
+        return axes
+
+
+def _draw_kept(sheet: _BlockSheet, row: int, picture: np.ndarray, after: ImageAttention) -> None:
+    """The image, with the positions that the block does not keep greyed out."""
+    axes = sheet.cell(row, 0)
+    kept = _laid_out(kept_tokens(after.plan).numpy()[row], after.grid)
+    extent = (0, picture.shape[1], picture.shape[0], 0)
+    axes.imshow(picture, extent=extent, interpolation="lanczos")
+    veil = np.zeros((*kept.shape, 4), dtype=np.float32)
+    veil[..., :3] = mpl.colors.to_rgb(NO_KEY)
+    veil[..., 3] = np.where(kept, 0.0, 0.93)
+    axes.imshow(veil, extent=extent, interpolation="nearest")
+    axes.set_ylabel(f"block {row}", rotation=0, ha="right", va="center", labelpad=6, fontsize=8)
+
+
+def _draw_maps(sheet: _BlockSheet, row: int, after: ImageAttention) -> None:
+    """The attention of each head of a block."""
+    shown = kept_heads(after.plan).numpy()[row]
+    for head in range(sheet.heads):
+        values = _laid_out(after.maps[row, head].numpy(), after.grid)
+        _draw_heat(sheet.cell(row, 1 + head), values, np.nanmax(values) if shown[head] else 0.0)
+
+
+def _draw_heat(axes: Axes, values: np.ndarray, maximum: float) -> None:
+    """A map relative to ``maximum``; a head that is not there is an empty panel with a cross."""
+    if np.isnan(values).all():
+        axes.set_facecolor("#f4f4f4")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        cross(axes, 0.5, 0.5)
+        return
+    norm = PowerNorm(_GAMMA, 0, max(float(maximum), np.finfo(np.float32).tiny))
+    axes.imshow(np.ma.masked_invalid(values), cmap=heat_map(), norm=norm, interpolation="nearest", aspect="auto")
+
+
+def _write_names(sheet: _BlockSheet, means: Sequence[str], heads_known: bool) -> None:
+    """What each column shows."""
+    names = ["kept", *map(str, range(sheet.heads)), *means]
+    bold = {0, len(names) - 1, len(names) - len(means)}
+    top, options = sheet.height - _HEADER, {"ha": "center", "va": "bottom"}
+    for column, name in enumerate(names):
+        weight = "bold" if column in bold else "normal"
+        middle = sheet.lefts[column] + sheet.panel_width / 2
+        sheet.text(middle, top + 0.06, name, fontsize=8, linespacing=1.05, weight=weight, **options)
+    text = "head" if heads_known else "head (which ones were kept is not recorded: counted from 0)"
+    middle = (sheet.lefts[1] + sheet.lefts[sheet.heads] + sheet.panel_width) / 2
+    sheet.text(middle, top + 0.24, text, weight="bold", **options)
+
+
+def _draw_footer(sheet: _BlockSheet, query: str) -> None:
+    bar = sheet.panel(_LEFT, 0.40, 2.1, 0.09)
+    made = colour_bar(bar, PowerNorm(_GAMMA, 0, 1), heat_map(), "", orientation="horizontal")
+    made.set_ticks([0, 0.05, 0.25, 0.5, 1], labels=["0", "0.05", "0.25", "0.5", "1"])
+    label = f"attention of the {query} / maximum of the panel (means: of the block)"
+    sheet.text(_LEFT, 0.07, label, fontsize=7.5)
+    marks = [
+        Patch(facecolor=NO_KEY, edgecolor="none", label="position not kept"),
+        mpl.lines.Line2D([], [], color=FAINT, marker="x", linestyle="", markersize=5, label="head removed"),
+    ]
+    spacing = {"handlelength": 1.0, "handletextpad": 0.5, "columnspacing": 1.2, "borderpad": 0}
+    sheet.legend(sheet.right, 0.24, marks, loc="lower right", ncols=2, fontsize=7.5, **spacing)
+
+
+def _laid_out(values: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    return values.reshape(*values.shape[:-1], *grid)
+
+
+# A whole network -----------------------------------------------------------------------------------------------------
+
+# Height of a block's row and of the header, right margin, width of the content and of a colour bar, room of titles.
+_ROW, _MODEL_HEADER, _MODEL_RIGHT, _CONTENT, _BAR, _TITLE = 0.235, 0.74, 0.86, 7.6, 0.12, 0.36
+_MODEL_GAP = 0.06
 
 
 @dataclass(frozen=True)
 class ModelMaps:
-    """What the figure of a network shows.
-
-    Attributes:
-        plan: What is kept.
-        grid: Rows and columns of patches.
-        entropy: Entropy of each head in bits, ``[blocks, heads]``, NaN where unknown; None without calibration.
-        importance: Importance of each position / norm of its block, ``[blocks, patches]``, in the same way.
-    """
+    """What the figure of a network shows."""
 
     plan: PruningPlan
-    grid: tuple[int, int]
-    entropy: Tensor | None = None
-    importance: Tensor | None = None
+    grid: tuple[int, int]  # rows and columns of patches
+    # NaN where unknown, None without calibration.
+    entropy: Tensor | None = None  # of each head in bits, [blocks, heads]
+    importance: Tensor | None = None  # of each position / norm of its block, [blocks, patches]
 
 
 def draw_model(maps: ModelMaps, *, title: str = "", subtitle: str = "") -> Figure:
@@ -54,21 +182,16 @@ def draw_model(maps: ModelMaps, *, title: str = "", subtitle: str = "") -> Figur
 
     At the top the heads of each block, in the middle its positions in the order of the tokens, at the bottom the same
     positions where they are in the image. Scores are coloured where kept and grey where removed.
-
-    Args:
-        maps: What to draw.
-        title: First line of the header.
-        subtitle: Second line.
     """
     depth, (rows, columns) = maps.plan.depth, maps.grid
     per_line = min(depth, 12)
-    small_height = min((_CONTENT - _GAP * (per_line - 1)) / per_line * rows / columns, 1.6)
+    small_height = min((_CONTENT - _MODEL_GAP * (per_line - 1)) / per_line * rows / columns, 1.6)
     lines = -(-depth // per_line)
     heights = [depth * _ROW, depth * _ROW, lines * (small_height + 0.2)]
     with mpl.rc_context(FONT):
-        sheet = Sheet(_LEFT + _CONTENT + _RIGHT, _HEADER + sum(heights) + 3 * _TITLE + 0.3)
+        sheet = Sheet(_LEFT + _CONTENT + _MODEL_RIGHT, _MODEL_HEADER + sum(heights) + 3 * _TITLE + 0.3)
         header_text(sheet, title, subtitle)
-        top = sheet.height - _HEADER - _TITLE
+        top = sheet.height - _MODEL_HEADER - _TITLE
         _draw_heads(sheet, top, maps)
         top -= heights[0] + _TITLE
         norm = _draw_positions(sheet, top, maps)
@@ -131,7 +254,7 @@ def _draw_grids(
     width = height * maps.grid[1] / maps.grid[0]
     for block, kept in enumerate(kept_tokens(maps.plan).numpy()):
         line, column = divmod(block, per_line)
-        axes = sheet.panel(_LEFT + column * (width + _GAP), top - line * (height + 0.2) - height, width, height)
+        axes = sheet.panel(_LEFT + column * (width + _MODEL_GAP), top - line * (height + 0.2) - height, width, height)
         values = None if maps.importance is None else maps.importance[block].numpy().reshape(maps.grid)
         _draw_matrix(axes, values, kept.reshape(maps.grid), norm, np.ones(maps.grid, dtype=bool))
         bare(axes)

@@ -1,1 +1,0 @@
-"""Data sets made out of others."""
