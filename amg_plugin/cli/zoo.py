@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amg_plugin.paper.zoo.entries import ZooEntry
+    from amg_plugin.paper.zoo import ZooEntry
 
 HELP = "list or fetch the authors' published checkpoints"
 DESCRIPTION = """The checkpoints that the authors of AMG pruning published, by Google Drive id.
@@ -25,8 +25,6 @@ the files is between you and their authors.
 
 example: amg-reid zoo list
          amg-reid zoo fetch tr_base_market_head25_token25 --out log/tr_base_market_head25_token25.pth"""
-
-_MIB = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List or fetch; 0 on success."""
-    from amg_plugin.paper.zoo.cache import cache_folder
-    from amg_plugin.paper.zoo.entries import ENTRIES, find_entry
+    from amg_plugin.paper.zoo import ENTRIES, cache_folder, find_entry
 
     folder = cache_folder(args.cache)
     if args.action == "list":
@@ -62,8 +59,7 @@ def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
     """Fetch, verify, import and show one checkpoint; 0 on success."""
     from amg_plugin.checkpoint import Checkpoint
     from amg_plugin.paper.importing import save_imported
-    from amg_plugin.paper.zoo.cache import fetch
-    from amg_plugin.paper.zoo.entries import LICENCE, import_entry, remarks
+    from amg_plugin.paper.zoo import LICENCE, fetch, import_entry, remarks
     from amg_plugin.pruning import current_plan
     from amg_plugin.runs.description import describe, render
 
@@ -83,11 +79,9 @@ def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
 
 def row_of(entry: ZooEntry, folder: Path) -> dict[str, Any]:
     """An entry as plain data."""
-    from amg_plugin.paper.zoo.cache import path_of, recorded
-    from amg_plugin.paper.zoo.entries import LICENCE
+    from amg_plugin.paper.zoo import LICENCE, recorded
 
-    row = entry.published[0]
-    record = recorded(entry, folder)
+    row, record, path = entry.published[0], recorded(entry, folder), entry.path(folder)
     return {
         "name": entry.name,
         "program": {"transreid": "TransReID", "la": "LA-Transformer"}[entry.family],
@@ -108,7 +102,7 @@ def row_of(entry: ZooEntry, folder: Path) -> dict[str, Any]:
         "url": entry.url,
         "size": record.size if record else None,
         "sha256": record.sha256 if record else None,
-        "file": str(path_of(entry, folder)) if path_of(entry, folder).is_file() else None,
+        "file": str(path) if path.is_file() else None,
     }
 
 
@@ -117,25 +111,17 @@ def listing(rows: list[dict[str, Any]], folder: Path) -> str:
     from amg_plugin.utils.tables import text_table
 
     header = ["name", "program", "data", "removed (label)", "mAP %", "Rank-1 %", "MACs G", "licence", "in the cache"]
-    table = text_table(
-        header,
+    cells = [
         [
-            [
-                row["name"],
-                row["program"],
-                row["data"],
-                row["rates"],
-                f"{row['mAP_paper']:.2f}",
-                f"{row['rank1_paper']:.2f}",
-                f"{row['macs_paper_giga']:.2f}",
-                row["licence"],
-                f"{row['size'] / _MIB:.0f} MiB" if row["file"] and row["size"] else "-",
-            ]
-            for row in rows
-        ],
-    )
+            *(row[key] for key in ("name", "program", "data", "rates")),
+            *(f"{row[key]:.2f}" for key in ("mAP_paper", "rank1_paper", "macs_paper_giga")),
+            row["licence"],
+            f"{row['size'] / 2**20:.0f} MiB" if row["file"] and row["size"] else "-",
+        ]
+        for row in rows
+    ]
     return (
-        f"{table}\n\n"
+        f"{text_table(header, cells)}\n\n"
         "mAP, Rank-1 and MACs are published figures; LA-Transformer's are from another evaluator and not comparable.\n"
         "Licence: the authors' repositories state none; weights trained on Market-1501 are for research.\n"
         f"Cache: {folder}"

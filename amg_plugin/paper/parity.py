@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,15 @@ MERGING_TOLERANCE = 1e-5
 TAGS = {"transreid": ("dense", "heads", "heads_tokens"), "la_vit": ("dense", "tokens"), "tome": ()}
 SCORED = {"transreid": "heads", "la_vit": "dense"}
 #: Entries that the .json of each family must hold.
-_COMMON = ("image_size", "patch_size", "depth", "num_heads", "head_dim", "num_patches", "layer_norm_eps",
-           "head.num_to_prune", "head.layer_growth", "head.kept",
+_SHARED = ("image_size", "patch_size", "num_heads", "head_dim", "layer_norm_eps")
+_TRANSREID = ("stride", "num_cameras", "sie_coefficient", "shift_num", "shuffle_groups", "divide_length")
+_COMMON = (*_SHARED, "depth", "num_patches", "head.num_to_prune", "head.layer_growth", "head.kept",
            "token.num_to_prune", "token.layer_decay", "token.kept", "flops.dense")  # fmt: skip
 FACTS = {
-    "transreid": (*_COMMON, "stride", "num_cameras", "sie_coefficient", "shift_num", "shuffle_groups", "divide_length",
-                  "neck_feat", "flops.heads_tokens"),
+    "transreid": (*_COMMON, *_TRANSREID, "neck_feat", "flops.heads_tokens"),
     "la_vit": (*_COMMON, "parts", "flops.tokens"),
     "tome": ("arch", "image_size", "embed_dim", "depth", "num_heads", "tokens_leaving"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -71,24 +72,15 @@ class Comparison:
         return self.difference <= self.tolerance
 
     def __str__(self) -> str:
-        measure = "equal" if self.tolerance == 0 and self.passed else f"largest difference {self.difference:.2e}"
-        if self.tolerance == 0 and not self.passed:
-            measure = "different"
-        allowed = f" (allowed {self.tolerance:.0e})" if self.tolerance else ""
+        measure = f"largest difference {self.difference:.2e} (allowed {self.tolerance:.0e})"
+        if self.tolerance == 0:
+            measure = "equal" if self.passed else "different"
         note = f"; {self.note}" if self.note else ""
-        return f"{'ok  ' if self.passed else 'FAIL'}  {self.quantity}: {measure}{allowed}{note}"
+        return f"{'ok  ' if self.passed else 'FAIL'}  {self.quantity}: {measure}{note}"
 
 
-class ParityFile:
-    """The two halves of a parity file.
-
-    Args:
-        tensors: The .safetensors file.
-        facts: The .json file.
-
-    Raises:
-        CheckpointError: If one of them is missing or unreadable, the family is unknown, or an entry is missing.
-    """
+class _ParityFile:
+    """The two halves of a parity file; what is missing or wrong in one of them is a CheckpointError."""
 
     def __init__(self, tensors: str | Path, facts: str | Path) -> None:
         self.tensor_file, self.fact_file = Path(tensors), Path(facts)
@@ -100,61 +92,32 @@ class ParityFile:
             raise CheckpointError(
                 f"The parity file '{self.tensor_file}' with '{self.fact_file}' cannot be read: {reason}."
             ) from error
-        if not isinstance(self.facts, dict) or self.fact("family") not in TAGS:
-            raise CheckpointError(
-                f"The family of '{self.fact_file}' is {self.facts.get('family')!r}; allowed: {', '.join(TAGS)}."
-                if isinstance(self.facts, dict)
-                else f"The parity file '{self.fact_file}' holds no dictionary."
-            )
+        if not isinstance(self.facts, dict):
+            raise CheckpointError(f"The parity file '{self.fact_file}' holds no dictionary.")
+        self.family = self.fact("family")
+        if self.family not in TAGS:
+            raise CheckpointError(f"The family of '{self.fact_file}' is {self.family!r}; allowed: {', '.join(TAGS)}.")
         for name in FACTS[self.family]:
             self.fact(name)
-
-    @property
-    def family(self) -> str:
-        """Which program the numbers come from."""
-        return self.facts["family"]
-
-    @property
-    def tags(self) -> list[str]:
-        """The models of the file, those that must be there first."""
         present = {name.split(".state.")[0] for name in self.tensors if ".state." in name}
-        required = TAGS[self.family]
-        return [*required, *sorted(present - set(required))]
-
-    @property
-    def batches(self) -> int:
-        """Number of calibration batches, at least the two that must be there."""
-        count = 2
-        while f"input.{count}" in self.tensors:
-            count += 1
-        return count
+        self.tags = [*TAGS[self.family], *sorted(present - set(TAGS[self.family]))]
+        # Calibration batches, at least the two that must be there.
+        self.batches = next(number for number in count(2) if f"input.{number}" not in self.tensors)
 
     def fact(self, name: str) -> Any:
-        """An entry of the .json.
-
-        Raises:
-            CheckpointError: If it is missing.
-        """
+        """An entry of the .json."""
         if name not in self.facts:
             raise CheckpointError(f"The parity file '{self.fact_file}' lacks the key '{name}'.")
         return self.facts[name]
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor.
-
-        Raises:
-            CheckpointError: If it is missing.
-        """
+        """An entry of the .safetensors."""
         if name not in self.tensors:
             raise CheckpointError(f"The parity file '{self.tensor_file}' lacks the key '{name}'.")
         return self.tensors[name]
 
     def state(self, tag: str) -> dict[str, Tensor]:
-        """The published state dict of a model; without a tag the only one.
-
-        Raises:
-            CheckpointError: If there is none.
-        """
+        """The published state dict of a model; without a tag the only one."""
         prefix = f"{tag}.state.".lstrip(".")
         state = {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
         if not state:
@@ -163,23 +126,15 @@ class ParityFile:
 
     def labels(self, batch: int) -> Tensor | None:
         """Camera labels of a batch, if the model has cameras."""
-        if self.family != "transreid" or not self.fact("num_cameras"):
-            return None
-        return self.tensor(f"camid.{batch}")
+        return self.tensor(f"camid.{batch}") if self.facts.get("num_cameras") else None
 
     def build(self, tag: str) -> nn.Module:
-        """The plugin's model of a tag, in eval mode.
-
-        Raises:
-            CheckpointError: If its state dict is wrong.
-        """
-        common = ("image_size", "num_heads", "head_dim", "patch_size", "layer_norm_eps")
-        arguments = {name: self.fact(name) for name in common}
+        """The plugin's model of a tag, in eval mode."""
+        arguments = {name: self.fact(name) for name in _SHARED}
         try:
             if self.family == "la_vit":
                 return load_la_vit(self.state(tag), **arguments)
-            own = ("stride", "num_cameras", "sie_coefficient", "shift_num", "shuffle_groups", "divide_length")
-            arguments |= {name: self.fact(name) for name in own}
+            arguments |= {name: self.fact(name) for name in _TRANSREID}
             arguments |= {name: self.facts[name] for name in ("num_views", "attention_scale") if name in self.facts}
             model = load_transreid(self.state(tag), **arguments)
         except CheckpointError as error:
@@ -201,7 +156,7 @@ def check_parity(tensors: str | Path, facts: str | Path) -> list[Comparison]:
     Raises:
         CheckpointError: If a key is missing or a state dict cannot be used.
     """
-    file = ParityFile(tensors, facts)
+    file = _ParityFile(tensors, facts)
     if file.family == "tome":
         return _merging(file)
     checked = []
@@ -213,13 +168,12 @@ def check_parity(tensors: str | Path, facts: str | Path) -> list[Comparison]:
     return [*checked, *_head_scores(file), *_token_scores(file)]
 
 
-def _merging(file: ParityFile) -> list[Comparison]:
+def _merging(file: _ParityFile) -> list[Comparison]:
     """Features of a ViT that merges tokens, and how many patches its last tokens stand for."""
     overrides = {name: file.fact(name) for name in ("embed_dim", "depth", "num_heads")}
     reducer = ReducerSpec("tome", file.fact("tokens_leaving"))
-    model = build_network(
-        ModelSpec(file.fact("arch"), file.fact("image_size"), 1, overrides=overrides, reducer=reducer)
-    )
+    spec = ModelSpec(file.fact("arch"), file.fact("image_size"), 1, overrides=overrides, reducer=reducer)
+    model = build_network(spec)
     load_strictly(model.backbone, file.state(""), f"The state dict in '{file.tensor_file}' does not fit")
     sizes: list[Tensor] = []
     model.backbone.blocks[-1].register_forward_hook(lambda block, inputs, outputs: sizes.append(outputs[1]))
@@ -231,7 +185,7 @@ def _merging(file: ParityFile) -> list[Comparison]:
     ]
 
 
-def _compare(name: str, found: Tensor, file: ParityFile) -> Comparison:
+def _compare(name: str, found: Tensor, file: _ParityFile) -> Comparison:
     expected = file.tensor(name)
     if found.shape != expected.shape:
         return Comparison(name, math.inf, note=f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
@@ -249,7 +203,7 @@ def _equal(name: str, found: Any, expected: Any) -> Comparison:
     return Comparison(name, 0.0 if same else math.inf, 0.0, "" if same else f"{found} instead of {expected}")
 
 
-def _transreid_outputs(file: ParityFile, model: nn.Module) -> list[tuple[str, Tensor]]:
+def _transreid_outputs(file: _ParityFile, model: nn.Module) -> list[tuple[str, Tensor]]:
     images, labels = file.tensor("input.0"), file.labels(0)
     with torch.no_grad():
         found = [("features", model.eval()(images, labels))]
@@ -260,7 +214,7 @@ def _transreid_outputs(file: ParityFile, model: nn.Module) -> list[tuple[str, Te
     return found
 
 
-def _la_outputs(file: ParityFile, model: nn.Module) -> list[tuple[str, Tensor]]:
+def _la_outputs(file: _ParityFile, model: nn.Module) -> list[tuple[str, Tensor]]:
     images = file.tensor("input.0")
     with torch.no_grad():
         tokens = model.eval().forward_features(images)
@@ -268,36 +222,32 @@ def _la_outputs(file: ParityFile, model: nn.Module) -> list[tuple[str, Tensor]]:
         return [("tokens", tokens), ("part_features", parts), ("logits", model(images))]
 
 
-def _structure(file: ParityFile, tag: str, model: nn.Module) -> list[Comparison]:
+def _structure(file: _ParityFile, tag: str, model: nn.Module) -> list[Comparison]:
     """Sizes, kept heads (their number), kept tokens and the published accounting."""
-    plan, blocks = current_plan(model), prunable_blocks(model)
-    sizes = {"depth": plan.depth, "num_patches": plan.num_patches}
-    checked = [_equal(f"{tag}.{name}", value, file.fact(name)) for name, value in sizes.items()]
-    heads = [plan.heads_per_block[block] for block in blocks]
-    tokens = [list(plan.tokens[block]) for block in blocks]
-    removed = tag.split("_")
+    plan, blocks, removed = current_plan(model), prunable_blocks(model), tag.split("_")
+    heads, expected_heads = [plan.heads_per_block[block] for block in blocks], [file.fact("num_heads")] * len(blocks)
+    tokens, expected_tokens = [list(plan.tokens[block]) for block in blocks], [[*range(plan.num_patches)]] * len(blocks)
+    optional: dict[str, Any] = {}
     if "heads" in removed:
-        checked.append(_equal(f"{tag} number of kept heads", heads, [len(kept) for kept in file.fact("head.kept")]))
-        if "head.kept_per_layer" in file.facts:
-            checked.append(_equal(f"{tag} head.kept_per_layer", heads, file.fact("head.kept_per_layer")))
-    else:
-        checked.append(_equal(f"{tag} number of kept heads", heads, [file.fact("num_heads")] * len(blocks)))
+        expected_heads, optional["head.kept_per_layer"] = [len(kept) for kept in file.fact("head.kept")], heads
     if "tokens" in removed:
-        checked.append(_equal(f"{tag} kept tokens", tokens, file.fact("token.kept")))
-        lengths = [model_tokens + 1 for model_tokens in map(len, tokens)]
-        if "token.kept_per_layer_with_cls" in file.facts:
-            expected = file.fact("token.kept_per_layer_with_cls")
-            checked.append(_equal(f"{tag} token.kept_per_layer_with_cls", lengths, expected))
-    else:
-        checked.append(_equal(f"{tag} kept tokens", tokens, [list(range(plan.num_patches))] * len(blocks)))
-    if f"flops.{tag}" in file.facts or tag in (TAGS[file.family][0], TAGS[file.family][-1]):
+        expected_tokens = file.fact("token.kept")
+        optional["token.kept_per_layer_with_cls"] = [len(kept) + 1 for kept in tokens]
+    checked = [
+        _equal(f"{tag}.depth", plan.depth, file.fact("depth")),
+        _equal(f"{tag}.num_patches", plan.num_patches, file.fact("num_patches")),
+        _equal(f"{tag} number of kept heads", heads, expected_heads),
+        _equal(f"{tag} kept tokens", tokens, expected_tokens),
+        *(_equal(f"{tag} {name}", found, file.fact(name)) for name, found in optional.items() if name in file.facts),
+    ]
+    if f"flops.{tag}" in file.facts:
         counted = published_accounting(model)
         found = [counted["macs"], counted["attention_macs"]]
         checked.append(_equal(f"flops.{tag}", found, file.fact(f"flops.{tag}")))
     return checked
 
 
-def _calibration(file: ParityFile, model: nn.Module, losses: list[float]) -> Calibration:
+def _calibration(file: _ParityFile, model: nn.Module, losses: list[float]) -> Calibration:
     """Both batches in training mode, with the cross entropy of the global (or only) classifier."""
 
     def logits(batch: int) -> Tensor:
@@ -314,25 +264,21 @@ def _calibration(file: ParityFile, model: nn.Module, losses: list[float]) -> Cal
     return Calibration(batches=lambda: range(file.batches), forward=logits, loss=loss)
 
 
-def _head_scores(file: ParityFile) -> list[Comparison]:
+def _head_scores(file: _ParityFile) -> list[Comparison]:
     model = file.build("dense").train()
     found = entropy_of_heads(model, _calibration(file, model, []), prunable_blocks(model))
-    expected = file.tensor("head_entropy")
-    chosen = _selected(select_heads, found, file.fact("head.num_to_prune"), file.fact("head.layer_growth"))
     return [
-        _scores("head_entropy", found, expected, lambda a, b: (a - b.double()).abs().max().item()),
-        _equal("head.kept", chosen, file.fact("head.kept")),
+        _scores("head_entropy", found, file, lambda ours, theirs: (ours - theirs.double()).abs().max().item()),
+        _selected("head.kept", file, select_heads, found, "head.num_to_prune", "head.layer_growth"),
     ]
 
 
-def _token_scores(file: ParityFile) -> list[Comparison]:
+def _token_scores(file: _ParityFile) -> list[Comparison]:
     model, losses = file.build(SCORED[file.family]).train(), []
     found = importance_of_tokens(model, _calibration(file, model, losses), prunable_blocks(model))
-    expected = file.tensor("token_score")
-    chosen = _selected(select_tokens, found, file.fact("token.num_to_prune"), file.fact("token.layer_decay"))
     checked = [
-        _scores("token_score", found, expected, _relative),
-        _equal("token.kept", chosen, file.fact("token.kept")),
+        _scores("token_score", found, file, _relative),
+        _selected("token.kept", file, select_tokens, found, "token.num_to_prune", "token.layer_decay"),
     ]
     if "token.losses" in file.facts:
         published = torch.tensor(file.fact("token.losses"), dtype=torch.float64)
@@ -341,18 +287,21 @@ def _token_scores(file: ParityFile) -> list[Comparison]:
 
 
 def _scores(
-    name: str, found: Sequence[Tensor], expected: Tensor, measure: Callable[[Tensor, Tensor], float]
+    name: str, found: Sequence[Tensor], file: _ParityFile, measure: Callable[[Tensor, Tensor], float]
 ) -> Comparison:
     """Compare block by block; token scores relative to the largest of their block."""
-    shapes = [tuple(values.shape) for values in found]
+    shapes, expected = [tuple(values.shape) for values in found], file.tensor(name)
     if shapes != [tuple(values.shape) for values in expected]:
         return Comparison(name, math.inf, note=f"shapes {shapes} instead of {tuple(expected.shape)}")
     differences = torch.tensor([measure(ours, theirs) for ours, theirs in zip(found, expected, strict=True)])
     return Comparison(name, differences.max().item())  # max keeps NaN
 
 
-def _selected(select: Callable[..., list[list[int]]], scores: list[Tensor], count: int, weight: float) -> Any:
+def _selected(
+    name: str, file: _ParityFile, select: Callable[..., list[list[int]]], scores: list[Tensor], total: str, weight: str
+) -> Comparison:
     try:
-        return select(scores, count, weight)
+        found: Any = select(scores, file.fact(total), file.fact(weight))
     except ValueError as error:  # scores that are not finite
-        return str(error)
+        found = str(error)
+    return _equal(name, found, file.fact(name))

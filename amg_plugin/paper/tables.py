@@ -6,8 +6,7 @@ Nothing is trained and no data is read: networks are built without weights and p
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,20 @@ from amg_plugin.errors import InputError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
 from amg_plugin.paper.accounting import published_accounting
-from amg_plugin.paper.measured import Measurement, Shape, read_measurements, same_data
 from amg_plugin.paper.rows import ROWS, Row
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.pruning.selection import removal_count
+from amg_plugin.runs.result import SECTIONS
 from amg_plugin.utils.tables import csv_table, markdown_table
 
-logger = logging.getLogger(__name__)
-
 #: Sections of a result that can be a published model's, finished ones first; one with a reducer cannot.
-LATEST_FIRST = ("dense", "finetuned", "pruned", "start")
+_LATEST_FIRST = ("dense", "finetuned", "pruned", "start")
+#: A data set of the publications -> its names in torchreid and here, without signs between the words.
+_NAMES = {
+    "Market-1501": {"market1501"},
+    "Occluded-Duke": {"occludedduke", "occludeddukemtmc", "occludeddukemtmcreid"},
+}
 
 
 def _column(heading: str, digits: int | None = None) -> Any:
@@ -69,6 +71,41 @@ _COLUMNS = [column for column in fields(Entry) if column.metadata]
 HEADINGS = {column.name: column.metadata["heading"] for column in _COLUMNS}
 
 
+@dataclass(frozen=True)
+class _Structure:
+    """What tells the networks on one data set apart: parameters without classifiers, heads and tokens left."""
+
+    params: int
+    heads: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.heads} heads, {self.tokens} tokens and {self.params / 1e6:.2f} M parameters"
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """Figures of one model on one target, out of a section of a ``result.json``; scores in per cent."""
+
+    file: str
+    section: str
+    model: str
+    data: str
+    mAP: float
+    rank1: float
+    macs: int
+    structure: _Structure
+    conditions: str
+
+    def is_of(self, data: str, structure: _Structure) -> bool:
+        """Whether the figures are about a network of that structure on that published data set."""
+        return self.is_on(data) and self.structure == structure
+
+    def is_on(self, data: str) -> bool:
+        """Whether the target is what the publications call ``data``."""
+        return "".join(filter(str.isalnum, self.data.lower())) in _NAMES[data]
+
+
 def even_plan(model: nn.Module, variant: str, heads: int, tokens: int) -> PruningPlan:
     """A plan that removes the given totals as evenly over the prunable blocks as possible.
 
@@ -105,14 +142,14 @@ def build(row: Row) -> tuple[nn.Module, int, int]:
     return model, heads, tokens
 
 
-def describe(row: Row) -> Entry:
+def _describe(row: Row) -> tuple[Entry, _Structure]:
     """Build a row's network and count."""
     model, heads, tokens = build(row)
     counted = complexity.count(model, *row.spec.image_size)
     formula = published_accounting(model)
     plan, blocks = current_plan(model), prunable_blocks(model)
     macs, params = formula["macs"] / 1e9, formula["msa_params"] / 1e6
-    return Entry(
+    entry = Entry(
         key=row.key,
         model=f"{row.model}, read as {_reading(row)}" if row.reading else row.model,
         data=row.data,
@@ -130,28 +167,12 @@ def describe(row: Row) -> Entry:
         params=counted["params"] / 1e6,
         note=row.note,
     )
-
-
-def shape_of(row: Row) -> Shape:
-    """What a measured network must have to be the one of a row."""
-    model, heads, tokens = build(row)
-    plan = current_plan(model)
-    return Shape(
-        data=row.data,
-        params=complexity.count_parameters(model),
-        heads=sum(plan.heads_per_block),
-        tokens=sum(plan.tokens_per_block),
-        is_dense=not heads and not tokens,
-    )
+    return entry, _Structure(counted["params"], sum(plan.heads_per_block), sum(plan.tokens_per_block))
 
 
 def _reading(row: Row) -> str:
-    parts = [
-        f"{name} {share:.0%}".replace("%", " %")
-        for name, share in (("head", row.heads), ("token", row.tokens))
-        if share
-    ]
-    return " + ".join(parts)
+    shares = {"head": row.heads, "token": row.tokens}
+    return " + ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share)
 
 
 def _difference(found: float, published: float | None) -> float | None:
@@ -170,50 +191,77 @@ def build_table(results: Sequence[str] = ()) -> list[Entry]:
     Raises:
         InputError: If a key is unknown, a file is not a result, or has no figures of the row's kind.
     """
-    entries = {row.key: describe(row) for row in ROWS}
-    shapes = {row.key: shape_of(row) for row in ROWS} if results else {}
-    measurements: list[Measurement] = []
-    asked_for: dict[str, Measurement] = {}
+    described = {row.key: _describe(row) for row in ROWS}
+    measurements: list[_Measurement] = []
+    placed: dict[str, _Measurement] = {}  # at most one for each row
     for argument in results:
-        key, file = _split(argument, entries)
-        found = read_measurements(file)
+        key, separator, file = argument.partition("=")
+        if not separator or Path(argument).is_file():
+            key, file = "", argument
+        elif key not in described:
+            raise InputError(f"'{key}' is not a row of the published tables; the rows are: {', '.join(described)}.")
+        found = _read_measurements(file)
         measurements += found
         if key:
-            asked_for[key] = _of_the_kind(found, key, shapes[key], file)
-    placed = _place(measurements, asked_for, shapes)
+            placed[key] = _of_the_kind(found, described[key][0], file)
+    able = [measured for measured in measurements if measured.section in _LATEST_FIRST]
+    for measured in sorted(able, key=lambda one: _LATEST_FIRST.index(one.section)):
+        fitting = (key for key, (entry, structure) in described.items() if measured.is_of(entry.data, structure))
+        key = next(fitting, None)
+        if key and key not in placed and measured not in placed.values():
+            placed[key] = measured
+    entries = {key: entry for key, (entry, _) in described.items()}
     for key, measured in placed.items():
+        remark = _remark(measured, *described[key])
         entries[key] = replace(
             entries[key],
             measured_map=measured.mAP,
             measured_rank1=measured.rank1,
-            note="; ".join(filter(None, [entries[key].note, measured.remark(shapes[key])])),
+            note="; ".join(filter(None, [entries[key].note, remark])),
         )
     return [*entries.values(), *(_further_row(one) for one in measurements if one not in placed.values())]
 
 
-def _place(
-    measurements: Sequence[Measurement], asked_for: Mapping[str, Measurement], shapes: Mapping[str, Shape]
-) -> dict[str, Measurement]:
-    """One measurement for each row that has any: the one asked for, or the first of the latest section that fits."""
-    placed = dict(asked_for)
-    able = [measured for measured in measurements if measured.section in LATEST_FIRST]
-    for measured in sorted(able, key=lambda one: LATEST_FIRST.index(one.section)):
-        key = next((key for key, shape in shapes.items() if measured.is_of(shape)), None)
-        if key and key not in placed and measured not in placed.values():
-            placed[key] = measured
-    return placed
+def _remark(measured: _Measurement, entry: Entry, structure: _Structure) -> str:
+    """The measurement's origin, and what differs from the row if it was put there on demand."""
+    said = [f"measured: {measured.section}, {measured.conditions}"]
+    if not measured.is_on(entry.data):
+        said.append(f"on {measured.data}")
+    if measured.structure != structure:
+        said.append(f"with {measured.structure} left (here {structure})")
+    return " ".join(said)
 
 
-def _split(argument: str, known: Mapping[str, Any]) -> tuple[str, Path]:
-    key, separator, file = argument.partition("=")
-    if not separator or Path(argument).is_file():
-        return "", Path(argument)
-    if key not in known:
-        raise InputError(f"'{key}' is not a row of the published tables; the rows are: {', '.join(known)}.")
-    return key, Path(file)
+def _read_measurements(file: str) -> list[_Measurement]:
+    """Every section and target of a result, at least one, in the order of the run."""
+    try:
+        result = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = [
+            _Measurement(
+                file=file,
+                section=name,
+                model=str(result["config"]["model"]["name"]),
+                data=target,
+                mAP=100 * scores["mAP"],
+                rank1=100 * scores["rank1"],
+                macs=int(section["macs"]),
+                structure=_Structure(
+                    int(section["params"]), sum(section["heads_per_block"]), sum(section["tokens_per_block"])
+                ),
+                conditions=f"{result.get('device', 'unknown device')}, seed {result.get('seed', 'unknown')}",
+            )
+            for name, section in ((name, result[name]) for name in SECTIONS if name in result)
+            for target, scores in section["targets"].items()
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"'{file}' is not a result.json of amg-reid ({type(error).__name__}: {error}).") from error
+    if not found:
+        raise InputError(f"'{file}' is not a result.json of amg-reid: it has none of {', '.join(SECTIONS)}.")
+    return found
 
 
-def _further_row(measured: Measurement) -> Entry:
+def _further_row(measured: _Measurement) -> Entry:
+    left = measured.structure
     return Entry(
         key=f"{measured.file}:{measured.section}:{measured.data}",
         model=f"measured here: {measured.model}, {measured.section}",
@@ -221,21 +269,22 @@ def _further_row(measured: Measurement) -> Entry:
         measured_map=measured.mAP,
         measured_rank1=measured.rank1,
         counted_macs=measured.macs / 1e9,
-        params=measured.params / 1e6,
-        note=f"{measured.conditions}; {measured.heads} heads and {measured.tokens} tokens left",
+        params=left.params / 1e6,
+        note=f"{measured.conditions}; {left.heads} heads and {left.tokens} tokens left",
     )
 
 
-def _of_the_kind(found: Sequence[Measurement], key: str, shape: Shape, file: Path) -> Measurement:
+def _of_the_kind(found: Sequence[_Measurement], entry: Entry, file: str) -> _Measurement:
     """The measurement that a row named by the user is about."""
-    names = [name for name in LATEST_FIRST if (name == "dense") == shape.is_dense]
+    is_dense = entry.heads.startswith("0/") and entry.tokens.startswith("0/")
+    names = _LATEST_FIRST[:1] if is_dense else _LATEST_FIRST[1:]
     kind = [measured for name in names for measured in found if measured.section == name]
     if not kind:
         raise InputError(
-            f"'{file}' has no section {' or '.join(names)}, which the row '{key}' is about; it has "
+            f"'{file}' has no section {' or '.join(names)}, which the row '{entry.key}' is about; it has "
             f"{', '.join(dict.fromkeys(measured.section for measured in found))}."
         )
-    return next((measured for measured in kind if same_data(measured.data, shape.data)), kind[0])
+    return next((measured for measured in kind if measured.is_on(entry.data)), kind[0])
 
 
 def render(entries: Sequence[Entry], form: str) -> str:

@@ -15,7 +15,7 @@ from published_state import la_transformer_state, randomised
 from amg_plugin.checkpoint import load_model, read_checkpoint
 from amg_plugin.models.build import build_network
 from amg_plugin.paper.tables import even_plan
-from amg_plugin.paper.zoo.entries import ENTRIES, LICENCE, find_entry
+from amg_plugin.paper.zoo import ENTRIES, LICENCE, find_entry
 from amg_plugin.pruning import apply_plan
 
 NAME = "la_tiny_duke_head67"

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from amg_plugin.errors import InputError, MissingDependencyError, RunError
-from amg_plugin.paper.zoo.cache import cache_folder, fetch, recorded
-from amg_plugin.paper.zoo.entries import ENTRIES
+from amg_plugin.paper.zoo import ENTRIES, cache_folder, fetch, recorded
 
 ENTRY = ENTRIES[0]
 CONTENT = b"PK a published file" * 100
@@ -161,7 +160,7 @@ def test_a_damaged_record_is_named(folder, content):
 
 def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(InputError, match=r"not writable.*--cache"):
+    with pytest.raises(InputError, match=r"--cache.*not writable"):
         fetch(ENTRY, tmp_path / "file" / "zoo", download=Drive())
 
 

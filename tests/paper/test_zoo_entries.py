@@ -9,7 +9,7 @@ from published_state import la_transformer_state, masks_of, transreid_state
 from amg_plugin import compat
 from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.paper.tables import build
-from amg_plugin.paper.zoo.entries import ENTRIES, find_entry, import_entry, remarks
+from amg_plugin.paper.zoo import ENTRIES, find_entry, import_entry, remarks
 from amg_plugin.pruning import current_plan
 
 DRIVE_IDS = {
