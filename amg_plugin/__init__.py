@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from amg_plugin.plugin.on_import import register_when_imported
-from amg_plugin.utils.lazy import lazy_names
+from amg_plugin.utils.imports import lazy_names
 from amg_plugin.version import __version__
 
 if TYPE_CHECKING:

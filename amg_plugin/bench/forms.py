@@ -10,7 +10,7 @@ from amg_plugin.deploy.graph import FeatureGraph, deployed, label_inputs
 from amg_plugin.deploy.info import ExportInfo
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.registries.formats import FORMATS
-from amg_plugin.utils.packages import need
+from amg_plugin.utils.imports import need
 from amg_plugin.utils.preprocessing import Preprocessing
 
 

@@ -25,7 +25,7 @@ from amg_plugin.errors import InputError, RunError
 from amg_plugin.registries.formats import FORMATS, ExportFormat, file_size
 from amg_plugin.utils.environment import environment, versions
 from amg_plugin.utils.files import sha256
-from amg_plugin.utils.packages import need
+from amg_plugin.utils.imports import need
 
 #: Images of the comparison: generated ones, and the most of the user's.
 GENERATED, REAL = 8, 32

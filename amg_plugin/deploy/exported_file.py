@@ -14,7 +14,7 @@ import numpy as np
 from amg_plugin.deploy.info import ExportInfo
 from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.registries.formats import FORMATS, file_format
-from amg_plugin.utils.packages import need
+from amg_plugin.utils.imports import need
 
 
 class ExportedFile:

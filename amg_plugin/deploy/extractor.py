@@ -12,7 +12,7 @@ from amg_plugin.deploy.exported_file import ExportedFile, open_exported
 from amg_plugin.deploy.images import prepare, unnormalized
 from amg_plugin.errors import InputError
 from amg_plugin.registries.formats import FORMATS, file_format
-from amg_plugin.utils.packages import need
+from amg_plugin.utils.imports import need
 
 OUTPUTS = ("auto", "numpy", "torch")
 

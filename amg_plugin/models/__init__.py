@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amg_plugin.utils.lazy import lazy_names
+from amg_plugin.utils.imports import lazy_names
 
 if TYPE_CHECKING:
     from amg_plugin.models.build import build_network

@@ -1,6 +1,6 @@
 """Models of the published programs, read from their state dicts, and the publications' figures."""
 
-from amg_plugin.utils.lazy import lazy_names
+from amg_plugin.utils.imports import lazy_names
 
 __all__ = ["load_la_transformer", "load_la_vit", "load_transreid", "published_accounting"]
 

@@ -6,7 +6,7 @@ calls FLOPs. A row that does not agree with itself comes twice: as it is labelle
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from amg_plugin.models.jigsaw import JigsawSpec
 from amg_plugin.models.side_information import SideInformationSpec
@@ -55,16 +55,9 @@ class Row:
 
 
 def _transreid(arch: str, data: str, stride: int) -> ModelSpec:
-    return ModelSpec(
-        arch,
-        (256, 128),
-        _IDENTITIES[data],
-        stride=stride,
-        loss="triplet",
-        neck_feat="before",
-        side_information=SideInformationSpec(cameras=_CAMERAS[data]),
-        jigsaw=JigsawSpec(),
-    )
+    cameras, jigsaw = SideInformationSpec(cameras=_CAMERAS[data]), JigsawSpec()
+    base = ModelSpec(arch, (256, 128), _IDENTITIES[data], stride, loss="triplet", neck_feat="before")
+    return replace(base, side_information=cameras, jigsaw=jigsaw)
 
 
 def _la(arch: str, data: str) -> ModelSpec:

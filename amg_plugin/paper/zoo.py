@@ -26,7 +26,7 @@ from amg_plugin.paper.tables import build
 from amg_plugin.pruning import current_plan
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.utils.files import check_writable, sha256, write_text
-from amg_plugin.utils.packages import need
+from amg_plugin.utils.imports import need
 
 logger = logging.getLogger(__name__)
 

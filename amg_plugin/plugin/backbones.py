@@ -14,8 +14,7 @@ from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.models import complexity
 from amg_plugin.models.weights import load_strictly, read_state_dict
 from amg_plugin.plugin.active import using_amg_config
-from amg_plugin.plugin.models import MODELS
-from amg_plugin.plugin.registry import register
+from amg_plugin.plugin.registry import MODELS, register
 
 #: Height and width in pixels that a network is built for; all others take any size.
 FIXED_SIZES = {"hacnn": (160, 64)}

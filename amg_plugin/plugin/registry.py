@@ -1,18 +1,26 @@
-"""Names that the plugin adds to torchreid, and the engine registry that torchreid lacks."""
+"""Names that the plugin adds to torchreid, and the engine registry that torchreid lacks.
+
+timm is imported when a network is built, and not when the names are registered.
+"""
+
+from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from amg_plugin import compat
 from amg_plugin.errors import ConfigError, InputError
-from amg_plugin.plugin.models import MODELS
+from amg_plugin.plugin.active import active_amg_config
 from amg_plugin.registries.registry import Registry, Row, refuse_taken
 
 if TYPE_CHECKING:
     from torch import nn
     from yacs.config import CfgNode
+
+    from amg_plugin.models.reid import ReIDModel
 
 _lock = threading.RLock()
 
@@ -35,6 +43,49 @@ for _name, _where, _loss in (
     ENGINES.register(_name, _where, loss=_loss, needs=("torchreid",))
 
 
+def vit_amg(num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True) -> ReIDModel:
+    """ViT-B/16, or whatever ``amg.arch`` of the active node names.
+
+    Args:
+        num_classes: Number of training identities.
+        loss: ``"softmax"`` or ``"triplet"``.
+        pretrained: Start from timm's weights, unless ``amg.weights`` names a local file, which always counts.
+        use_gpu: Part of torchreid's call; the model is built on the CPU and moved by the caller.
+
+    Raises:
+        InputError: If the configuration is impossible or there are no such weights.
+    """
+    return _build("vit_amg", num_classes, loss, pretrained)
+
+
+def vit_amg_small(num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True) -> ReIDModel:
+    """ViT-S/16; arguments as :func:`vit_amg`."""
+    return _build("vit_amg_small", num_classes, loss, pretrained)
+
+
+def vit_amg_tiny(num_classes: int, loss: str = "softmax", pretrained: bool = True, use_gpu: bool = True) -> ReIDModel:
+    """ViT-Ti/16; arguments as :func:`vit_amg`."""
+    return _build("vit_amg_tiny", num_classes, loss, pretrained)
+
+
+def _build(name: str, num_classes: int, loss: str, pretrained: bool) -> ReIDModel:
+    from amg_plugin.models.build import build_network
+    from amg_plugin.models.reducers.solve import fit_reducer
+    from amg_plugin.models.spec import ARCHITECTURES, spec_from_config
+
+    amg = active_amg_config()
+    spec = spec_from_config(amg, num_classes=num_classes, loss=loss, default_arch=ARCHITECTURES[name])
+    return build_network(fit_reducer(spec, amg), pretrained, amg.weights)
+
+
+#: Models by the name that ``model.name`` takes.
+MODELS: dict[str, Callable[..., ReIDModel]] = {
+    "vit_amg": vit_amg,
+    "vit_amg_small": vit_amg_small,
+    "vit_amg_tiny": vit_amg_tiny,
+}
+
+
 def register() -> None:
     """Give torchreid the plugin's models and data sets; calling it again changes nothing.
 
@@ -55,12 +106,7 @@ def register() -> None:
 
 
 def build_engine(
-    cfg: "CfgNode",
-    datamanager: Any,
-    model: "nn.Module",
-    optimizer: Any,
-    scheduler: Any,
-    **kwargs: Any,
+    cfg: CfgNode, datamanager: Any, model: nn.Module, optimizer: Any, scheduler: Any, **kwargs: Any
 ) -> Any:
     """Build the engine that ``cfg`` asks for.
 

@@ -16,7 +16,7 @@ from amg_plugin import compat
 from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.errors import ConfigError, InputError
 from amg_plugin.plugin import backbones
-from amg_plugin.plugin.models import MODELS
+from amg_plugin.plugin.registry import MODELS
 from amg_plugin.runs.comparison_table import Row
 from amg_plugin.runs.setup import build_evaluator, check_precision, fitted, own_config, use_gpu
 from amg_plugin.utils.environment import environment

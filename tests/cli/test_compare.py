@@ -15,7 +15,7 @@ from amg_plugin import compat
 from amg_plugin.checkpoint import save_checkpoint
 from amg_plugin.config.load import load_config
 from amg_plugin.plugin.backbones import torchreid_names
-from amg_plugin.plugin.models import MODELS
+from amg_plugin.plugin.registry import MODELS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "backbones.md"
 NAME, SIZE = "osnet_x0_25", ("64", "32")

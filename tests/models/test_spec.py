@@ -8,7 +8,7 @@ from amg_plugin.errors import InputError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.spec import spec_from_config
 from amg_plugin.plugin.active import using_amg_config
-from amg_plugin.plugin.models import vit_amg
+from amg_plugin.plugin.registry import vit_amg
 
 
 def spec(*words, num_classes=5, default_arch="vit_base_patch16_224"):
