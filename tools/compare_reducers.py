@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from results import CONDITIONS, read, versions_of, without_places, write
+from results import CONDITIONS, measured_on, read, without_places, write
 
 from amg_plugin.checkpoint import LAST_CHECKPOINT, Checkpoint, read_checkpoint
 from amg_plugin.cli.arguments import finish, logged
@@ -181,16 +181,13 @@ def markdown(result: dict[str, Any]) -> str:
         ]
         rows.append([entry["label"], f"{macs_of(entry) / 1e9:.3f}", saved, *scores])
     runs = [run for entry in methods.values() for step in entry["runs"].values() for run in step.values()]
-    threads, seeds = (sorted({run[key] for run in runs}) for key in ("threads", "seed"))
     config = next(config for entry in methods.values() for config in entry["config"].values())
     images, epochs = config["train"]["batch_size"] * config["amg"]["batches_per_epoch"], config["train"]["max_epoch"]
     length = f"{images * epochs:,} images" if images else f"{epochs} epoch{'s' * (epochs != 1)}"
-    several = " (mean ± standard deviation over them)" if len(seeds) > 1 else ""
+    several = " (mean ± standard deviation over them)" if len({run["seed"] for run in runs}) > 1 else ""
     return (
         f"{markdown_table(header, rows, left=range(len(header)))}\n\n"
-        f"Fine-tuning: {length}, the same for all, no distillation. Measured on {runs[0]['device']}, "
-        f"threads: {' or '.join(map(str, threads))}; {versions_of(runs[0])}; "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}{several}. "
+        f"Fine-tuning: {length}, the same for all, no distillation. {measured_on(runs)}{several}. "
         f"Configuration `{result['config_file']}`."
     )
 
@@ -208,7 +205,7 @@ def main() -> int:
         for name, method in product(args.steps, args.methods):
             run_step(args, seed, method, name, checkpoint)
     result = collect(args)
-    write(args, f"{100 * args.saving:.0f} % fewer MACs by AMG and by others", result, markdown(result))
+    write(args, result, markdown(result), f"{100 * args.saving:.0f} % fewer MACs by AMG and by others")
     return 0
 
 

@@ -53,9 +53,9 @@ def read(path: str | Path) -> Result:
         raise InputError(f"'{path}' cannot be read as JSON: {error}.") from error
 
 
-def write(args: argparse.Namespace, title: str, result: object, text: str) -> None:
+def write(args: argparse.Namespace, result: object, text: str, title: str = "") -> None:
     """Print a table with its title and ``--notes``; write it to ``--output``.md, its figures to ``--output``.json."""
-    text = f"# {title}\n\n{text.rstrip()}\n"
+    text = f"# {title or args.title}\n\n{text.rstrip()}\n"
     if args.notes:
         try:
             text += "\n" + Path(args.notes).read_text(encoding="utf-8")
@@ -92,6 +92,27 @@ def scores_of(entry: Result, kind: str = "", sign: str = "") -> list[str]:
     return [with_interval(entry, key + kind, sign) for key in ("rank1", "mAP")]
 
 
+def interval_table(models: dict[str, Result], labels: dict[str, str]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of scores with their intervals, and of differences from the first model."""
+    names = [labels.get(name, name) for name in models]
+    rows = [
+        [name, *scores_of(entry), *(scores_of(entry, "_difference", "+") if number else ("", ""))]
+        for number, (name, entry) in enumerate(zip(names, models.values(), strict=True))
+    ]
+    return ["model", "Rank-1 %", "mAP %", f"Rank-1 - {names[0]}", f"mAP - {names[0]}"], rows
+
+
+def measured_on(runs: Sequence[Result]) -> str:
+    """Devices, threads, versions and seeds of runs, as a sentence without its full stop."""
+    devices, threads, seeds = (
+        [str(value) for value in sorted({run[key] for run in runs})] for key in ("device", "threads", "seed")
+    )
+    return (
+        f"Measured on {' and '.join(devices)}, threads: {' or '.join(threads)}; {versions_of(runs[0])}; "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+    )
+
+
 # intervals ------------------------------------------------------------------------------------------------------------
 
 
@@ -126,16 +147,14 @@ def intervals(args: argparse.Namespace) -> None:
         raise InputError("Every model is given as NAME=CKPT.")
     scores = {name: per_query(path, args.root, args.target) for name, path in pairs}
     reference = pairs[0][0]
-    figures, rows = {}, []
+    figures = {}
     for name, values in scores.items():
         entry = figures[name] = {"queries": len(values["AP"])}
         for label, key in (("mAP", "AP"), ("rank1", "rank1")):
             for kind, numbers in (("", values[key]), ("_difference", values[key] - scores[reference][key])):
                 entry[label + kind] = float(numbers.mean())
                 entry[f"{label}{kind}_interval"] = interval(numbers, args.resamples, args.seed)
-        rows.append([name, *scores_of(entry), *scores_of(entry, "_difference", "+")])
-    header = ["model", "Rank-1 % [95 %]", "mAP % [95 %]", f"Rank-1 - {reference}", f"mAP - {reference}"]
-    print(text_table(header, rows))
+    print(text_table(*interval_table(figures, {})))
     if args.output:
         content = {"target": args.target, "resamples": args.resamples, "seed": args.seed, "models": figures}
         write_text(args.output, json.dumps({**content, **environment()}, indent=1) + "\n")
@@ -184,7 +203,7 @@ def pruning(args: argparse.Namespace) -> None:
         rank1, precision = scores_of(last, "_difference", "+")
         sentence = f"Pruned and fine-tuned minus {reference}, paired over the queries: Rank-1 {rank1}, mAP {precision}"
         lines += ["", f"{sentence} points."]
-    write(args, args.title, result, "\n".join(lines))
+    write(args, result, "\n".join(lines))
 
 
 # seeds ----------------------------------------------------------------------------------------------------------------
@@ -241,15 +260,10 @@ def seeds(args: argparse.Namespace) -> None:
             cells.append("" if row == reference else per_cent(pairs, "+"))
         table.append(cells)
     runs = [run for found in rows.values() for run in found.values()]
-    devices, threads, numbers = (sorted({str(run[key]) for run in runs}) for key in ("device", "threads", "seed"))
-    where = (
-        f"Measured on {' and '.join(devices)}, threads: {' or '.join(threads)}; {versions_of(runs[0])}; "
-        f"seeds {', '.join(numbers)}."
-    )
-    spread = ["Mean ± standard deviation over the seeds; differences are taken seed by seed."] * (len(numbers) > 1)
-    write(
-        args, args.title, rows, "\n".join([markdown_table(header, table, left=range(len(header))), "", where, *spread])
-    )
+    several = any(len(found) > 1 for found in rows.values())
+    spread = ["Mean ± standard deviation over the seeds; differences are taken seed by seed."] * several
+    text = [markdown_table(header, table, left=range(len(header))), "", f"{measured_on(runs)}.", *spread]
+    write(args, rows, "\n".join(text))
 
 
 # occlusion ------------------------------------------------------------------------------------------------------------
@@ -289,22 +303,6 @@ def joined_under_occlusion(args: argparse.Namespace) -> Result:
     }
 
 
-def occluded_intervals(found: Result) -> str:
-    """Scores on the occluded target with their intervals, and differences from the first model."""
-    first = next(iter(found["models"]))
-    reference, count = _MODELS.get(first, first), found["models"][first]["queries"]
-    header = ["model", "Rank-1", "mAP", f"Rank-1 - {reference}", f"mAP - {reference}"]
-    rows = []
-    for name, entry in found["models"].items():
-        differences = ["", ""] if name == first else scores_of(entry, "_difference", "+")
-        rows.append([_MODELS.get(name, name), *scores_of(entry), *differences])
-    heading = (
-        f"On {found['target']}, in points, with 95 % percentile bootstrap intervals over the {count} queries; "
-        "differences are paired."
-    )
-    return as_markdown((heading, header, rows))
-
-
 def occlusion(args: argparse.Namespace) -> None:
     """Dense, control and pruned models on occluded images."""
     result = joined_under_occlusion(args)
@@ -316,10 +314,15 @@ def occlusion(args: argparse.Namespace) -> None:
     ]
     parts = [*map(as_markdown, further_tables(result, list(_MODELS.values())))]
     if "intervals" in result:
-        parts.insert(1, occluded_intervals(result["intervals"]))
+        found = result["intervals"]
+        heading = (
+            f"On {found['target']}, in points, with 95 % percentile bootstrap intervals over the "
+            f"{next(iter(found['models'].values()))['queries']} queries; differences are paired."
+        )
+        parts.insert(1, as_markdown((heading, *interval_table(found["models"], _MODELS))))
     parts.append(f"Occlusion: seed {hidden['seed']}; {'; '.join(counts)}.")
     conditions = f"{result['threads']} thread(s), seed {result['seed']}; {versions_of(result)}"
-    write(args, args.title, result, "\n\n".join([*parts, f"Measured on {result['device']}, {conditions}."]))
+    write(args, result, "\n\n".join([*parts, f"Measured on {result['device']}, {conditions}."]))
 
 
 # exports --------------------------------------------------------------------------------------------------------------
@@ -362,7 +365,7 @@ def exports(args: argparse.Namespace) -> None:
     header = ["model", "runtime", "MB", "largest difference", "cosine", "Rank-1 %", "mAP %", "mAP minus PyTorch's"]
     first = entries[0]
     where = f"Measured on {first['device']}, threads of torch: {first['threads']}; {versions_of(first)}."
-    write(args, args.title, entries, f"{markdown_table(header, rows, left=range(len(header)))}\n\n{where}")
+    write(args, entries, f"{markdown_table(header, rows, left=range(len(header)))}\n\n{where}")
 
 
 # Command line ---------------------------------------------------------------------------------------------------------

@@ -50,7 +50,6 @@ class ZooEntry:
         num_heads: Heads of a dense block.
         head_dim: Width of a head.
         cameras: Cameras of the side information; 0 for none.
-        attention_scale: Factor of query times key; None for ``head_dim ** -0.5``.
     """
 
     name: str
@@ -61,7 +60,6 @@ class ZooEntry:
     num_heads: int = 12
     head_dim: int = 64
     cameras: int = 0
-    attention_scale: float | None = None
 
     @property
     def published(self) -> tuple[Row, ...]:
@@ -100,7 +98,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
              "1oEjFe9egQg9ToRJxWo-6cO0-PnQkgBvu", ("tr_base_duke_head25_token25",), cameras=8),
     ZooEntry("tr_small_duke_head40_token40", "transreid", "heads 40 %, tokens 40 %",
              "1tDnArM9PT7SDudrndu-udiKTnEUJNv2x", ("tr_small_duke_head40_token40",), num_heads=8, head_dim=96,
-             cameras=8, attention_scale=768**-0.5),
+             cameras=8),
     ZooEntry("la_base_market_token40", "la", "tokens 40 %", "1updZP0Y3Jjh0oQ8Zl1C78YvqKnAqgzyB",
              ("la_base_token40",)),
     ZooEntry("la_base_market_head40", "la", "heads 40 %", "1jRzkZW_k_hx3Mf5XefsGh8ZWn2qXqcny",
@@ -268,12 +266,12 @@ def _download_with_gdown(drive_id: str, target: Path) -> None:
 
 
 def _verify(entry: ZooEntry, file: Path, record: Record, what: str) -> None:
-    size = file.stat().st_size
-    if size == record.size and (digest := sha256(file)) == record.sha256:
-        logger.info("%s verified: %d bytes, SHA-256 %s", entry.name, size, digest)
+    found, wanted = f"{file.stat().st_size} bytes", f"{record.size} bytes"
+    if found == wanted:
+        found, wanted = f"SHA-256 {sha256(file)}", f"SHA-256 {record.sha256}"
+    if found == wanted:
+        logger.info("%s verified: %d bytes, %s", entry.name, record.size, found)
         return
-    found = f"{size} bytes" if size != record.size else f"SHA-256 {digest}"
-    wanted = f"{record.size} bytes" if size != record.size else f"SHA-256 {record.sha256}"
     raise RunError(
         f"{what} for '{entry.name}' has {found}, but {wanted} were recorded when it was first fetched "
         f"({record.recorded}); it is damaged or was replaced. If you trust the new one, run "
@@ -293,7 +291,6 @@ def import_entry(entry: ZooEntry, path: str | Path) -> ReIDModel:
         stride=spec.stride or None,
         num_heads=entry.num_heads,
         head_dim=entry.head_dim,
-        attention_scale=entry.attention_scale,
         cameras=entry.cameras,
         parts=spec.parts if entry.family == "la" else None,
     )
