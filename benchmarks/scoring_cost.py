@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning.scorers import Calibration
-from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
 from amg_plugin.utils.environment import processor_name
 from amg_plugin.version import __version__
 

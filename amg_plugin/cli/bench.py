@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from amg_plugin.errors import InputError
-from amg_plugin.registries import REDUCERS
+from amg_plugin.registries import REDUCERS, TOKEN_VARIANTS
 from amg_plugin.registries.formats import forms
 
 HELP = "measure latency, throughput and memory: dense against pruned against exported"
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plan", nargs="+", default=[], metavar="RATES", help="what to prune of --model, for example head25-token25")
     add(
         "--variant",
-        choices=("block", "kv"),
+        choices=TOKEN_VARIANTS,
         default="block",
         help="what a removed token of --plan loses (default: block)",
     )

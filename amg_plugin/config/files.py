@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -12,18 +13,12 @@ import yaml
 
 from amg_plugin.errors import ConfigError
 
-BASE_KEY = "_BASE_"
-_SUFFIXES = (".yaml", ".yml")
+_BASE_KEY = "_BASE_"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one source says: a file without its bases, or the command line.
-
-    Attributes:
-        where: name of the source, for messages.
-        values: nested mapping of configuration keys.
-    """
+    """What one source, ``where``, says: a file without its bases, or the command line."""
 
     where: str
     values: dict[str, Any]
@@ -33,15 +28,11 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice, of which plain YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable):
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key!r} is given twice", key_node.start_mark
-                    )
-                seen.add(key)
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                mark = node.value[place][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", mark)
         return super().construct_mapping(node, deep)
 
 
@@ -87,11 +78,8 @@ def find_config(path_or_name: str | Path) -> Path:
 
 
 def _find_shipped(name: str) -> Path | None:
-    for suffix in ("", *_SUFFIXES):
-        candidate = configs_root() / (name + suffix)
-        if candidate.is_file():
-            return candidate.resolve()
-    return None
+    candidates = (configs_root() / (name + suffix) for suffix in ("", ".yaml", ".yml"))
+    return next((path.resolve() for path in candidates if path.is_file()), None)
 
 
 def read_layers(path: str | Path) -> list[Layer]:
@@ -105,40 +93,38 @@ def read_layers(path: str | Path) -> list[Layer]:
         path: file, or name of a shipped configuration.
 
     Returns:
-        Layers in the order in which they are to be applied.
+        Layers with nested values, in the order in which they are to be applied.
 
     Raises:
         ConfigError: file missing, unreadable, not a mapping, or part of a cycle.
     """
-    layers: list[Layer] = []
-    _collect(find_config(path), (), set(), layers)
-    return layers
+    layers: dict[Path, Layer] = {}
 
+    def collect(path: Path, chain: tuple[Path, ...] = ()) -> None:
+        if path in chain:
+            names = " -> ".join(item.name for item in (*chain[chain.index(path) :], path))
+            raise ConfigError(f"The '{_BASE_KEY}' entries of {path} form a cycle: {names}.")
+        if path not in layers:
+            values = _read_yaml(path)
+            for base in _bases(values.pop(_BASE_KEY, []), path):
+                collect(base, (*chain, path))
+            layers[path] = Layer(str(path), values)
 
-def _collect(path: Path, chain: tuple[Path, ...], done: set[Path], layers: list[Layer]) -> None:
-    if path in chain:
-        names = " -> ".join(item.name for item in (*chain[chain.index(path) :], path))
-        raise ConfigError(f"The '{BASE_KEY}' entries of {path} form a cycle: {names}.")
-    if path in done:
-        return
-    values = _read_yaml(path)
-    for base in _bases(values.pop(BASE_KEY, []), path):
-        _collect(base, (*chain, path), done, layers)
-    done.add(path)
-    layers.append(Layer(str(path), values))
+    collect(find_config(path))
+    return list(layers.values())
 
 
 def _bases(entry: object, path: Path) -> list[Path]:
     entries = [entry] if isinstance(entry, str) else entry
     if not isinstance(entries, list) or not all(isinstance(item, str) and item for item in entries):
-        raise ConfigError(f"'{BASE_KEY}' in {path} is {entry!r}, but must be a file name or a list of file names.")
+        raise ConfigError(f"'{_BASE_KEY}' in {path} is {entry!r}, but must be a file name or a list of file names.")
     found = []
     for item in entries:
         beside = path.parent / Path(item).expanduser()
         base = beside.resolve() if beside.is_file() else _find_shipped(item)
         if base is None:
             raise ConfigError(
-                f"'{BASE_KEY}' in {path} names '{item}', but there is no file {beside} and no shipped "
+                f"'{_BASE_KEY}' in {path} names '{item}', but there is no file {beside} and no shipped "
                 f"configuration of that name."
             )
         found.append(base)
@@ -147,7 +133,7 @@ def _bases(entry: object, path: Path) -> list[Path]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The configuration {path} cannot be read: {error}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-45
@@ -159,13 +145,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def parse_yaml(text: str) -> Any:
-    """Parse YAML safely, refusing a key that is given twice in one mapping.
+def decode(text: str) -> Any:
+    """Read text as a Python literal, else as YAML; text that is neither stays as it is."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    try:
+        return _parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2024-13-45
+        return text
 
-    Raises:
-        yaml.YAMLError: the text is not YAML, or asks for anything but plain data.
-        ValueError: a date that does not exist.
-    """
+
+def _parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
 
 

@@ -1,28 +1,42 @@
-"""Configuration: defaults, files with ``_BASE_`` inheritance, overrides, checks and plain data.
-
-``load_config`` is the door: it reads a file or a shipped configuration, applies ``key value`` overrides,
-checks everything and returns a frozen node. Keys, their defaults and ranges live in ``schema``, what
-spans keys in ``rules``.
-"""
+"""Loading configurations: files, ``key value`` overrides and stored ones, put together, checked and frozen."""
 
 from __future__ import annotations
 
 import copy
+import difflib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
-from amg_plugin.config.files import Layer, read_layers
-from amg_plugin.config.merge import decode, merge, override_layer
-from amg_plugin.config.rules import BUDGET_KEYS, budget_targets, complete_schedule, has_budget, validate, validate_amg
-from amg_plugin.config.schema import DEFAULT_STAGES, get_default_config
+from amg_plugin.config.files import Layer, decode, read_layers
+from amg_plugin.config.rules import (
+    BUDGET_KEYS,
+    budget_targets,
+    complete_schedule,
+    has_budget,
+    validate,
+    validate_amg,
+    value_of,
+)
+from amg_plugin.config.schema import DEFAULT_STAGES, KEYS, get_default_config
 from amg_plugin.errors import ConfigError
 from amg_plugin.registries import imports
 
-#: Keys below ``amg`` that earlier releases wrote into checkpoints.
-GONE = ("round_tokens_to",)
+#: Keys below ``amg`` that stored configurations may hold and that do not count: from earlier releases, and imports, as
+#: whoever asks for a checkpoint has not asked for the modules that it names.
+_NOT_STORED = ("round_tokens_to", "imports")
+_COMMAND_LINE = "the command line"
+_TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "text", list: "a list"}
+#: Type of the items of a list -> what they are called, and an example.
+_ITEMS = {
+    int: ("integers", "[20, 40]"),
+    float: ("numbers", "[0.5, 0.5, 0.5]"),
+    str: ("texts", "['a', 'b']"),
+    dict: ("mappings", "[{target: heads, rate: 0.25}]"),
+}
 
 
 def load_config(
@@ -42,7 +56,8 @@ def load_config(
     Args:
         path_or_name: file, name of a shipped configuration (``market1501/vit_base``), or ``None`` for the
             defaults alone.
-        overrides: alternating dotted keys and values, as they follow on a command line.
+        overrides: alternating dotted keys and values, as they follow on a command line. Where the key does not hold
+            text, text is read as a Python literal or as YAML; other objects are taken as they are.
         use_schedule: ``False`` for dense training, which ignores ``amg.schedule`` and so accepts
             ``train.max_epoch`` on top of it.
         base: what :func:`to_plain_dict` made, for example out of a checkpoint; takes the place of the defaults.
@@ -55,74 +70,16 @@ def load_config(
         ConfigError: file not found or malformed, unknown key, impossible value, or epochs given twice.
         InputError: a module that a file names in ``amg.imports`` fails.
     """
-    layers = read_layers(path_or_name) if path_or_name else []
-    _load_imports(layers)  # may add keys
-    layers.append(override_layer(list(overrides)))
-    if "imports" in (layers[-1].values.get("amg") or {}):
+    layers = _file_layers(path_or_name) if path_or_name else []
+    layers.append(_override_layer(overrides))
+    if "amg.imports" in layers[-1].values:
         raise ConfigError("'amg.imports' counts in a configuration file; on the command line, use --import.")
-    cfg = get_default_config()
-    if base is not None:
-        merge(cfg, _stored(base))
+    cfg = _with_stored(base or {})
     for layer in layers:
-        _replace_budget(cfg, layer)
-        merge(cfg, layer)
+        _apply(cfg, layer)
     if use_schedule:
         _refuse_epochs_given_twice(layers)
     return _finish(cfg)
-
-
-def _load_imports(layers: Sequence[Layer]) -> None:
-    """Load what files name in ``amg.imports``, relative to themselves."""
-    for layer in layers:
-        amg = layer.values.get("amg", layer.values)
-        words = amg.get("imports") if isinstance(amg, Mapping) else None
-        words = decode(words) if isinstance(words, str) else words
-        if isinstance(words, list) and all(isinstance(word, str) for word in words):  # merging refuses anything else
-            for word in words:
-                imports.load_import(word, layer.where, Path(layer.where).parent)
-
-
-def _stored(values: Mapping[str, Any]) -> Layer:
-    """What a checkpoint or a result holds, without keys of earlier releases that are gone, and without imports.
-
-    Whoever asks for a checkpoint has not asked for the modules that it names.
-    """
-    kept = dict(values)
-    if isinstance(amg := kept.get("amg"), Mapping):
-        kept["amg"] = {key: value for key, value in amg.items() if key not in (*GONE, "imports")}
-    return Layer("the stored configuration", kept)
-
-
-def _replace_budget(cfg: CfgNode, layer: Layer) -> None:
-    """A target or a schedule of a layer takes the place of what decided before it how much is pruned."""
-    given = layer.values.get("amg") or {}
-    if not isinstance(given, Mapping):
-        return
-    values = {key: decode(value) if isinstance(value, str) else value for key, value in given.items()}
-    stages = values.get("schedule")
-    rates = isinstance(stages, Sequence) and any(isinstance(stage, Mapping) and stage.get("rate") for stage in stages)
-    if rates or any(values.get(key) for key in BUDGET_KEYS):
-        for key in BUDGET_KEYS:
-            cfg.amg[key] = 0.0
-    if given.get("reducer", "amg") != "amg":
-        cfg.amg.schedule = []  # stages that a target completed have no rate, which only pruning can do without
-
-
-def schedule_epochs(cfg: CfgNode) -> int:
-    """Return the epochs of a pruning run: those of all iterations of all stages plus ``amg.final_epochs``.
-
-    Args:
-        cfg: configuration that has passed :func:`validate`.
-    """
-    stages = complete_schedule(cfg.amg.schedule, has_budget(cfg.amg))
-    return sum(stage["iterations"] * stage["epochs"] for stage in stages) + cfg.amg.final_epochs
-
-
-def to_plain_dict(cfg: CfgNode) -> dict[str, Any]:
-    """Return a copy of plain dictionaries and lists, fit for JSON, YAML and checkpoints."""
-    return {
-        key: to_plain_dict(value) if isinstance(value, CfgNode) else copy.deepcopy(value) for key, value in cfg.items()
-    }
 
 
 def from_plain_dict(values: Mapping[str, Any]) -> CfgNode:
@@ -134,11 +91,7 @@ def from_plain_dict(values: Mapping[str, Any]) -> CfgNode:
     Raises:
         ConfigError: unknown key or impossible value.
     """
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"A stored configuration must be a mapping, not a {type(values).__name__}.")
-    cfg = get_default_config()
-    merge(cfg, _stored(values))
-    return _finish(cfg)
+    return _finish(_with_stored(values))
 
 
 def apply_amg_node(path_or_name: str | Path) -> CfgNode:
@@ -153,26 +106,168 @@ def apply_amg_node(path_or_name: str | Path) -> CfgNode:
     Raises:
         ConfigError: as for :func:`load_config`.
     """
-    layers = read_layers(path_or_name)
-    _load_imports(layers)
     cfg = get_default_config()
-    layers = [_as_whole_config(layer, cfg) for layer in layers]
-    size_given = False
+    layers = _file_layers(path_or_name, amg_alone=True)
     for layer in layers:
-        _replace_budget(cfg, layer)
-        merge(cfg, layer)
-        size_given |= any(key in (layer.values.get("data") or {}) for key in ("height", "width"))
+        _apply(cfg, layer)
+    if any(key in layer.values for layer in layers for key in ("data.height", "data.width")):
+        return _finish(cfg).amg
     cfg.amg.schedule = _schedule(cfg.amg)
     validate_amg(cfg.amg)
-    if size_given:
-        cfg = _finish(cfg)
     cfg.amg.freeze()
     return cfg.amg
 
 
-def _as_whole_config(layer: Layer, cfg: CfgNode) -> Layer:
-    bare = bool(layer.values) and all(key in cfg.amg and key not in cfg for key in layer.values)
-    return Layer(layer.where, {"amg": layer.values}) if bare else layer
+def schedule_epochs(cfg: CfgNode) -> int:
+    """Return the epochs of a pruning run: those of all iterations of all stages plus ``amg.final_epochs``.
+
+    Args:
+        cfg: configuration that has been loaded or checked.
+    """
+    stages = complete_schedule(cfg.amg.schedule, has_budget(cfg.amg))
+    return sum(stage["iterations"] * stage["epochs"] for stage in stages) + cfg.amg.final_epochs
+
+
+def to_plain_dict(cfg: CfgNode) -> dict[str, Any]:
+    """Return a copy of plain dictionaries and lists, fit for JSON, YAML and checkpoints."""
+    return {
+        key: to_plain_dict(value) if isinstance(value, CfgNode) else copy.deepcopy(value) for key, value in cfg.items()
+    }
+
+
+def _file_layers(path_or_name: str | Path, amg_alone: bool = False) -> list[Layer]:
+    """Dotted keys of a file and its bases; what they name in ``amg.imports`` is loaded first, as it may add keys."""
+    layers = read_layers(path_or_name)
+    for layer in layers:
+        amg = layer.values.get("amg", layer.values)
+        words = amg.get("imports") if isinstance(amg, Mapping) else None
+        words = decode(words) if isinstance(words, str) else words
+        if isinstance(words, list) and all(isinstance(word, str) for word in words):  # anything else is refused below
+            for word in words:
+                imports.load_import(word, layer.where, Path(layer.where).parent)
+    own = {*_names_in("amg")} - {*_names_in("")} if amg_alone else {}
+    return [
+        Layer(one.where, _dotted(one.values, one.where, "amg." if own and own.issuperset(one.values) else ""))
+        for one in layers
+    ]
+
+
+def _override_layer(overrides: Sequence[object]) -> Layer:
+    for word in map(str, overrides[::2]):
+        if word.startswith("-") and word.lstrip("-")[:1].isalpha():
+            raise ConfigError(f"'{word}' is where a key is expected: options go before the 'key value' pairs.")
+    if len(overrides) % 2:
+        raise ConfigError(
+            f"Overrides come as pairs 'key value', but {overrides[-1]!r} has no partner in: "
+            f"{' '.join(map(str, overrides))}."
+        )
+    values: dict[str, Any] = {}
+    for key, value in zip(map(str, overrides[::2]), overrides[1::2], strict=True):
+        node, dot, name = key.rpartition(".")
+        values |= _dotted({name: value}, _COMMAND_LINE, node + dot)
+    return Layer(_COMMAND_LINE, values)
+
+
+def _with_stored(values: Mapping[str, Any]) -> CfgNode:
+    """The defaults with what a checkpoint or a result holds."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"A stored configuration must be a mapping, not a {type(values).__name__}.")
+    if isinstance(amg := values.get("amg"), Mapping):
+        values = {**values, "amg": {key: value for key, value in amg.items() if key not in _NOT_STORED}}
+    cfg = get_default_config()
+    _set(cfg, _dotted(values, "the stored configuration"))
+    return cfg
+
+
+def _dotted(values: Mapping[Any, Any], where: str, prefix: str = "") -> dict[str, Any]:
+    """Nested values as dotted keys, each of the type of its default.
+
+    Raises:
+        ConfigError: unknown key or value of another type.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key, is_name = f"{prefix}{name}", str(name).isidentifier()
+        if is_name and key in KEYS:
+            found[key] = _coerce(key, value, where)
+            continue
+        names = _names_in(key) if is_name else []
+        if not names:
+            raise ConfigError(_unknown_key(key, where))
+        value = decode(value) if isinstance(value, str) else value
+        if not isinstance(value, Mapping):
+            allowed = f"a mapping with keys out of {', '.join(names)}"
+            raise ConfigError(f"'{key}' from {where} is {value!r}, but must be {allowed}.")
+        found |= _dotted(value, where, f"{key}.")
+    return found
+
+
+def _names_in(node: str) -> list[str]:
+    """Names right below a node, all nodes of the top level for an empty one; none for a key."""
+    start = f"{node}." if node else ""
+    return list(dict.fromkeys(key.removeprefix(start).split(".")[0] for key in KEYS if key.startswith(start)))
+
+
+def _unknown_key(key: str, where: str) -> str:
+    # The right name in the wrong node is the likelier slip than a misspelt name.
+    same_name = [item for item in KEYS if item.rpartition(".")[2] == key.rpartition(".")[2]]
+    same_node = [item for item in same_name if item.split(".")[0] == key.split(".")[0]]
+    near = (same_node or same_name)[:1] or difflib.get_close_matches(key, KEYS, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    node = key.rpartition(".")[0]
+    while node and node not in KEYS and not _names_in(node):
+        node = node.rpartition(".")[0]
+    names = ", ".join(_names_in(node)) or "no keys of its own"
+    return f"Unknown key '{key}' from {where}: {hint}'{node or 'the top level'}' has {names}."
+
+
+def _coerce(key: str, value: Any, where: str) -> Any:
+    """Return ``value`` as the type of the default of ``key``."""
+    wanted, element = type(KEYS[key].default), KEYS[key].element
+    value = _typed(value, wanted)
+    if element and isinstance(value, list | tuple):
+        items = [item if element is str else _typed(item, element) for item in value]
+        if not all(_is_a(item, element) for item in items):
+            raise ConfigError(f"'{key}' from {where} is {value!r}, but must be a list of {_ITEMS[element][0]}.")
+        return items
+    if not _is_a(value, wanted):
+        shape = f', such as "{_ITEMS[element][1]}"' if element else ""
+        raise ConfigError(f"'{key}' from {where} is {value!r}, but must be {_TYPES[wanted]}{shape}.")
+    return value
+
+
+def _typed(value: Any, wanted: type) -> Any:
+    """``value``, decoded where text stands for something else: YAML reads 1e-4 as text, a command line everything."""
+    if isinstance(value, str):
+        decoded = decode(value)
+        value = decoded if wanted is not str or isinstance(decoded, str) else value
+    if wanted is float and _is_a(value, float):
+        return float(value)
+    return dict(value) if wanted is dict and isinstance(value, dict) else value
+
+
+def _is_a(value: Any, wanted: type) -> bool:
+    if isinstance(value, bool):  # a bool is an int to Python, never to a reader of a configuration
+        return wanted is bool
+    if wanted is float:
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # neither inf nor nan
+    return isinstance(value, wanted)
+
+
+def _set(cfg: CfgNode, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        node, _, name = key.rpartition(".")
+        value_of(cfg, node)[name] = value
+
+
+def _apply(cfg: CfgNode, layer: Layer) -> None:
+    """Put a layer into ``cfg``; its target or schedule replaces what decided before it how much is pruned."""
+    given = layer.values
+    if any(given.get(key) for key in BUDGET_KEYS) or any(stage.get("rate") for stage in given.get("amg.schedule", ())):
+        _set(cfg, dict.fromkeys(BUDGET_KEYS, 0.0))
+    if given.get("amg.reducer", "amg") != "amg":
+        cfg.amg.schedule = []  # stages that a target completed have no rate, which only pruning can do without
+    _set(cfg, given)
 
 
 def _finish(cfg: CfgNode) -> CfgNode:
@@ -186,26 +281,25 @@ def _finish(cfg: CfgNode) -> CfgNode:
 
 def _schedule(amg: CfgNode) -> list[dict[str, Any]]:
     """The complete stages; those of the default form where a target is given but no stage."""
-    if not has_budget(amg) or amg.schedule:
-        return complete_schedule(amg.schedule, has_budget(amg))
-    wanted = budget_targets(amg)
-    return complete_schedule([stage for stage in DEFAULT_STAGES if stage["target"] in wanted], True)
+    stages, budget = amg.schedule, has_budget(amg)
+    if budget and not stages:
+        stages = [stage for stage in DEFAULT_STAGES if stage["target"] in budget_targets(amg)]
+    return complete_schedule(stages, budget)
 
 
 def _refuse_epochs_given_twice(layers: Sequence[Layer]) -> None:
     """Refuse ``train.max_epoch`` from the source of the schedule or from one that is applied after it."""
     given: dict[str, str] = {}  # what decides the number of epochs -> where it was given
     for layer in layers:
-        amg, train = layer.values.get("amg") or {}, layer.values.get("train") or {}
-        for key in ("schedule", *BUDGET_KEYS):
-            if key in amg:
-                value = decode(amg[key]) if isinstance(amg[key], str) else amg[key]
+        for key in ("amg.schedule", *BUDGET_KEYS):
+            if key in layer.values:
                 given.pop(key, None)
-                if value:
+                if layer.values[key]:
                     given[key] = layer.where
-        if given and "max_epoch" in train:
+        if given and "train.max_epoch" in layer.values:
             key, where = next(iter(given.items()))
             raise ConfigError(
-                f"'train.max_epoch' ({train['max_epoch']}, from {layer.where}) and 'amg.{key}' (from {where}) are both "
-                f"given, but the schedule and 'amg.final_epochs' already decide the number of epochs: give one of them."
+                f"'train.max_epoch' ({layer.values['train.max_epoch']}, from {layer.where}) and '{key}' (from {where}) "
+                "are both given, but the schedule and 'amg.final_epochs' already decide the number of epochs: give one "
+                "of them."
             )

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import chain
+from operator import getitem
 from typing import Any
 
 from yacs.config import CfgNode
 
-from amg_plugin.config.allowed import one_of
-from amg_plugin.config.schema import KEYS, STAGE_DEFAULTS, check_value
+from amg_plugin.config.schema import KEYS, STAGE_DEFAULTS, check_value, impossible, one_of
 from amg_plugin.errors import ConfigError
-from amg_plugin.registries.tables import REDUCERS
+from amg_plugin.registries import REDUCERS
 
 logger = logging.getLogger(__name__)
 
-#: Keys of ``amg`` that decide how much is pruned, in place of rates.
-BUDGET_KEYS = ("target_macs_saving", "target_latency_saving")
-_BUDGETS = " or ".join(f"'amg.{key}'" for key in BUDGET_KEYS)
+#: Keys that decide how much is pruned, in place of rates.
+BUDGET_KEYS = ("amg.target_macs_saving", "amg.target_latency_saving")
+_BUDGETS = " or ".join(f"'{key}'" for key in BUDGET_KEYS)
 
-Contradiction = tuple[str, str]
+_Contradiction = tuple[str, str]
 """A key whose value contradicts others, and what it must be instead."""
 
 
@@ -32,11 +34,11 @@ def validate(cfg: CfgNode) -> None:
     Raises:
         ConfigError: an impossible value; the message names the key, the value and what is allowed.
     """
-    _check_keys(cfg, (key for key in KEYS if not key.startswith("amg.")))
+    for key in KEYS:
+        if not key.startswith("amg."):
+            check_value(key, value_of(cfg, key))
     validate_amg(cfg.amg)
-    _refuse(cfg, _contradictions(cfg))
-    _check_layers(cfg)
-    _check_sampler(cfg)
+    _refuse(cfg, chain(_contradictions(cfg), _layers(cfg), _sampler(cfg)))
 
 
 def validate_amg(amg: CfgNode) -> None:
@@ -45,23 +47,26 @@ def validate_amg(amg: CfgNode) -> None:
     Raises:
         ConfigError: as for :func:`validate`.
     """
-    _check_keys({"amg": amg}, (key for key in KEYS if key.startswith("amg.")))
+    cfg = {"amg": amg}
+    for key in KEYS:
+        if key.startswith("amg."):
+            check_value(key, value_of(cfg, key))
     complete_schedule(amg.schedule, has_budget(amg))
     _check_balance(amg)
-    _refuse({"amg": amg}, _amg_contradictions(amg))
+    _refuse(cfg, _amg_contradictions(amg))
 
 
-def _check_keys(node: Mapping[str, Any], keys: Iterable[str]) -> None:
-    for key in keys:
-        check_value(key, _value(node, key))
+def value_of(node: Mapping[str, Any], key: str) -> Any:
+    """The value or the node at a dotted key; the node itself for an empty one."""
+    return reduce(getitem, key.split(".") if key else (), node)
 
 
-def _refuse(node: Mapping[str, Any], found: Iterator[Contradiction]) -> None:
+def _refuse(node: Mapping[str, Any], found: Iterable[_Contradiction]) -> None:
     for key, text in found:
-        raise _error(key, _value(node, key), text)
+        raise impossible(key, value_of(node, key), text)
 
 
-def _amg_contradictions(amg: CfgNode) -> Iterator[Contradiction]:
+def _amg_contradictions(amg: CfgNode) -> Iterator[_Contradiction]:
     override, hidden, reducer = amg.override, amg.occlusion, amg.reducer
     if amg.distill.features and not amg.distill.enabled:
         yield "amg.distill.features", "0 while amg.distill.enabled is False"
@@ -89,7 +94,7 @@ def _amg_contradictions(amg: CfgNode) -> Iterator[Contradiction]:
         yield "amg.sie.cameras", "-1 or above 0 while amg.sie.views is 0: side information needs one of them"
 
 
-def _contradictions(cfg: CfgNode) -> Iterator[Contradiction]:
+def _contradictions(cfg: CfgNode) -> Iterator[_Contradiction]:
     train, amg, triplet = cfg.train, cfg.amg, cfg.loss.triplet
     size = [cfg.data.height, cfg.data.width]
     if amg.image_size and list(amg.image_size) != size:
@@ -116,21 +121,9 @@ def _contradictions(cfg: CfgNode) -> Iterator[Contradiction]:
             yield "train.fixbase_epoch", "0 while loss.triplet.weight_x is 0 (no classifier loss)"
 
 
-def model_parts(amg: CfgNode | None) -> tuple[str, ...]:
-    """Attributes that hold the weights of the network that an ``amg`` node describes; of a plain one for None."""
-    if amg is not None and amg.head == "parts":
-        return ("backbone", "classifiers")
-    parts = ["backbone", "bottleneck", "classifier"]
-    if amg is not None and amg.sie.enabled:
-        parts.append("side_information")
-    if amg is not None and amg.jpm.enabled:
-        parts += ["jigsaw", "local_bottlenecks", "local_classifiers"]
-    return tuple(parts)
-
-
 def has_budget(amg: Mapping[str, Any]) -> bool:
     """Whether a target of the ``amg`` node decides how much is pruned, and not the rates of its schedule."""
-    return amg["reducer"] == "amg" and any(amg[key] > 0 for key in BUDGET_KEYS)
+    return amg["reducer"] == "amg" and any(value_of({"amg": amg}, key) > 0 for key in BUDGET_KEYS)
 
 
 def budget_targets(amg: Mapping[str, Any]) -> list[str]:
@@ -140,27 +133,19 @@ def budget_targets(amg: Mapping[str, Any]) -> list[str]:
 
 
 def _check_balance(amg: CfgNode) -> None:
-    if not has_budget(amg) or not amg.schedule:
-        return
-    present = {stage["target"] for stage in amg.schedule}
-    for target in ("heads", "tokens"):
-        needed = target in budget_targets(amg)
-        if needed != (target in present):
-            raise ConfigError(
-                f"'amg.head_token_balance' is {amg.head_token_balance:g}, so 'amg.schedule' must have "
-                f"{'a' if needed else 'no'} stage with the target '{target}'."
-            )
+    present, wanted = {stage["target"] for stage in amg.schedule}, set(budget_targets(amg))
+    if has_budget(amg) and present and present != wanted:
+        target = min(present ^ wanted)
+        raise ConfigError(
+            f"'amg.head_token_balance' is {amg.head_token_balance:g}, so 'amg.schedule' must have "
+            f"{'a' if target in wanted else 'no'} stage with the target '{target}'."
+        )
 
 
 def complete_schedule(stages: Sequence[Mapping[str, Any]], budget: bool = False) -> list[dict[str, Any]]:
-    """Check the stages of ``amg.schedule`` and fill in the keys they leave out.
+    """Check the stages of ``amg.schedule`` and fill in the keys they leave out, in new mappings.
 
-    Args:
-        stages: mappings with the keys of ``STAGE_DEFAULTS``.
-        budget: whether a target decides how much is pruned, so that no stage has a rate.
-
-    Returns:
-        New mappings with all keys; rates are floats.
+    ``budget`` says that a target decides how much is pruned, so that no stage has a rate.
 
     Raises:
         ConfigError: unknown or missing key, impossible value, or rates of one target that reach 1 together.
@@ -188,9 +173,7 @@ def _integer(least: int) -> Callable[[object], str]:
 _STAGE_CHECKS = {"target": one_of("heads", "tokens"), "rate": _rate, "iterations": _integer(1), "epochs": _integer(0)}
 
 
-def _complete_stage(key: str, stage: object, budget: bool) -> dict[str, Any]:
-    if not isinstance(stage, Mapping):
-        raise _error(key, stage, f"a mapping with the keys {', '.join(STAGE_DEFAULTS)}")
+def _complete_stage(key: str, stage: Mapping[str, Any], budget: bool) -> dict[str, Any]:
     unknown = [name for name in stage if name not in STAGE_DEFAULTS]
     if unknown:
         raise ConfigError(f"Unknown key '{key}.{unknown[0]}': a stage has {', '.join(STAGE_DEFAULTS)}.")
@@ -208,26 +191,33 @@ def _complete_stage(key: str, stage: object, budget: bool) -> dict[str, Any]:
         )
     for name, check in _STAGE_CHECKS.items():
         if text := check(full[name]):
-            raise _error(f"{key}.{name}", full[name], text)
+            raise impossible(f"{key}.{name}", full[name], text)
     return {**full, "rate": None if full["rate"] is None else float(full["rate"])}
 
 
-def _check_layers(cfg: CfgNode) -> None:
-    """Check that layers which are trained in a way of their own exist in a network of the plugin."""
+def _model_parts(amg: CfgNode) -> tuple[str, ...]:
+    """Attributes that hold the weights of the network that an ``amg`` node describes."""
+    if amg.head == "parts":
+        return ("backbone", "classifiers")
+    side = ("side_information",) if amg.sie.enabled else ()
+    local = ("jigsaw", "local_bottlenecks", "local_classifiers") if amg.jpm.enabled else ()
+    return ("backbone", "bottleneck", "classifier", *side, *local)
+
+
+def _layers(cfg: CfgNode) -> Iterator[_Contradiction]:
+    """Layers that are trained in a way of their own exist in a network of the plugin."""
     if not cfg.model.name.startswith("vit_amg"):  # a model of torchreid has attributes of its own
         return
-    parts = model_parts(cfg.amg)
+    parts = _model_parts(cfg.amg)
     for key, used in (("open_layers", cfg.train.fixbase_epoch), ("new_layers", cfg.train.staged_lr)):
         # The default, ['classifier'], is not a mistake of a user who never asked for it.
-        names = [layer for layer in cfg.train[key] if layer and (used or layer != "classifier")]
-        if any(layer not in parts for layer in names):
+        if any(layer not in parts for layer in cfg.train[key] if layer and (used or layer != "classifier")):
+            plain = parts == ("backbone", "bottleneck", "classifier")
             text = f"a list out of {', '.join(map(repr, parts))} with the model '{cfg.model.name}'"
-            if parts[1:] != model_parts(None)[1:]:
-                text += " as amg.head, amg.sie and amg.jpm describe it"
-            raise _error(f"train.{key}", cfg.train[key], text)
+            yield f"train.{key}", text if plain else f"{text} as amg.head, amg.sie and amg.jpm describe it"
 
 
-def _check_sampler(cfg: CfgNode) -> None:
+def _sampler(cfg: CfgNode) -> Iterator[_Contradiction]:
     batch, sampler = cfg.train.batch_size, cfg.sampler
     group_keys = {
         "RandomIdentitySampler": "num_instances",
@@ -237,14 +227,14 @@ def _check_sampler(cfg: CfgNode) -> None:
     name = group_keys.get(sampler.train_sampler)
     group = sampler[name] if name else 0
     if group and batch < group:
-        raise _error("train.batch_size", batch, f"at least sampler.{name}, which is {group}")
+        yield "train.batch_size", f"at least sampler.{name}, which is {group}"
     if group and batch % group:
         nearest = f"{batch - batch % group} or {batch + group - batch % group}"
         if name != "num_instances":
-            raise _error("train.batch_size", batch, f"a multiple of sampler.{name} ({group}): {nearest}")
+            yield "train.batch_size", f"a multiple of sampler.{name} ({group}): {nearest}"
         logger.warning(
-            "train.batch_size %d is not a multiple of sampler.num_instances (%d), so batches hold "
-            "incomplete identities; %s would be",
+            "train.batch_size %d is not a multiple of sampler.num_instances (%d), so batches hold incomplete "
+            "identities; %s would be",
             batch,
             group,
             nearest,
@@ -252,22 +242,13 @@ def _check_sampler(cfg: CfgNode) -> None:
     if cfg.loss.name != "triplet" or cfg.loss.triplet.weight_t == 0:
         return
     if name == "num_instances" and batch < 2 * group:
-        text = f"at least {2 * group}, twice sampler.num_instances: a triplet needs a second identity"
-        raise _error("train.batch_size", batch, text)
+        yield (
+            "train.batch_size",
+            f"at least {2 * group}, twice sampler.num_instances: a triplet needs a second identity",
+        )
     if name != "num_instances":
         logger.warning(
             "The triplet loss needs several images per identity in a batch, which sampler.train_sampler '%s' "
             "does not provide; 'RandomIdentitySampler' does",
             sampler.train_sampler,
         )
-
-
-def _value(node: Mapping[str, Any], key: str) -> Any:
-    value: Any = node
-    for name in key.split("."):
-        value = value[name]
-    return value
-
-
-def _error(key: str, value: object, text: str) -> ConfigError:
-    return ConfigError(f"'{key}' is {value!r}, but must be {text}.")

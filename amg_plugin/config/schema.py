@@ -6,38 +6,84 @@ The keys and defaults outside ``amg`` are torchreid's own. The type of a default
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from yacs.config import CfgNode
 
-from amg_plugin.config.allowed import (
-    BELOW_1,
-    COUNTS,
-    NOT_EMPTY,
-    POSITIVE,
-    Check,
-    allowed,
-    at_least,
-    between,
-    each,
-    one_of,
-)
 from amg_plugin.errors import ConfigError, InputError
+from amg_plugin.registries import HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS, TOKEN_VARIANTS
 from amg_plugin.registries.formats import FORMATS, NETWORK_FORMS
-from amg_plugin.registries.tables import HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS
+from amg_plugin.registries.registry import Registry
+
+Check = Callable[[Any], str]
+"""Value -> what is allowed in its place ("at least 0"); empty if the value is possible."""
+
+
+def allowed(possible: Callable[[Any], bool], text: str) -> Check:
+    """What ``possible`` says; ``text`` completes "must be"."""
+    return lambda value: "" if possible(value) else text
+
+
+def at_least(least: float) -> Check:
+    """A number from ``least`` on."""
+    return allowed(lambda value: value >= least, f"at least {least}")
+
+
+def between(least: float, most: float) -> Check:
+    """A number from ``least`` to ``most``."""
+    return allowed(lambda value: least <= value <= most, f"from {least:g} to {most:g}")
+
+
+def one_of(*words: str | Registry) -> Check:
+    """One of some words, and of the names that tables hold by then."""
+
+    def check(value: Any) -> str:
+        names = [name for word in words for name in ([word] if isinstance(word, str) else word)]
+        return "" if value in names else f"one of {', '.join(map(repr, names))}"
+
+    return check
+
+
+def _each(check: Check) -> Check:
+    def check_all(value: Sequence[Any]) -> str:
+        text = next(filter(None, map(check, value)), None)
+        return (
+            f"a list of {text.removeprefix('one of ') or 'registered names, of which there are none'}" if text else ""
+        )
+
+    return check_all
+
+
+def _minus_1_or(least: int, meaning: str) -> Check:
+    return allowed(lambda value: value == -1 or value >= least, f"-1 ({meaning}) or at least {least}")
+
+
+POSITIVE = allowed(lambda value: value > 0, "greater than 0")
+BELOW_1 = allowed(lambda value: 0 <= value < 1, "at least 0 and less than 1")
+NOT_EMPTY = allowed(bool, "not empty")
+COUNTS = allowed(lambda value: value and min(value) >= 1, "a list of one or more integers of at least 1")
+_SHARE = allowed(lambda value: 0 < value <= 1, "greater than 0 and at most 1")
+_IMAGE = allowed(lambda value: value == "image", "'image' (video engines are out of scope)")
+_ONE_COPY = allowed(lambda value: value == 1, "1 (torchreid's engines take one augmented copy of an image)")
+_THREE = allowed(lambda value: len(value) == 3, "a list of three numbers")
+_THREE_POSITIVE = allowed(lambda value: len(value) == 3 and min(value) > 0, "a list of three numbers greater than 0")
+_SIZE = allowed(
+    lambda value: len(value) in (0, 2) and all(side >= 1 for side in value),
+    "empty or [height, width], two integers of at least 1",
+)
+
+#: torchreid's samplers of training images.
+SAMPLERS = (
+    "RandomSampler", "RandomIdentitySampler", "RandomDomainSampler", "RandomDatasetSampler", "SequentialSampler",
+)  # fmt: skip
+_SAMPLER = one_of(*SAMPLERS)
 
 
 @dataclass(frozen=True)
 class Key:
-    """A configuration key.
-
-    Attributes:
-        default: Its default.
-        help: What it means.
-        check: What it may be, beyond the type of the default; None for anything.
-        item: Type of the items where the default is an empty list.
-    """
+    """A configuration key: default, meaning, check beyond the default's type, and type of an empty list's items."""
 
     default: Any
     help: str
@@ -53,7 +99,169 @@ class Key:
 
 
 #: Dotted key -> what is known of it, in the order of a printed configuration.
-KEYS: dict[str, Key] = {}
+KEYS: dict[str, Key] = {
+    "use_gpu": Key(True, "use a GPU where there is one; False forces the CPU"),
+    "model.name": Key("resnet50", "torchreid's model name, or vit_amg, vit_amg_small, vit_amg_tiny", NOT_EMPTY),
+    "model.pretrained": Key(True, "start from published ImageNet weights (may need the network)"),
+    "model.load_weights": Key("", "torchreid: file of weights to start from"),
+    "model.resume": Key("", "torchreid: checkpoint of an interrupted training"),
+    "data.type": Key("image", "'image' only: video engines are out of scope of the plugin", _IMAGE),
+    "data.root": Key("reid-data", "folder that holds the data set folders"),
+    "data.sources": Key(["market1501"], "data sets to train on", NOT_EMPTY),
+    "data.targets": Key(["market1501"], "data sets to evaluate on; the first decides which model is best", NOT_EMPTY),
+    "data.workers": Key(4, "loader processes", at_least(0)),
+    "data.split_id": Key(0, "which split, for data sets that have several", at_least(0)),
+    "data.height": Key(256, "image height in pixels", at_least(1)),
+    "data.width": Key(128, "image width in pixels", at_least(1)),
+    "data.combineall": Key(False, "train on training, query and gallery images together"),
+    "data.transforms": Key(["random_flip"], "named training augmentations"),
+    "data.k_tfm": Key(1, "augmented copies made of each training image", _ONE_COPY),
+    "data.norm_mean": Key([0.485, 0.456, 0.406], "channel means (ImageNet)", _THREE),
+    "data.norm_std": Key([0.229, 0.224, 0.225], "channel standard deviations (ImageNet)", _THREE_POSITIVE),
+    "data.save_dir": Key("log", "folder for checkpoints, curves and result.json", NOT_EMPTY),
+    "data.load_train_targets": Key(False, "also load the targets' training sets"),
+    "market1501.use_500k_distractors": Key(False, "put the 500k distractors into the gallery"),
+    "cuhk03.labeled_images": Key(False, "hand-drawn boxes instead of detected ones"),
+    "cuhk03.classic_split": Key(False, "the split of the first publication instead of the new protocol"),
+    "cuhk03.use_metric_cuhk03": Key(False, "single-gallery-shot evaluation"),
+    "sampler.train_sampler": Key("RandomSampler", "order of the source images", _SAMPLER),
+    "sampler.train_sampler_t": Key("RandomSampler", "order of the targets' training images", _SAMPLER),
+    "sampler.num_instances": Key(4, "images per identity in a batch (RandomIdentitySampler)", at_least(1)),
+    "sampler.num_cams": Key(1, "cameras per batch, 0 = all (RandomDomainSampler)", at_least(0)),
+    "sampler.num_datasets": Key(1, "data sets per batch, 0 = all (RandomDatasetSampler)", at_least(0)),
+    # Video: there so that torchreid's files load, and not used
+    "video.seq_len": Key(15, "images taken from a tracklet", at_least(1)),
+    "video.sample_method": Key("evenly", "how they are chosen", one_of("evenly", "random", "all")),
+    "video.pooling_method": Key("avg", "how their features are joined", one_of("avg", "max")),
+    "train.optim": Key("adam", "the optimiser", one_of("adam", "amsgrad", "sgd", "rmsprop", "radam")),
+    "train.lr": Key(0.0003, "learning rate of the new layers (of all layers without staged_lr)", POSITIVE),
+    "train.weight_decay": Key(5e-4, "weight decay", at_least(0)),
+    "train.max_epoch": Key(60, "epochs of dense training; pruning takes its epochs from amg.schedule", at_least(1)),
+    "train.start_epoch": Key(0, "first epoch, counted from 0", at_least(0)),
+    "train.batch_size": Key(32, "images per training batch", at_least(1)),
+    "train.fixbase_epoch": Key(0, "epochs at the start in which only open_layers are trained", at_least(0)),
+    "train.open_layers": Key(["classifier"], "attributes of the model trained in those epochs"),
+    "train.staged_lr": Key(False, "give the layers outside new_layers a smaller learning rate"),
+    "train.new_layers": Key(["classifier"], "attributes of the model trained at the full rate"),
+    "train.base_lr_mult": Key(0.1, "factor of the learning rate of the other layers", at_least(0)),
+    "train.lr_scheduler": Key("single_step", "the schedule of the rate", one_of("single_step", "multi_step", "cosine")),
+    "train.stepsize": Key([20], "epochs between drops (single_step: last entry) or epochs of the drops", COUNTS),
+    "train.gamma": Key(0.1, "factor of each drop", POSITIVE),
+    "train.print_freq": Key(20, "batches between two progress lines", at_least(1)),
+    "train.seed": Key(1, "seed of all random numbers", at_least(0)),
+    "sgd.momentum": Key(0.9, "momentum of SGD and RMSprop", between(0, 1)),
+    "sgd.dampening": Key(0.0, "dampening of the momentum", between(0, 1)),
+    "sgd.nesterov": Key(False, "Nesterov momentum"),
+    "rmsprop.alpha": Key(0.99, "smoothing of the squared gradient", BELOW_1),
+    "adam.beta1": Key(0.9, "decay of the first moment (Adam and its relatives)", BELOW_1),
+    "adam.beta2": Key(0.999, "decay of the second moment", BELOW_1),
+    "loss.name": Key("softmax", "identity cross entropy, or with the triplet loss", one_of("softmax", "triplet")),
+    "loss.softmax.label_smooth": Key(True, "smooth the labels of the cross entropy"),
+    "loss.triplet.margin": Key(0.3, "distance margin; not used with amg.soft_margin", at_least(0)),
+    "loss.triplet.weight_t": Key(1.0, "weight of the triplet loss", at_least(0)),
+    "loss.triplet.weight_x": Key(0.0, "weight of the cross entropy next to it", at_least(0)),
+    "test.batch_size": Key(100, "images per evaluation batch", at_least(1)),
+    "test.dist_metric": Key("euclidean", "distance of features", one_of("euclidean", "cosine")),
+    "test.normalize_feature": Key(False, "L2-normalise features before distances"),
+    "test.ranks": Key([1, 5, 10, 20], "CMC ranks to report; clamped to the gallery", COUNTS),
+    "test.evaluate": Key(False, "torchreid: only evaluate"),
+    "test.eval_freq": Key(-1, "epochs between evaluations", _minus_1_or(1, "only at the end")),
+    "test.start_eval": Key(0, "first epoch with an evaluation", at_least(0)),
+    "test.rerank": Key(False, "k-reciprocal re-ranking"),
+    "test.visrank": Key(False, "save pictures of ranked galleries (with test.evaluate)"),
+    "test.visrank_topk": Key(10, "gallery images per picture", at_least(1)),
+    # Network
+    "amg.arch": Key("", "timm's name of a plain ViT; empty = model.name's (ViT-B/16, -S/16 or -Ti/16)"),
+    "amg.stride": Key(0, "step between patches in pixels, at most the patch size; 0 = the patch size", at_least(0)),
+    "amg.image_size": Key([], "[height, width] in pixels; empty = data.height, data.width", _SIZE, int),
+    # Departures from the architecture, for small networks trained from scratch
+    "amg.override.embed_dim": Key(0, "embedding width; 0 = the architecture's own", at_least(0)),
+    "amg.override.depth": Key(0, "blocks; 0 = the architecture's own", at_least(0)),
+    "amg.override.num_heads": Key(0, "heads per block; 0 = the architecture's own", at_least(0)),
+    "amg.override.patch_size": Key(0, "patch side in pixels; 0 = the architecture's own", at_least(0)),
+    "amg.override.mlp_ratio": Key(0.0, "MLP hidden width / embedding width; 0 = the architecture's own", at_least(0)),
+    "amg.override.qkv_bias": Key(True, "False: queries, keys and values without bias"),
+    "amg.override.attention_scale": Key(0.0, "factor of query times key; 0 = the architecture's own", at_least(0)),
+    "amg.drop_path": Key(0.0, "stochastic depth rate of the last block", BELOW_1),
+    "amg.weights": Key("", "local .pth or .safetensors file of backbone weights"),
+    "amg.neck_feat": Key("after", "evaluation feature before or after the batch-norm neck", one_of("before", "after")),
+    "amg.head": Key("bnneck", "batch-norm neck and a classifier, or LA-Transformer's parts", one_of("bnneck", "parts")),
+    "amg.parts.number": Key(14, "groups of patch tokens, one classifier each", at_least(1)),
+    "amg.parts.hidden": Key(256, "hidden width of a part classifier", at_least(1)),
+    "amg.parts.dropout": Key(0.5, "dropout rate of a part classifier", BELOW_1),
+    "amg.sie.enabled": Key(False, "TransReID: add a learned vector per camera (and view) to every token"),
+    "amg.sie.cameras": Key(-1, "training cameras; 0 = they do not count", _minus_1_or(0, "all of the training data")),
+    "amg.sie.views": Key(0, "views of the training data; 0 = views do not count", at_least(0)),
+    "amg.sie.coefficient": Key(3.0, "factor of the vector", POSITIVE),
+    "amg.sie.unseen": Key("none", "what cameras and views that training has not seen get", one_of("none", "mean")),
+    "amg.jpm.enabled": Key(False, "TransReID: a second copy of the last block over shuffled groups of patches"),
+    "amg.jpm.parts": Key(4, "groups, one local feature each", at_least(1)),
+    "amg.jpm.shift": Key(5, "the patches are rolled by shift - 1 places", at_least(1)),
+    "amg.jpm.groups": Key(2, "groups that they are dealt out to", at_least(1)),
+    # Training
+    "amg.engine": Key("", "name in the engine registry; empty = amg_<loss.name>"),
+    "amg.hooks": Key([], "registered hooks that train and prune add to their own", _each(one_of(HOOKS))),
+    "amg.imports": Key([], "modules or files with what users register, in a configuration file; relative to it"),
+    "amg.precision": Key("fp32", "bf16: autocast in training; evaluation stays fp32", one_of("fp32", "bf16")),
+    "amg.warmup_epochs": Key(0, "epochs of dense training over which the learning rate rises linearly", at_least(0)),
+    "amg.warmup_start": Key(0.01, "where it starts, as a share of the learning rate", _SHARE),
+    "amg.min_lr_factor": Key(0.0, "where the schedule 'cosine' ends, as a share of the learning rate", BELOW_1),
+    "amg.bias_lr_factor": Key(1.0, "factor of the learning rate of biases", POSITIVE),
+    "amg.unfreeze.every": Key(0, "epochs until one more block is trained, from the top; 0 = all at once", at_least(0)),
+    "amg.soft_margin": Key(False, "triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin"),
+    "amg.batches_per_epoch": Key(0, "end epochs of training after so many batches, for trials; 0 = all", at_least(0)),
+    "amg.check_images": Key(True, "open every image before training and name the unreadable ones"),
+    "amg.skip_unreadable": Key(False, "leave out unreadable images and queries without a match, instead of stopping"),
+    # Occlusion of training images, with the transform random_occlusion
+    "amg.occlusion.probability": Key(0.5, "share of the training images that get an object in front", between(0, 1)),
+    "amg.occlusion.min_coverage": Key(0.15, "smallest hidden share of such an image", between(0.05, 0.7)),
+    "amg.occlusion.max_coverage": Key(0.6, "largest; between the two: a Beta(2, 3) distribution", between(0.05, 0.7)),
+    # Pruning
+    "amg.token_variant": Key("block", "removed tokens skip the block, or lose key and value", one_of(*TOKEN_VARIANTS)),
+    "amg.head_scorer": Key("amg", "registered scorer of heads", one_of(HEAD_SCORERS)),
+    "amg.token_scorer": Key("amg", "registered scorer of tokens", one_of(TOKEN_SCORERS)),
+    "amg.layer_growth": Key(0.005, "weight that heads gain per block when blocks are compared", at_least(0)),
+    "amg.layer_decay": Key(0.015, "weight that tokens lose per block when blocks are compared", BELOW_1),
+    "amg.normalize_entropy": Key(False, "divide head entropies by log2 of the keys of their block"),
+    "amg.min_heads_per_block": Key(1, "heads that every block keeps", at_least(1)),
+    "amg.min_tokens_per_block": Key(1, "patch tokens that every block keeps", at_least(1)),
+    "amg.schedule": Key([], "stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS", None, dict),
+    "amg.final_epochs": Key(0, "epochs of fine-tuning after the last stage", at_least(0)),
+    "amg.reducer": Key("amg", "pruning, or for comparison tokens reduced per image", one_of("amg", REDUCERS, "none")),
+    "amg.target_macs_saving": Key(0.0, "share of the dense model's MACs to save; 0 = rates count", BELOW_1),
+    "amg.target_latency_saving": Key(0.0, "share of the dense model's latency to save; measured first", BELOW_1),
+    "amg.latency.form": Key("fast", "what is timed: a form of amg-reid bench", one_of(*NETWORK_FORMS, FORMATS)),
+    "amg.latency.device": Key("cpu", "where it is timed", one_of("cpu", "cuda")),
+    "amg.latency.threads": Key(1, "CPU threads", at_least(1)),
+    "amg.latency.batch": Key(1, "images per pass", at_least(1)),
+    "amg.latency.rounds": Key(20, "samples of each network", at_least(1)),
+    "amg.head_token_balance": Key(0.3, "with a target: share of the saving that comes from heads", between(0, 1)),
+    # Scoring
+    "amg.calibration.batches": Key(0, "batches that are scored; 0 = one pass over the training loader", at_least(0)),
+    "amg.calibration.mode": Key("eval", "mode of the network while scoring", one_of("eval", "train")),
+    "amg.calibration.augment": Key(False, "score augmented training images instead of plain ones"),
+    # Distillation
+    "amg.distill.enabled": Key(True, "fine-tune towards the logits of the frozen dense model"),
+    "amg.distill.alpha": Key(2.0, "weight of the distillation loss", at_least(0)),
+    "amg.distill.tau": Key(10.0, "softmax temperature of the distillation loss", POSITIVE),
+    "amg.distill.features": Key(0.0, "weight of the distance to the teacher's features; 0 = none", at_least(0)),
+    "amg.distill.teacher": Key("", "dense checkpoint to learn from; empty = the model that the run starts with"),
+}
+
+#: Keys of one entry of ``amg.schedule``; ``None`` marks a key without default, which every stage has to give.
+STAGE_DEFAULTS: dict[str, object] = {
+    "target": None,  # what the stage removes: 'heads' or 'tokens'
+    "rate": None,  # share removed, relative to the dense model; rates of one target add up over the stages; left out
+    # where amg.target_macs_saving decides
+    "iterations": 1,  # rounds of score -> cut -> fine-tune that share the rate
+    "epochs": 0,  # epochs of fine-tuning after each cut
+}
+
+#: The stages where ``amg.target_macs_saving`` is given and ``amg.schedule`` is empty: many small cuts of heads.
+DEFAULT_STAGES: tuple[dict[str, object], ...] = (
+    {"target": "heads", "iterations": 6, "epochs": 1},
+    {"target": "tokens", "iterations": 1, "epochs": 0},
+)
 
 
 def register_key(name: str, default: Any, help: str = "", check: Check | None = None) -> None:
@@ -88,13 +296,12 @@ def check_value(name: str, value: Any) -> None:
     """
     check = KEYS[name].check
     if check and (text := check(value)):
-        raise ConfigError(f"'{name}' is {value!r}, but must be {text}.")
+        raise impossible(name, value, text)
 
 
-def _section(node: str, *rows: tuple[Any, ...]) -> None:
-    """Enter keys of a node, given as ``(name, default, help[, check[, item]])``."""
-    for name, *known in rows:
-        KEYS[f"{node}.{name}" if node else name] = Key(*known)
+def impossible(name: str, value: object, text: str) -> ConfigError:
+    """The error for a value of a key that has to be what ``text`` says."""
+    return ConfigError(f"'{name}' is {value!r}, but must be {text}.")
 
 
 def get_default_config() -> CfgNode:
@@ -111,254 +318,3 @@ def get_default_config() -> CfgNode:
             node = node.setdefault(parent, CfgNode())
         node[last] = copy.copy(key.default)
     return cfg
-
-
-#: Keys of one entry of ``amg.schedule``; ``None`` marks a key without default, which every stage has to give.
-STAGE_DEFAULTS: dict[str, object] = {
-    "target": None,  # what the stage removes: 'heads' or 'tokens'
-    "rate": None,  # share removed, relative to the dense model; rates of one target add up over the stages; left out
-    # where amg.target_macs_saving decides
-    "iterations": 1,  # rounds of score -> cut -> fine-tune that share the rate
-    "epochs": 0,  # epochs of fine-tuning after each cut
-}
-
-#: The stages where ``amg.target_macs_saving`` is given and ``amg.schedule`` is empty: many small cuts of heads.
-DEFAULT_STAGES: tuple[dict[str, object], ...] = (
-    {"target": "heads", "iterations": 6, "epochs": 1},
-    {"target": "tokens", "iterations": 1, "epochs": 0},
-)
-
-#: torchreid's samplers of training images.
-SAMPLERS = (
-    "RandomSampler", "RandomIdentitySampler", "RandomDomainSampler", "RandomDatasetSampler", "SequentialSampler",
-)  # fmt: skip
-_SAMPLER = one_of(*SAMPLERS)
-
-
-def _image_only(value: str) -> str:
-    reason = "video engines are out of scope" if value == "video" else "there is no such type"
-    return "" if value == "image" else f"'image' ({reason})"
-
-
-_section("", ("use_gpu", True, "use a GPU where there is one; False forces the CPU"))
-_section(
-    "model",
-    ("name", "resnet50", "name in torchreid's model factory; vit_amg, vit_amg_small, vit_amg_tiny are ours", NOT_EMPTY),
-    ("pretrained", True, "start from published ImageNet weights (may need the network)"),
-    ("load_weights", "", "torchreid: file of weights to start from"),
-    ("resume", "", "torchreid: checkpoint of an interrupted training"),
-)
-_section(
-    "data",
-    ("type", "image", "'image' only: video engines are out of scope of the plugin", _image_only),
-    ("root", "reid-data", "folder that holds the data set folders"),
-    ("sources", ["market1501"], "data sets to train on", NOT_EMPTY),
-    ("targets", ["market1501"], "data sets to evaluate on; the first one decides which model is best", NOT_EMPTY),
-    ("workers", 4, "loader processes", at_least(0)),
-    ("split_id", 0, "which split, for data sets that have several", at_least(0)),
-    ("height", 256, "image height in pixels", at_least(1)),
-    ("width", 128, "image width in pixels", at_least(1)),
-    ("combineall", False, "train on training, query and gallery images together"),
-    ("transforms", ["random_flip"], "named training augmentations"),
-    (
-        "k_tfm",
-        1,
-        "augmented copies made of each training image",
-        allowed(lambda value: value == 1, "1 (torchreid's engines take one augmented copy of an image)"),
-    ),
-    (
-        "norm_mean",
-        [0.485, 0.456, 0.406],
-        "channel means (ImageNet)",
-        allowed(lambda value: len(value) == 3, "a list of three numbers"),
-    ),
-    (
-        "norm_std",
-        [0.229, 0.224, 0.225],
-        "channel standard deviations (ImageNet)",
-        allowed(lambda value: len(value) == 3 and min(value) > 0, "a list of three numbers greater than 0"),
-    ),
-    ("save_dir", "log", "folder for checkpoints, curves and result.json", NOT_EMPTY),
-    ("load_train_targets", False, "also load the targets' training sets"),
-)
-_section("market1501", ("use_500k_distractors", False, "put the 500k distractors into the gallery"))
-_section(
-    "cuhk03",
-    ("labeled_images", False, "hand-drawn boxes instead of detected ones"),
-    ("classic_split", False, "the split of the first publication instead of the new protocol"),
-    ("use_metric_cuhk03", False, "single-gallery-shot evaluation"),
-)
-_section(
-    "sampler",
-    ("train_sampler", "RandomSampler", "order of the source images", _SAMPLER),
-    ("train_sampler_t", "RandomSampler", "order of the targets' training images", _SAMPLER),
-    ("num_instances", 4, "images per identity in a batch (RandomIdentitySampler)", at_least(1)),
-    ("num_cams", 1, "cameras per batch, 0 = all (RandomDomainSampler)", at_least(0)),
-    ("num_datasets", 1, "data sets per batch, 0 = all (RandomDatasetSampler)", at_least(0)),
-)
-_section(  # kept so that torchreid's files load; not used
-    "video",
-    ("seq_len", 15, "images taken from a tracklet", at_least(1)),
-    ("sample_method", "evenly", "how they are chosen", one_of("evenly", "random", "all")),
-    ("pooling_method", "avg", "how their features are joined", one_of("avg", "max")),
-)
-_section(
-    "train",
-    ("optim", "adam", "the optimiser", one_of("adam", "amsgrad", "sgd", "rmsprop", "radam")),
-    ("lr", 0.0003, "learning rate of the new layers (of all layers without staged_lr)", POSITIVE),
-    ("weight_decay", 5e-4, "weight decay", at_least(0)),
-    ("max_epoch", 60, "epochs of dense training; pruning takes its epochs from amg.schedule", at_least(1)),
-    ("start_epoch", 0, "first epoch, counted from 0", at_least(0)),
-    ("batch_size", 32, "images per training batch", at_least(1)),
-    ("fixbase_epoch", 0, "epochs at the start in which only open_layers are trained", at_least(0)),
-    ("open_layers", ["classifier"], "attributes of the model trained in those epochs"),
-    ("staged_lr", False, "give the layers outside new_layers a smaller learning rate"),
-    ("new_layers", ["classifier"], "attributes of the model trained at the full rate"),
-    ("base_lr_mult", 0.1, "factor of the learning rate of the other layers", at_least(0)),
-    ("lr_scheduler", "single_step", "the schedule of the rate", one_of("single_step", "multi_step", "cosine")),
-    ("stepsize", [20], "epochs between drops (single_step: last entry) or epochs of the drops", COUNTS),
-    ("gamma", 0.1, "factor of each drop", POSITIVE),
-    ("print_freq", 20, "batches between two progress lines", at_least(1)),
-    ("seed", 1, "seed of all random numbers", at_least(0)),
-)
-_section(
-    "sgd",
-    ("momentum", 0.9, "momentum of SGD and RMSprop", between(0, 1)),
-    ("dampening", 0.0, "dampening of the momentum", between(0, 1)),
-    ("nesterov", False, "Nesterov momentum"),
-)
-_section("rmsprop", ("alpha", 0.99, "smoothing of the squared gradient", BELOW_1))
-_section(
-    "adam",
-    ("beta1", 0.9, "decay of the first moment (Adam and its relatives)", BELOW_1),
-    ("beta2", 0.999, "decay of the second moment", BELOW_1),
-)
-_section(
-    "loss",
-    ("name", "softmax", "identity cross entropy, or with the triplet loss", one_of("softmax", "triplet")),
-    ("softmax.label_smooth", True, "smooth the labels of the cross entropy"),
-    ("triplet.margin", 0.3, "distance margin; not used with amg.soft_margin", at_least(0)),
-    ("triplet.weight_t", 1.0, "weight of the triplet loss", at_least(0)),
-    ("triplet.weight_x", 0.0, "weight of the cross entropy next to it", at_least(0)),
-)
-_section(
-    "test",
-    ("batch_size", 100, "images per evaluation batch", at_least(1)),
-    ("dist_metric", "euclidean", "distance of features", one_of("euclidean", "cosine")),
-    ("normalize_feature", False, "L2-normalise features before distances"),
-    ("ranks", [1, 5, 10, 20], "CMC ranks to report; clamped to the gallery", COUNTS),
-    ("evaluate", False, "torchreid: only evaluate"),
-    (
-        "eval_freq",
-        -1,
-        "epochs between evaluations; -1: only at the end",
-        allowed(lambda value: value == -1 or value >= 1, "-1 (only at the end) or at least 1"),
-    ),
-    ("start_eval", 0, "first epoch with an evaluation", at_least(0)),
-    ("rerank", False, "k-reciprocal re-ranking"),
-    ("visrank", False, "save pictures of ranked galleries (with test.evaluate)"),
-    ("visrank_topk", 10, "gallery images per picture", at_least(1)),
-)
-_section(
-    "amg",
-    # Network
-    ("arch", "", "timm name of a plain ViT; empty = that of model.name (vit_amg: ViT-B/16, _small: S, _tiny: Ti)"),
-    ("stride", 0, "step between patches in pixels, at most the patch size; 0 = the patch size", at_least(0)),
-    (
-        "image_size",
-        [],
-        "[height, width] in pixels; empty = data.height, data.width",
-        allowed(
-            lambda value: len(value) in (0, 2) and all(item >= 1 for item in value),
-            "empty or [height, width], two integers of at least 1",
-        ),
-        int,
-    ),
-    # Departures from the architecture, for small networks trained from scratch
-    ("override.embed_dim", 0, "embedding width; 0 = the architecture's own", at_least(0)),
-    ("override.depth", 0, "blocks; 0 = the architecture's own", at_least(0)),
-    ("override.num_heads", 0, "heads per block; 0 = the architecture's own", at_least(0)),
-    ("override.patch_size", 0, "patch side in pixels; 0 = the architecture's own", at_least(0)),
-    ("override.mlp_ratio", 0.0, "MLP hidden width / embedding width; 0 = the architecture's own", at_least(0)),
-    ("override.qkv_bias", True, "False: queries, keys and values without bias"),
-    ("override.attention_scale", 0.0, "factor of query times key; 0 = the architecture's own", at_least(0)),
-    ("drop_path", 0.0, "stochastic depth rate of the last block", BELOW_1),
-    ("weights", "", "local .pth or .safetensors file of backbone weights"),
-    ("neck_feat", "after", "evaluation feature before or after the batch-norm neck", one_of("before", "after")),
-    ("head", "bnneck", "batch-norm neck and one classifier, or LA-Transformer's parts", one_of("bnneck", "parts")),
-    ("parts.number", 14, "groups of patch tokens, one classifier each", at_least(1)),
-    ("parts.hidden", 256, "hidden width of a part classifier", at_least(1)),
-    ("parts.dropout", 0.5, "dropout rate of a part classifier", BELOW_1),
-    ("sie.enabled", False, "TransReID: add a learned vector per camera (and view) to every token"),
-    (
-        "sie.cameras",
-        -1,
-        "training cameras; -1 = as many as the training data has, 0 = cameras do not count",
-        allowed(lambda value: value >= -1, "-1 (as many as the training data has) or at least 0"),
-    ),
-    ("sie.views", 0, "views of the training data; 0 = views do not count", at_least(0)),
-    ("sie.coefficient", 3.0, "factor of the vector", POSITIVE),
-    ("sie.unseen", "none", "what cameras and views that training has not seen get", one_of("none", "mean")),
-    ("jpm.enabled", False, "TransReID: a second copy of the last block over shuffled groups of patches"),
-    ("jpm.parts", 4, "groups, one local feature each", at_least(1)),
-    ("jpm.shift", 5, "the patches are rolled by shift - 1 places", at_least(1)),
-    ("jpm.groups", 2, "groups that they are dealt out to", at_least(1)),
-    # Training
-    ("engine", "", "name in the engine registry; empty = amg_<loss.name>"),
-    ("hooks", [], "registered hooks that train and prune add to their own", each(one_of(HOOKS))),
-    ("imports", [], "modules or files with what users register, in a configuration file; relative to it"),
-    ("precision", "fp32", "bf16: autocast in training; evaluation stays fp32", one_of("fp32", "bf16")),
-    ("warmup_epochs", 0, "epochs of dense training over which the learning rate rises linearly", at_least(0)),
-    (
-        "warmup_start",
-        0.01,
-        "where it starts, as a share of the learning rate",
-        allowed(lambda value: 0 < value <= 1, "greater than 0 and at most 1"),
-    ),
-    ("min_lr_factor", 0.0, "where the schedule 'cosine' ends, as a share of the learning rate", BELOW_1),
-    ("bias_lr_factor", 1.0, "factor of the learning rate of biases", POSITIVE),
-    ("unfreeze.every", 0, "epochs after which one more block is trained, from the top; 0 = all at once", at_least(0)),
-    ("soft_margin", False, "triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin"),
-    ("batches_per_epoch", 0, "end each epoch of training after so many batches, for trials; 0 = all", at_least(0)),
-    ("check_images", True, "open every image before training and name the unreadable ones"),
-    ("skip_unreadable", False, "leave out unreadable images and queries without a match, instead of stopping"),
-    # Occlusion of training images, with the transform random_occlusion
-    ("occlusion.probability", 0.5, "share of the training images that get an object in front", between(0, 1)),
-    ("occlusion.min_coverage", 0.15, "smallest hidden share of such an image", between(0.05, 0.7)),
-    ("occlusion.max_coverage", 0.6, "largest; between the two: a Beta(2, 3) distribution", between(0.05, 0.7)),
-    # Pruning
-    ("token_variant", "block", "a removed token skips the block, or only its key and value", one_of("block", "kv")),
-    ("head_scorer", "amg", "how heads are scored: AMG's entropy, or for comparison", one_of(HEAD_SCORERS)),
-    ("token_scorer", "amg", "how tokens are scored: attention times gradient, or", one_of(TOKEN_SCORERS)),
-    ("layer_growth", 0.005, "weight of later blocks when heads are compared over blocks, per block", at_least(0)),
-    ("layer_decay", 0.015, "weight lost by later blocks when tokens are compared over blocks, per block", BELOW_1),
-    ("normalize_entropy", False, "divide head entropies by log2 of the keys of their block"),
-    ("min_heads_per_block", 1, "heads that every block keeps", at_least(1)),
-    ("min_tokens_per_block", 1, "patch tokens that every block keeps", at_least(1)),
-    ("schedule", [], "stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS", None, dict),
-    ("final_epochs", 0, "epochs of fine-tuning after the last stage", at_least(0)),
-    ("reducer", "amg", "pruning, or for comparison tokens reduced per image", one_of("amg", REDUCERS, "none")),
-    ("target_macs_saving", 0.0, "share of the dense model's MACs to save; 0 = rates count", BELOW_1),
-    ("target_latency_saving", 0.0, "share of the dense model's latency to save; measured first", BELOW_1),
-    (
-        "latency.form",
-        "fast",
-        "what is timed, out of the forms of amg-reid bench",
-        one_of(*NETWORK_FORMS, FORMATS),
-    ),
-    ("latency.device", "cpu", "where it is timed", one_of("cpu", "cuda")),
-    ("latency.threads", 1, "CPU threads", at_least(1)),
-    ("latency.batch", 1, "images per pass", at_least(1)),
-    ("latency.rounds", 20, "samples of each network", at_least(1)),
-    ("head_token_balance", 0.3, "with a target: share of the saving that comes from heads", between(0, 1)),
-    # Scoring
-    ("calibration.batches", 0, "batches that are scored; 0 = one pass over the training loader", at_least(0)),
-    ("calibration.mode", "eval", "mode of the network while scoring", one_of("eval", "train")),
-    ("calibration.augment", False, "score augmented training images instead of plain ones"),
-    # Distillation
-    ("distill.enabled", True, "fine-tune towards the logits of the frozen dense model"),
-    ("distill.alpha", 2.0, "weight of the distillation loss", at_least(0)),
-    ("distill.tau", 10.0, "softmax temperature of the distillation loss", POSITIVE),
-    ("distill.features", 0.0, "weight of the distance of student's and teacher's features; 0 = none", at_least(0)),
-    ("distill.teacher", "", "dense checkpoint to learn from; empty = the model that the run starts with"),
-)

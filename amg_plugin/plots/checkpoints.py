@@ -21,7 +21,7 @@ from amg_plugin.models.vit import backbone_of
 from amg_plugin.plots.attention import attention_of_images, check_comparable, lay_out, per_block_norm
 from amg_plugin.plots.figures import ModelMaps, draw_image, draw_model
 from amg_plugin.pruning.cut import prunable_blocks
-from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
 from amg_plugin.runs.setup import assemble, check_identities, fitted, prepare
 from amg_plugin.utils.preprocessing import Preprocessing
 

@@ -15,7 +15,7 @@ from amg_plugin.pruning.schedule import Cut
 from amg_plugin.pruning.scorers import Calibration
 from amg_plugin.pruning.selection import select_heads, select_tokens
 from amg_plugin.pruning.surgery import apply_plan, current_plan, prunable_blocks
-from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS, ScorerRow
+from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS, ScorerRow
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 from amg_plugin.errors import PlanError
+from amg_plugin.registries import TOKEN_VARIANTS
 
 VERSION = 1
-VARIANTS = ("kv", "block")
 Indices = tuple[tuple[int, ...], ...]
 
 
@@ -45,8 +45,8 @@ class PruningPlan:
         object.__setattr__(self, "num_heads", tuple(self.num_heads))
         object.__setattr__(self, "heads", tuple(map(tuple, self.heads)))
         object.__setattr__(self, "tokens", tuple(map(tuple, self.tokens)))
-        if self.variant not in VARIANTS:
-            raise PlanError(f"Token variant '{self.variant}' is unknown; allowed: {', '.join(VARIANTS)}.")
+        if self.variant not in TOKEN_VARIANTS:
+            raise PlanError(f"Token variant '{self.variant}' is unknown; allowed: {', '.join(TOKEN_VARIANTS)}.")
         depth = len(self.num_heads)
         for name, kept, totals in (
             ("heads", self.heads, self.num_heads),

@@ -4,9 +4,50 @@ Each ``register_...`` is a call, ``register_dataset("mine", MyData)``, or a deco
 The first line of the docstring becomes the line in lists; :class:`amg_plugin.registries.registry.Registry` says more.
 """
 
-from amg_plugin.registries.formats import FORMATS, ExportFormat, register_format
-from amg_plugin.registries.tables import DATASETS, HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS, TRANSFORMS
+from __future__ import annotations
 
+from dataclasses import dataclass
+
+from amg_plugin.registries import formats
+from amg_plugin.registries.registry import Registry, Row
+
+#: What a removed token loses: the whole block, or only its key and value.
+TOKEN_VARIANTS = ("block", "kv")
+
+
+@dataclass(frozen=True)
+class ScorerRow(Row):
+    """A scorer; ``weighted`` says whether AMG's weights per block (growth of heads, decay of tokens) apply to it."""
+
+    weighted: bool = False
+
+
+@dataclass(frozen=True)
+class TransformRow(Row):
+    """An image transform: the entry, or an instance of it, takes a training image and gives one back.
+
+    ``places``: the function puts its steps into the pipelines itself, ``place(train, test, height, width)``.
+    ``stock``: torchreid builds it.
+    """
+
+    places: bool = False
+    stock: bool = False
+
+
+#: Scorers of heads: ``score(model, calibration, blocks)`` gives a tensor per block; large ones go first.
+HEAD_SCORERS = Registry("head scorer", ScorerRow)
+#: Scorers of tokens, called in the same way; small ones go first.
+TOKEN_SCORERS = Registry("token scorer", ScorerRow)
+#: Token reducers: subclasses of :class:`amg_plugin.models.reducers.TokenReducer`.
+REDUCERS = Registry("token reducer")
+#: Data sets: classes of torchreid's kind.
+DATASETS = Registry("data set")
+#: Image transforms, placed in this order.
+TRANSFORMS = Registry("transform", TransformRow)
+#: Hooks that ``amg.hooks`` switches on: classes with ``from_config(cfg)``, or callables that take ``cfg``.
+HOOKS = Registry("hook")
+
+FORMATS, ExportFormat, register_format = formats.FORMATS, formats.ExportFormat, formats.register_format
 TABLES = (HEAD_SCORERS, TOKEN_SCORERS, REDUCERS, DATASETS, TRANSFORMS, HOOKS, FORMATS)
 register_head_scorer = HEAD_SCORERS.register
 register_token_scorer = TOKEN_SCORERS.register
@@ -25,22 +66,34 @@ def described() -> list[str]:
     ]
 
 
-__all__ = [
-    "DATASETS",
-    "FORMATS",
-    "HEAD_SCORERS",
-    "HOOKS",
-    "REDUCERS",
-    "TABLES",
-    "TOKEN_SCORERS",
-    "TRANSFORMS",
-    "ExportFormat",
-    "described",
-    "register_dataset",
-    "register_format",
-    "register_head_scorer",
-    "register_hook",
-    "register_reducer",
-    "register_token_scorer",
-    "register_transform",
-]
+for _table, _name, _function, _line in (
+    (HEAD_SCORERS, "amg", "entropy_of_heads", "entropy of the mean attention map"),
+    (HEAD_SCORERS, "random", "random_heads", "random scores, for comparison"),
+    (HEAD_SCORERS, "magnitude", "magnitude_of_heads", "norm of the weights, for comparison"),
+    (TOKEN_SCORERS, "amg", "importance_of_tokens", "attention times gradient"),
+    (TOKEN_SCORERS, "random", "random_tokens", "random scores, for comparison"),
+    (TOKEN_SCORERS, "cls_attention", "class_attention_of_tokens", "attention of the class token, for comparison"),
+):
+    _table.register(_name, f"amg_plugin.pruning.scorers:{_function}", summary=_line, weighted=_name == "amg")
+for _name, _class, _line in (
+    ("tome", "merging:TokenMerging", "token merging (arXiv 2210.09461)"),
+    ("evit", "dropping:TokenDropping", "token dropping (arXiv 2202.07800)"),
+):
+    REDUCERS.register(_name, f"amg_plugin.models.reducers.{_class}", summary=_line)
+for _name, _class, _line in (
+    ("synthetic_reid", "occluded:SyntheticReID", "people drawn as coloured figures (amg-reid demo)"),
+    ("occluded_duke", "occluded:OccludedDuke", "Occluded-DukeMTMC (ICCV 2019)"),
+    ("occluded_reid", "occluded:OccludedREID", "Occluded-REID (ICME 2018), to evaluate on"),
+    ("partial_reid", "occluded:PartialREID", "Partial-REID (ICCV 2015), to evaluate on"),
+    ("p_dukemtmc", "occluded:PDukeMTMC", "P-DukeMTMC-reID (ICME 2018)"),
+    ("occluded_market1501", "occluded:OccludedMarket1501", "Market-1501 behind drawn objects (amg-reid occlude)"),
+):
+    DATASETS.register(_name, f"amg_plugin.data.datasets.{_class}", summary=_line, needs=("torchreid",))
+for _name in ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase"):
+    TRANSFORMS.register(_name, f"torchreid's {_name}", summary="torchreid's own", stock=True)
+for _name, _line in (
+    ("pad_crop", "a border of 10 pixels and a random crop back"),
+    ("bicubic", "bicubic resize, in training and evaluation"),
+    ("random_occlusion", "a drawn object in front of some people (amg.occlusion)"),
+):
+    TRANSFORMS.register(_name, f"amg_plugin.data.transforms:place_{_name}", summary=_line, places=True)

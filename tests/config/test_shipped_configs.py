@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from amg_plugin.config import configs_root, get_default_config, list_configs, load_config, schedule_epochs
-from amg_plugin.config.merge import decode
+from amg_plugin.config.files import decode
 from amg_plugin.config.schema import KEYS, STAGE_DEFAULTS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"

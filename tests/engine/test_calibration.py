@@ -7,7 +7,7 @@ from torch import nn
 
 from amg_plugin.engine.calibration import build_calibration, plain_train_loader, scoring_mode
 from amg_plugin.errors import AMGError
-from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
 
 AUGMENTED = {"data__transforms": ["random_flip", "random_crop", "random_erase"]}
 

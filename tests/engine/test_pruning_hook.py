@@ -10,7 +10,7 @@ from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, H
 from amg_plugin.errors import ConfigError
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.schedule import PruningSchedule
-from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
 
 ALL_HEADS, ALL_TOKENS = DEPTH * HEADS, DEPTH * PATCHES
 

@@ -15,7 +15,7 @@ from amg_plugin.pruning import current_plan
 from amg_plugin.pruning.cut import PruningRules, carry_out, plan_cut, prunable_blocks
 from amg_plugin.pruning.schedule import PruningSchedule, Stage
 from amg_plugin.pruning.scorers import Calibration
-from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import AttentionMapRecorder, TokenGradientRecorder, apply_plan, current_plan, head_entropy
 from amg_plugin.pruning.scorers import Calibration
-from amg_plugin.registries.tables import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
 
 BLOCKS = [0, 1, 2]
 
