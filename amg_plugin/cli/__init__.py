@@ -1,1 +1,1 @@
-"""The subcommands of ``amg-reid``; each module has ``HELP``, ``add_arguments(parser)`` and ``run(args) -> int``."""
+"""The subcommands of ``amg-reid``: a module's docstring is the help, ``run(args)`` gives the exit status."""

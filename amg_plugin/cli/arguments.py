@@ -8,7 +8,7 @@ import copy
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,37 +18,56 @@ if TYPE_CHECKING:
     from yacs.config import CfgNode
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """torchreid's flags ``--config-file``, ``-s``, ``-t``, ``--root``, ``--transforms``, and ``key value`` words."""
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="yaml file, or the name of a shipped one (see 'amg-reid configs')"
-    )
-    parser.add_argument("-s", "--sources", nargs="+", metavar="NAME", help="data sets to train on")
-    parser.add_argument("-t", "--targets", nargs="+", metavar="NAME", help="data sets to evaluate on")
-    parser.add_argument("--transforms", nargs="+", metavar="NAME", help="training transforms")
-    parser.add_argument("--root", metavar="FOLDER", help="folder that holds the data sets")
-    parser.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out images that cannot be read and queries without a match, and name them, instead of stopping",
-    )
-    add_key_value_argument(
-        parser,
-        "configuration keys and their values, for example train.lr 0.001, anywhere among the options; the names after "
-        "an option end at the next option or at the first word that is a configuration key",
-    )
+def argument(names: str, text: str, **settings: Any) -> tuple[list[str], dict[str, Any]]:
+    """An argument for :func:`adder`.
+
+    An option with nothing but a text is a switch. A number or word as default gives the type and ends the help text.
+    """
+    if names.startswith("-") and not settings:
+        settings = {"action": "store_true"}
+    if isinstance(settings.get("default"), int | float | str):
+        text, settings["type"] = f"{text} (default: %(default)s)", type(settings["default"])
+    return names.split(), {"help": text, **settings}
 
 
-def add_key_value_argument(parser: argparse.ArgumentParser, text: str) -> None:
-    """Words ``key value``, before, between or after options."""
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help=text)
+def adder(*arguments: tuple[list[str], dict[str, Any]]) -> Callable[[argparse.ArgumentParser], None]:
+    """The ``add_arguments`` of a command with these arguments."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        for names, settings in arguments:
+            parser.add_argument(*names, **settings)
+
+    return add_arguments
+
+
+#: Arguments that several commands take.
+CHECKPOINT = argument("checkpoint", "a checkpoint written by amg-reid", metavar="CKPT")
+JSON = argument("--json", "print JSON instead of a table")
+LINK = argument("--link", "hard-link unchanged images instead of copying them")
+OVERWRITE = argument("--overwrite", "replace the result that data.save_dir holds")
+KEYS = argument(
+    "opts",
+    "configuration keys and their values, for example train.lr 0.001, anywhere among the options; the names after an "
+    "option end at the next option or at the first word that is a configuration key",
+    nargs="*",
+    default=[],
+    metavar="KEY VALUE",
+)
+ROOT = argument("--root", "folder that holds the data sets", metavar="FOLDER")
+#: torchreid's options, and configuration keys.
+CONFIGURATION = (
+    argument("--config-file", "yaml file, or the name of a shipped one (see 'amg-reid configs')", metavar="FILE"),
+    argument("-s --sources", "data sets to train on", nargs="+", metavar="NAME"),
+    argument("-t --targets", "data sets to evaluate on", nargs="+", metavar="NAME"),
+    argument("--transforms", "training transforms", nargs="+", metavar="NAME"),
+    ROOT,
+    argument("--skip-unreadable", "leave out and name unreadable images and queries without a match; do not stop"),
+    KEYS,
+)
 
 
 def end_names_at_keys(args: argparse.Namespace) -> None:
     """Let words such as ``-t market1501 train.lr 0.001`` end the names at the first word that is a configuration key.
-
-    Args:
-        args: Arguments of a command that takes ``key value`` words, which are completed.
 
     Raises:
         InputError: An option is left without a name.
@@ -67,17 +86,8 @@ def end_names_at_keys(args: argparse.Namespace) -> None:
         args.opts = [*words[end:], *args.opts]
 
 
-def add_weights_argument(parser: argparse.ArgumentParser, text: str) -> None:
-    """``--weights CKPT``."""
-    parser.add_argument("--weights", metavar="CKPT", help=text)
-
-
 def required_weights(args: argparse.Namespace) -> str:
-    """The checkpoint's path.
-
-    Raises:
-        InputError: If it was not given.
-    """
+    """The checkpoint's path, or an InputError."""
     if not args.weights:
         raise InputError("--weights is missing; give a checkpoint written by amg-reid, for example log/best.pth.")
     return args.weights
@@ -92,14 +102,14 @@ def config_from_arguments(
     so that the files of the first run stay as they are.
 
     Args:
-        args: Parsed arguments of :func:`add_config_arguments`.
+        args: Parsed arguments, :data:`CONFIGURATION` among them.
         use_schedule: False for dense training.
         base: A checkpoint's configuration, used when no ``--config-file`` is given.
     """
     from amg_plugin.config.load import load_config
 
     overrides: list[object] = ["data.root", args.root] if args.root else []
-    if getattr(args, "skip_unreadable", False):
+    if args.skip_unreadable:
         overrides += ["amg.skip_unreadable", True]
     for option in ("sources", "targets", "transforms"):
         if names := getattr(args, option):
@@ -121,11 +131,6 @@ def _as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
     if save_dir and isinstance(save_dir, str):
         data["save_dir"] = str(Path(save_dir) / command)
     return base
-
-
-def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
-    """``--overwrite``."""
-    parser.add_argument("--overwrite", action="store_true", help="replace the result that data.save_dir holds")
 
 
 def refuse_to_overwrite(cfg: CfgNode, overwrite: bool, weights: str | None = None) -> None:
@@ -168,6 +173,7 @@ class _Tee:
 
     def __init__(self, *streams: TextIO) -> None:
         self.streams = streams
+        self.isatty = streams[0].isatty
 
     def write(self, text: str) -> int:
         for stream in self.streams:
@@ -178,30 +184,32 @@ class _Tee:
         for stream in self.streams:
             stream.flush()
 
-    def isatty(self) -> bool:
-        return self.streams[0].isatty()
+
+@contextlib.contextmanager
+def logging_to(handler: logging.Handler, propagate: bool = True) -> Iterator[None]:
+    """Give the package's log, from INFO on, to a handler."""
+    logger = logging.getLogger("amg_plugin")
+    before = logger.level, logger.propagate
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = propagate
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 @contextlib.contextmanager
-def logged(save_dir: str, command: str) -> Iterator[None]:
-    """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``."""
+def logged(save_dir: str, command: str) -> Iterator[float]:
+    """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``; gives the time."""
     stamp = time.strftime("%Y-%m-%d-%H-%M-%S")
-    logger = logging.getLogger("amg_plugin")
-    level, propagate = logger.level, logger.propagate
     with (Path(save_dir) / f"{command}.log-{stamp}").open("w", encoding="utf-8", buffering=1) as file:
         tee = _Tee(sys.stdout, file)
-        handler = _Handler(tee)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        try:
-            with contextlib.redirect_stdout(tee):
-                yield
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
+        with logging_to(_Handler(tee), propagate=False), contextlib.redirect_stdout(tee):
+            yield time.time()
 
 
 def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float) -> dict[str, Any]:
@@ -212,24 +220,15 @@ def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float)
         command: Name of the command.
         sections: ``dense``, ``pruned``, ``finetuned``, whichever are known, and what else belongs to the result.
         started: ``time.time()`` at the start.
-
-    Returns:
-        The result.
     """
-    from amg_plugin.config.load import to_plain_dict
+    from amg_plugin.config import to_plain_dict
     from amg_plugin.runs import result as report
     from amg_plugin.runs.setup import use_gpu
     from amg_plugin.runs.targets import as_text, tables
     from amg_plugin.utils.environment import environment
 
-    result = {
-        "command": command,
-        **sections,
-        "config": to_plain_dict(cfg),
-        "seed": cfg.train.seed,
-        **environment(use_gpu(cfg)),
-        "seconds": round(time.time() - started, 1),
-    }
+    facts = {"config": to_plain_dict(cfg), "seed": cfg.train.seed, **environment(use_gpu(cfg))}
+    result = {"command": command, **sections, **facts, "seconds": round(time.time() - started, 1)}
     path = report.write_result(cfg.data.save_dir, result)
     print("\n" + "\n\n".join([*map(as_text, tables(result)), str(path)]))
     return result

@@ -1,20 +1,8 @@
-"""``amg-reid bench``: is a pruned network really faster?"""
+"""Measure latency, throughput and memory: dense against pruned against exported.
 
-from __future__ import annotations
-
-import argparse
-import shlex
-from pathlib import Path
-
-from amg_plugin.errors import InputError
-from amg_plugin.registries import REDUCERS, TOKEN_VARIANTS
-from amg_plugin.registries.formats import forms
-
-HELP = "measure latency, throughput and memory: dense against pruned against exported"
-DESCRIPTION = """Measure what pruning saves in time. Networks run in turn (A B A B ...), so that a slow phase of the
-machine affects all of them; there is one process per runtime and number of threads. The command prints medians
-and quartiles of the latency, throughput, MACs, parameters, size and peak memory, and how much of the MACs saved is time
-saved; a warning says where pruning did not pay. No data is needed.
+Networks run in turn (A B A B ...), so that a slow phase of the machine affects all of them; there is one process per
+runtime and number of threads. Printed are medians and quartiles of the latency, throughput, MACs, parameters, size and
+peak memory, and how much of the MACs saved is time saved; a warning says where pruning did not pay. No data is needed.
 
 Give checkpoints or exported files (each is measured against its dense network in the same runtime), or build structures
 with random weights:
@@ -22,76 +10,71 @@ with random weights:
 example: amg-reid bench log/vit_small_pruned/best.pth --threads 1 2 --batch 1 16
          amg-reid bench log/vit_small_pruned/best.pth pruned_int8.onnx pruned.xml
          amg-reid bench --model vit_amg_small --plan head25-token25 head40 --forms eager fast onnx
-         amg-reid bench --model vit_amg_small --plan head25-token25 --reducers tome evit --backbones osnet_x1_0 \
-           --output edge
+         amg-reid bench --model vit_amg_small --plan head25-token25 --reducers tome evit --output edge
 
 A plan without data spreads the rates as AMG does over trained networks: later blocks lose more, the middle of the image
-stays."""
+stays.
+"""
+
+import shlex
+from argparse import Namespace
+from pathlib import Path
+
+from amg_plugin.cli.arguments import adder, argument
+from amg_plugin.errors import InputError
+from amg_plugin.registries import REDUCERS, TOKEN_VARIANTS
+from amg_plugin.registries.formats import forms
+
+_FORMS = (
+    f"{', '.join(forms())}: the network in PyTorch, amg_plugin.fast, or other runtimes (default: eager fast, and those "
+    "of the exported files that are given)"
+)
+#: Several words, or numbers.
+_WORDS, _NUMBERS = {"nargs": "+", "default": []}, {"nargs": "+", "default": [1], "type": int, "metavar": "N"}
+
+add_arguments = adder(
+    argument("checkpoints", "checkpoints, or files of amg-reid export", nargs="*", metavar="CKPT"),
+    argument("--model", "vit_amg, vit_amg_small, vit_amg_tiny or a ViT of timm", metavar="NAME", **_WORDS),
+    argument("--plan", "what to prune of --model, for example head25-token25", metavar="RATES", **_WORDS),
+    argument("--variant", "what a removed token of --plan loses", choices=TOKEN_VARIANTS, default="block"),
+    # The choices are asked when the words are read, so that those of --import count.
+    argument("--reducers", "token merging or dropping, at the MACs of every --plan", choices=REDUCERS, **_WORDS),
+    argument("--stride", "patch stride of --model; 0 is the patch size", default=0, metavar="N"),
+    argument("--height", "image height of --model and --backbones (default: 256)", type=int, metavar="N"),
+    argument("--width", "image width of --model and --backbones (default: 128)", type=int, metavar="N"),
+    argument("--backbones", "torchreid's networks, for example osnet_x1_0", metavar="NAME", **_WORDS),
+    argument("--forms", _FORMS, nargs="+", metavar="FORM"),
+    argument("--threads", "CPU threads (default: 1)", **_NUMBERS),
+    argument("--batch", "images per pass (default: 1)", **_NUMBERS),
+    argument("--rounds", "timed runs of each network", default=20, metavar="N"),
+    argument("--warmup", "untimed runs before them", default=3, metavar="N"),
+    argument("--device", "auto: cuda if there is a GPU", choices=("auto", "cpu", "cuda"), default="auto"),
+    argument("--no-memory", "leave out peak memory, which takes a process per network"),
+    argument("--output", "also write NAME.json (every sample) and NAME.md", metavar="NAME"),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    add = parser.add_argument
-    add("checkpoints", nargs="*", metavar="CKPT", help="checkpoints, or files of amg-reid export")
-    add("--model", nargs="+", default=[], metavar="NAME", help="vit_amg, vit_amg_small, vit_amg_tiny or a ViT of timm")
-    add("--plan", nargs="+", default=[], metavar="RATES", help="what to prune of --model, for example head25-token25")
-    add(
-        "--variant",
-        choices=TOKEN_VARIANTS,
-        default="block",
-        help="what a removed token of --plan loses (default: block)",
-    )
-    add(
-        "--reducers",
-        nargs="+",
-        choices=REDUCERS,  # asked when the words are read, so that those of --import count
-        default=[],
-        help="token merging or dropping, measured with every --plan at the same counted MACs",
-    )
-    add("--stride", type=int, default=0, metavar="N", help="patch stride of --model (default: the patch size)")
-    add("--height", type=int, metavar="N", help="image height of --model and --backbones (default: 256)")
-    add("--width", type=int, metavar="N", help="image width of --model and --backbones (default: 128)")
-    add("--backbones", nargs="+", default=[], metavar="NAME", help="torchreid's networks, for example osnet_x1_0")
-    add(
-        "--forms",
-        nargs="+",
-        metavar="FORM",
-        help=f"{', '.join(forms())}: the network in PyTorch, amg_plugin.fast, or other runtimes (default: eager fast, "
-        "and those of the exported files that are given)",
-    )
-    add("--threads", type=int, nargs="+", default=[1], metavar="N", help="CPU threads (default: 1)")
-    add("--batch", type=int, nargs="+", default=[1], metavar="N", help="images per pass (default: 1)")
-    add("--rounds", type=int, default=20, metavar="N", help="timed runs of each network (default: 20)")
-    add("--warmup", type=int, default=3, metavar="N", help="untimed runs before them (default: 3)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda if there is a GPU")
-    add("--no-memory", action="store_true", help="leave out peak memory, which takes a process per network")
-    add("--output", metavar="NAME", help="also write NAME.json (every sample) and NAME.md")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Measure and print; 0 on success."""
     import torch
     from tqdm import tqdm
 
-    from amg_plugin.bench import table
+    from amg_plugin.bench import run, table
     from amg_plugin.bench.request import Request
-    from amg_plugin.bench.run import Settings
-    from amg_plugin.bench.run import run as measure
     from amg_plugin.utils.files import write_text
 
     request = Request(**{name: getattr(args, name) for name in Request.__dataclass_fields__})
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    settings = Settings(
+    settings = run.Settings(
         forms=request.chosen_forms(),
         threads=tuple(dict.fromkeys(args.threads)),
         batches=tuple(dict.fromkeys(args.batch)),
         rounds=args.rounds,
         warmup=args.warmup,
-        device=device,
+        device=("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device,
         memory=not args.no_memory,
     )
     settings.check()
-    output = None if args.output is None else _output(args.output)
+    files = {} if args.output is None else _files(args.output)
     subjects = request.subjects()
     with tqdm(total=settings.total_rounds, disable=None, leave=False) as bar:
 
@@ -99,39 +82,26 @@ def run(args: argparse.Namespace) -> int:
             bar.set_description(what, refresh=not finished)
             bar.update(finished)
 
-        result = measure(subjects, settings, progress)
-    result["command"] = shlex.join(["amg-reid", "bench", *_words(args)])
+        result = run.run(subjects, settings, progress)
+    # As it was typed, without folders of this machine.
+    result["command"] = shlex.join(["amg-reid", *("/".join(Path(word).parts[-2:]) for word in args.words)])
     found = table.rows(result)
     print(table.text(found))
-    if output:
-        for suffix, content in (("json", table.to_json(result, found)), ("md", table.markdown(result, found))):
-            print(write_text(output.with_name(f"{output.name}.{suffix}"), content))
+    for suffix, file in files.items():
+        print(write_text(file, table.to_json(result, found) if suffix == "json" else table.markdown(result, found)))
     return 0
 
 
-def _output(name: str) -> Path:
-    """Name of the files without suffix, in a folder that can be written; known before anything is measured."""
+def _files(name: str) -> dict[str, Path]:
+    """The two files of ``--output``, in a folder that can be written; known before anything is measured."""
     from amg_plugin.utils.files import check_writable
 
     path = Path(name).with_suffix("") if name.endswith((".json", ".md")) else Path(name)
     if not path.name or name.endswith(("/", "\\")):
         raise InputError(f"--output '{name}' is not a name for files; give, for example, edge or results/edge.")
-    for suffix in ("json", "md"):
-        if (written := path.with_name(f"{path.name}.{suffix}")).is_dir():
-            raise InputError(f"'{written}', which --output '{name}' would write, is a folder; choose another name.")
+    files = {suffix: path.with_name(f"{path.name}.{suffix}") for suffix in ("json", "md")}
+    for file in files.values():
+        if file.is_dir():
+            raise InputError(f"'{file}', which --output '{name}' would write, is a folder; choose another name.")
     check_writable(path.parent, "The folder of --output,")
-    return path
-
-
-def _words(args: argparse.Namespace) -> list[str]:
-    """The command line without folders of this machine."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    words = ["/".join(Path(path).parts[-2:]) for path in args.checkpoints]
-    for name, default in vars(parser.parse_args([])).items():
-        value = getattr(args, name)
-        if name == "checkpoints" or value == default:
-            continue
-        values = [Path(value).name] if name == "output" else value if isinstance(value, list) else [value]
-        words += [f"--{name.replace('_', '-')}", *([] if value is True else map(str, values))]
-    return words
+    return files

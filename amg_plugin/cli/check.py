@@ -1,29 +1,24 @@
-"""``amg-reid check``: everything that is wrong with data sets, before anything is trained on them."""
+"""Check data sets: folders, names, labels, matches, readable images.
 
-from __future__ import annotations
-
-import argparse
-from typing import Any
-
-from amg_plugin.cli.arguments import add_config_arguments, config_from_arguments
-
-HELP = "check data sets: folders, names, labels, matches, readable images"
-DESCRIPTION = """Check data sets as train, prune and test do before they start, and print every problem by name: missing
+The checks are those that train, prune and test make before they start. Every problem is printed by name: missing
 folders, file names that do not parse, training labels with gaps, images that cannot be read, queries whose identity no
 other camera has in the gallery.
 
 -s alone checks data sets for training and for testing on them, -t alone for testing. The exit status is 0 if a run
 could use the data, 2 if not.
 
-example: amg-reid check -s market1501 --root reid-data"""
+example: amg-reid check -s market1501 --root reid-data
+"""
+
+from argparse import Namespace
+from typing import Any
+
+from amg_plugin.cli.arguments import CONFIGURATION, adder, config_from_arguments
+
+add_arguments = adder(*CONFIGURATION)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    add_config_arguments(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Check; 0 if the data can be used, 2 if not."""
     cfg = config_from_arguments(args, use_schedule=False)
     sources, targets = list(cfg.data.sources), list(cfg.data.targets)
@@ -46,11 +41,11 @@ def run(args: argparse.Namespace) -> int:
         workers=cfg.data.workers,
         options=dataset_options(cfg),
     )
-    print(render(inspection))
+    print(_render(inspection))
     return 2 if inspection.problems else 0
 
 
-def render(inspection: Any) -> str:
+def _render(inspection: Any) -> str:
     """What was looked at, and everything that was found."""
     from amg_plugin.data.layout import PARTS
     from amg_plugin.utils.tables import text_table

@@ -1,47 +1,41 @@
-"""``amg-reid demo``: draw a data set, train, prune, fine-tune, evaluate."""
+"""Run everything on a drawn data set, in a few minutes on two CPU cores.
 
-from __future__ import annotations
+The demo draws the data set synthetic_reid, trains a small ViT on it from scratch, prunes 25 % of the heads and 25 % of
+the tokens, fine-tunes with distillation, evaluates before and after, and prints the table.
 
-import argparse
-import time
+It needs no download and no GPU. Its configurations are demo/synthetic and demo/synthetic_head25_token25; KEY VALUE
+changes both. Figures and checkpoints go to SAVE_DIR/dense and SAVE_DIR/pruned, in place of those of an earlier demo.
+The numbers say that the path works, not how well the method does on real people.
+
+example: amg-reid demo --seed 1
+"""
+
+from argparse import Namespace
 from pathlib import Path
 
-from amg_plugin.cli.arguments import add_key_value_argument, finish, logged
+from amg_plugin.cli.arguments import KEYS, adder, argument, finish, logged
 from amg_plugin.errors import InputError
 
-HELP = "run everything on a drawn data set, in a few minutes on two CPU cores"
-DESCRIPTION = """Draw the data set synthetic_reid, train a small ViT on it from scratch, prune 25 % of the heads and
-25 % of the tokens, fine-tune with distillation, evaluate before and after, and print the table.
-
-The demo needs no download and no GPU. Its configurations are demo/synthetic and demo/synthetic_head25_token25. Figures
-and checkpoints go to SAVE_DIR/dense and SAVE_DIR/pruned, in place of those of an earlier demo. The numbers say that the
-path works, not how well the method does on real people.
-
-example: amg-reid demo --seed 1"""
+add_arguments = adder(
+    argument("--root", "where the data set goes", default="reid-data", metavar="FOLDER"),
+    argument("--save-dir", "where results go", default="log/demo", metavar="FOLDER"),
+    argument("--seed", "seed of data, training and pruning", default=1),
+    KEYS,
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument("--root", default="reid-data", metavar="FOLDER", help="where the data set goes (%(default)s)")
-    parser.add_argument("--save-dir", default="log/demo", metavar="FOLDER", help="where results go (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="seed of data, training and pruning (%(default)s)")
-    add_key_value_argument(parser, "configuration keys and their values, for both halves")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Run the demo; 0 on success."""
     from amg_plugin.checkpoint import LAST_CHECKPOINT, read_checkpoint
-    from amg_plugin.config.load import load_config
+    from amg_plugin.config import load_config
     from amg_plugin.data.synthetic.reid import write_synthetic_reid
     from amg_plugin.runs.prune import prune
     from amg_plugin.runs.setup import prepare
     from amg_plugin.runs.train import train
 
-    started = time.time()
     if args.seed < 0:
         raise InputError(f"--seed {args.seed} is negative; 0 or more is allowed.")
-    folder = Path(args.save_dir)
-    root = Path(args.root) / f"seed{args.seed}"
+    root, folder = Path(args.root) / f"seed{args.seed}", Path(args.save_dir)
     shared = ["data.root", str(root), "train.seed", args.seed]
     dense_cfg = load_config("demo/synthetic", [*shared, "data.save_dir", str(folder / "dense"), *args.opts])
     # The second half takes its epochs from the schedule.
@@ -54,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     prepare(pruned_cfg)
     prepare(dense_cfg)
     write_synthetic_reid(root, seed=args.seed)
-    with logged(dense_cfg.data.save_dir, "train"):
+    with logged(dense_cfg.data.save_dir, "train") as started:
         finish(dense_cfg, "train", train(dense_cfg), started)
     with logged(pruned_cfg.data.save_dir, "prune"):
         dense = read_checkpoint(Path(dense_cfg.data.save_dir) / LAST_CHECKPOINT)

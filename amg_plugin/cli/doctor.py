@@ -1,6 +1,12 @@
-"""``amg-reid doctor``: check the installation and name what is missing."""
+"""Check the installation and name what is missing.
 
-import argparse
+The checks are of Python, the packages (torchreid declares none of its own), the registered names and the device. The
+exit status is 0 if everything needed is there, else 1.
+
+example: amg-reid doctor --json > installation.json
+"""
+
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -10,25 +16,22 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from amg_plugin import compat
+from amg_plugin.cli.arguments import JSON, adder
 from amg_plugin.errors import AMGError, MissingDependencyError
+from amg_plugin.registries import DATASETS
 from amg_plugin.registries.formats import optional_packages
+from amg_plugin.registries.registry import resolve
 from amg_plugin.version import __version__
 
 logger = logging.getLogger(__name__)
-
-HELP = "check the installation and name what is missing"
-DESCRIPTION = """Check Python, the packages (torchreid declares none of its own), the registered names
-and the device.
-
-The exit status is 0 if everything needed is there, else 1.
-
-example: amg-reid doctor --json > installation.json"""
 
 #: What has to be there, import name -> requirement as pip takes it.
 NEEDED = {
@@ -48,21 +51,18 @@ NEEDED = {
 
 MINIMUM_PYTHON = (3, 10)
 
+#: Everything needed is there; something needed is missing or broken; something optional is missing.
 OK, PROBLEM, ABSENT = "ok", "problem", "absent"
+_MARKS = {OK: "ok", PROBLEM: "PROBLEM", ABSENT: "-"}
 #: Group of the packages that may be missing.
-OPTIONAL = "optional, for export"
+_OPTIONAL = "optional, for export"
+
+add_arguments = adder(JSON)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the table.
-
-    Attributes:
-        group: Heading that the row stands under.
-        name: What was looked at.
-        status: ``"ok"``, ``"problem"`` (something needed is missing or broken) or ``"absent"`` (optional).
-        detail: Version, count, or what is wrong and the command that mends it.
-    """
+    """A row of the table: ``detail`` is a version, a count, or what is wrong and the command that mends it."""
 
     group: str
     name: str
@@ -70,19 +70,14 @@ class Check:
     detail: str
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command to ``parser``."""
-    parser.add_argument("--json", action="store_true", help="print the checks as JSON instead of a table")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Print all checks; the exit status is 0 if everything needed is there, else 1."""
     checks = collect()
     healthy = all(check.status != PROBLEM for check in checks)
     if args.json:
         print(json.dumps({"ok": healthy, "checks": [asdict(check) for check in checks]}, indent=2))
     else:
-        print(render(checks))
+        print(_render(checks))
     return 0 if healthy else 1
 
 
@@ -93,48 +88,38 @@ def collect() -> list[Check]:
         ("system", "Python", _python),
         ("system", "amg_plugin", lambda: f"{__version__} ({Path(__file__).resolve().parents[1]})"),
         *(("packages", module, partial(_package, module, needed)) for module, needed in NEEDED.items()),
-        *((OPTIONAL, module, partial(_package, module, compat.pip_name(module), load=False)) for module in optional),
+        *((_OPTIONAL, module, partial(_package, module, compat.pip_name(module), load=False)) for module in optional),
         ("cooperation", "torch + torchvision", _torch_with_torchvision),
         ("cooperation", "amg_plugin configs", _configs),
-        ("registered", "models", _models),
-        ("registered", "data sets", _datasets),
+        ("registered", "models", lambda: _registered(resolve("amg_plugin.plugin.models:MODELS"), compat.model_factory)),
+        ("registered", "data sets", lambda: _registered(DATASETS, compat.image_dataset_factory)),
         ("registered", "engines", _engines),
         ("device", "CUDA", _cuda),
         ("device", "threads", _threads),
     ]
-    return [check(*look) for look in looks]
+    return [_check(*look) for look in looks]
 
 
-def render(checks: list[Check]) -> str:
-    """Return the checks as a table, grouped, with a closing line that says what to do."""
-    marks = {OK: "ok", PROBLEM: "PROBLEM", ABSENT: "-"}
-    width = max(len(check.name) for check in checks)
-    lines = []
-    group = None
-    for check in checks:
-        if check.group != group:
-            group = check.group
-            lines += ["", group]
-        lines.append(f"  {check.name:<{width}}  {marks[check.status]:<7}  {check.detail}")
-    problems = sum(check.status == PROBLEM for check in checks)
-    if problems:
-        lines += ["", f"{problems} problem{'s' if problems > 1 else ''}: see the lines marked PROBLEM"]
-    else:
-        lines += ["", "everything needed is there"]
-    return "\n".join(lines[1:])
-
-
-def check(group: str, name: str, look: Callable[[], str]) -> Check:
+def _check(group: str, name: str, look: Callable[[], str]) -> Check:
     """Turn what ``look`` returns, or the error that it raises, into a row."""
     try:
         return Check(group, name, OK, look())
-    except MissingDependencyError as error:
-        return Check(group, name, ABSENT if group == OPTIONAL else PROBLEM, str(error))
     except AMGError as error:
-        return Check(group, name, PROBLEM, str(error))
+        absent = group == _OPTIONAL and isinstance(error, MissingDependencyError)
+        return Check(group, name, ABSENT if absent else PROBLEM, str(error))
     except Exception as error:  # a doctor reports whatever is broken
         logger.debug("check of %s failed", name, exc_info=True)
         return Check(group, name, PROBLEM, f"{type(error).__name__}: {error}")
+
+
+def _render(checks: list[Check]) -> str:
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for group, rows in groupby(checks, key=lambda check: check.group):
+        lines += [group, *(f"  {row.name:<{width}}  {_MARKS[row.status]:<7}  {row.detail}" for row in rows), ""]
+    problems = sum(check.status == PROBLEM for check in checks)
+    end = f"{problems} problem{'s' * (problems > 1)}: see the lines marked PROBLEM"
+    return "\n".join([*lines, end if problems else "everything needed is there"])
 
 
 def _python() -> str:
@@ -145,16 +130,16 @@ def _python() -> str:
 
 
 def _package(module: str, requirement: str, load: bool = True) -> str:
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    if not found:
-        raise MissingDependencyError(f"missing: pip install {_quoted(requirement)}")
-    version = _version(module, requirement)
-    least = requirement.partition(">=")[2]
+    quoted = f"'{requirement}'" if ">" in requirement else requirement
+    spec = None
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(module)
+    if spec is None:
+        raise MissingDependencyError(f"missing: pip install {quoted}")
+    name, _, least = requirement.partition(">=")
+    version = _version(module, name, spec.origin)
     if least and _numbers(version) and _numbers(version) < _numbers(least):
-        raise AMGError(f"{version} is too old: pip install --upgrade {_quoted(requirement)}")
+        raise AMGError(f"{version} is too old: pip install --upgrade {quoted}")
     if module == "torchreid":
         return f"{version}, layout '{compat.layout()}'"
     try:
@@ -166,49 +151,22 @@ def _package(module: str, requirement: str, load: bool = True) -> str:
     return version
 
 
-def _version(module: str, requirement: str) -> str:
-    names = [re.split(r"[<>=!~]", requirement)[0]]
-    if module == "cv2":  # one module, several distributions
-        names += ["opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python"]
-    if module == "tensorboard":
-        names += ["tb-nightly"]
-    if module == "torchreid" and not _is_installed_copy():
-        return str(getattr(compat.torchreid(), "__version__", "unknown")) if _imports() else "unknown"
-    for name in names:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "version unknown"
+def _version(module: str, name: str, origin: str | None) -> str:
+    # Some modules come in several distributions, such as cv2 and tensorboard.
+    for distribution in (name, *importlib.metadata.packages_distributions().get(module, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found = importlib.metadata.distribution(distribution)
+            # What is imported may be a checkout of torchreid on PYTHONPATH, not the installed one.
+            if module != "torchreid" or Path(origin or "").resolve() in {
+                Path(file.locate()).resolve() for file in found.files or ()
+            }:
+                return found.version
+    return getattr(compat.torchreid(), "__version__", "unknown") if module == "torchreid" else "version unknown"
 
 
-def _is_installed_copy() -> bool:
-    """Whether the torchreid that is imported is the installed one, not a checkout on PYTHONPATH."""
-    spec = importlib.util.find_spec("torchreid")
-    try:
-        files = importlib.metadata.files("torchreid") or []
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    if spec is None or spec.origin is None:
-        return False
-    return any(os.path.realpath(file.locate()) == os.path.realpath(spec.origin) for file in files)
-
-
-def _imports() -> bool:
-    try:
-        compat.torchreid()
-    except AMGError:
-        return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
+def _numbers(version: str) -> list[int]:
     match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in match.group().split(".")) if match else ()
-
-
-def _quoted(requirement: str) -> str:
-    return f"'{requirement}'" if ">" in requirement else requirement
+    return [int(part) for part in match.group().split(".")] if match else []
 
 
 def _torch_with_torchvision() -> str:
@@ -236,20 +194,11 @@ def _configs() -> str:
     return f"{len(list_configs())} shipped"
 
 
-def _models() -> str:
-    from amg_plugin.plugin import registry
+def _registered(names: Iterable[str], factory: Callable[[], Collection[str]]) -> str:
+    from amg_plugin.plugin.registry import register
 
-    registry.register()
-    return ", ".join(name for name in registry.MODELS if name in compat.model_factory())
-
-
-def _datasets() -> str:
-    from amg_plugin.plugin import registry
-
-    registry.register()
-    from amg_plugin.registries import DATASETS
-
-    return ", ".join(name for name in DATASETS if name in compat.image_dataset_factory())
+    register()
+    return ", ".join(name for name in names if name in factory())
 
 
 def _engines() -> str:

@@ -1,19 +1,19 @@
-"""``amg-reid import``: a published checkpoint as one of the plugin."""
+"""Turn a published TransReID or LA-Transformer checkpoint into an amg-reid checkpoint.
+
+Read a published checkpoint, dense or pruned, and write it as an amg-reid checkpoint.
+
+The file is read as data: tensors, numbers and plain containers, never code. Its shapes and token masks give
+the structure. A pruned file does not record which heads it kept, so the result knows only their number.
+
+example: amg-reid import transformer_120.pth --from transreid --out log/transreid.pth
+         amg-reid import net_best.pth --from la --out log/la.pth
+"""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import fields
 from pathlib import Path
-
-HELP = "turn a published TransReID or LA-Transformer checkpoint into an amg-reid checkpoint"
-DESCRIPTION = """Read a published checkpoint, dense or pruned, and write it as an amg-reid checkpoint.
-
-The file is read as data: tensors, numbers and plain containers, never code. Its shapes and token masks give
-the structure. A pruned file does not record which heads it kept, so the result knows only their number.
-
-example: amg-reid import transformer_120.pth --from transreid --out log/transreid.pth
-         amg-reid import net_best.pth --from la --out log/la.pth"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,23 +1,19 @@
-"""``amg-reid inspect``: structure and cost of a checkpoint, block by block."""
+"""Print a checkpoint's structure and cost per block.
 
-from __future__ import annotations
+This is what each block of the checkpoint keeps and costs. No data is needed.
 
-import argparse
+example: amg-reid inspect log/vit_small_pruned/best.pth
+"""
+
 import json
+from argparse import Namespace
 
-HELP = "print a checkpoint's structure and cost per block"
-DESCRIPTION = """Print what each block of a checkpoint keeps and costs. No data is needed.
+from amg_plugin.cli.arguments import CHECKPOINT, JSON, adder
 
-example: amg-reid inspect log/vit_small_pruned/best.pth"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint written by amg-reid")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+add_arguments = adder(CHECKPOINT, JSON)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Print; 0 on success."""
     from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.runs.description import describe, render

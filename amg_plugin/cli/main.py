@@ -1,4 +1,15 @@
-"""The program: ``amg-reid``, and ``python -m amg_plugin`` just the same."""
+"""AMG pruning of ViT re-ID models in torchreid: train, prune, fine-tune, evaluate.
+
+'python -m amg_plugin' is the same program.
+
+  amg-reid demo                     everything on drawn data, in a few minutes
+  amg-reid train  --config-file market1501/vit_small --root DATA
+  amg-reid prune  --config-file market1501/vit_small_head25_token25 --weights CKPT --root DATA
+  amg-reid test   --weights CKPT -t market1501 --root DATA
+  amg-reid inspect CKPT
+
+'amg-reid COMMAND --help' explains each command.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +17,10 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import os
+import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from amg_plugin import registries
@@ -16,7 +29,7 @@ from amg_plugin.errors import AMGError, InputError, MissingDependencyError
 from amg_plugin.registries.imports import load_import
 from amg_plugin.version import __version__
 
-#: Command -> module with HELP, DESCRIPTION, add_arguments(parser) and run(args) -> exit status.
+#: Command -> module: its docstring is the help, add_arguments(parser), run(args) -> exit status.
 COMMANDS = {
     "train": "amg_plugin.cli.train",
     "prune": "amg_plugin.cli.prune",
@@ -40,17 +53,6 @@ COMMANDS = {
 USAGE = """amg-reid COMMAND ...
        amg-reid [--amg-config FILE] SCRIPT ARGS..."""
 
-DESCRIPTION = """AMG pruning of ViT re-ID models in torchreid: train, prune, fine-tune, evaluate.
-'python -m amg_plugin' is the same program.
-
-  amg-reid demo                     everything on drawn data, in a few minutes
-  amg-reid train  --config-file market1501/vit_small --root DATA
-  amg-reid prune  --config-file market1501/vit_small_head25_token25 --weights CKPT --root DATA
-  amg-reid test   --weights CKPT -t market1501 --root DATA
-  amg-reid inspect CKPT
-
-'amg-reid COMMAND --help' explains each command."""
-
 SCRIPTS = """scripts:
   SCRIPT is a Python file, such as torchreid's own scripts/main.py. It runs unchanged, with the models (vit_amg,
   vit_amg_small, vit_amg_tiny) and data sets of amg_plugin registered; everything after it goes to the script.
@@ -71,19 +73,17 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         width = max(map(len, COMMANDS))
-        lines = [f"  {name:<{width}}  {importlib.import_module(path).HELP}" for name, path in COMMANDS.items()]
+        lines = []
+        for name, path in COMMANDS.items():
+            first, *_ = [*(importlib.import_module(path).__doc__ or "").splitlines(), ""]
+            lines.append(f"  {name:<{width}}  {first[:1].lower()}{first[1:].rstrip('.')}")
         return "\n".join([super().format_help(), "commands:", *lines, "", SCRIPTS])
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of everything up to the name of a command or script."""
-    parser = _Parser(
-        prog="amg-reid",
-        usage=USAGE,
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = _Parser("amg-reid", USAGE, __doc__, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"amg-reid {__version__}")
     parser.add_argument("--amg-config", metavar="FILE", help="yaml file with the 'amg' node of the models in SCRIPT")
     parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
@@ -94,17 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
 def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of what follows the name of a command."""
     module = importlib.import_module(COMMANDS[name])
-    parser = argparse.ArgumentParser(
-        prog=f"amg-reid {name}",
-        description=module.DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--import",
-        action=_Import,
-        metavar="MODULE_OR_FILE",
-        help="load a module that registers data sets, scorers, formats, ... of yours; repeatable",
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(f"amg-reid {name}", description=module.__doc__, formatter_class=form)
+    text = "load a module that registers data sets, scorers, formats, ... of yours; repeatable"
+    parser.add_argument("--import", action=_Import, metavar="MODULE_OR_FILE", help=text)
     module.add_arguments(parser)
     parser.set_defaults(command=name, run=module.run)
     return parser
@@ -165,6 +158,7 @@ def _run(words: list[str]) -> int:
             raise InputError(f"--amg-config is for scripts; '{first.name}' takes --config-file.")
         with ending.unwinding():
             parser = command_parser(first.name)
+            parser.set_defaults(words=(first.name, *first.words))  # as they were typed
             if parser.get_default("opts") is None:
                 args = parser.parse_args(first.words)
             else:
@@ -172,15 +166,50 @@ def _run(words: list[str]) -> int:
                 arguments.end_names_at_keys(args)
             return args.run(args)
     if first.name is not None:
-        if not Path(first.name).exists():
-            near = difflib.get_close_matches(first.name, COMMANDS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"commands are {', '.join(COMMANDS)}."
-            raise InputError(f"'{first.name}' is neither a command nor a script (in {Path.cwd()}); {hint}")
-        from amg_plugin.cli.launcher import run_script
-
-        run_script(first.name, first.words, first.amg_config)
+        _run_script(Path(first.name), first.words, first.amg_config)
     elif first.amg_config is not None:
         raise InputError(f"--amg-config {first.amg_config} needs a script: {USAGE.splitlines()[1].strip()}.")
     else:
         parser.print_help()
     return 0
+
+
+def _run_script(script: Path, words: Sequence[str], amg_config: str | None) -> None:
+    """Run a script, torchreid's own for example, as ``python SCRIPT ARGS...`` would, with the plugin registered."""
+    if not script.exists():
+        near = difflib.get_close_matches(str(script), COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"commands are {', '.join(COMMANDS)}."
+        raise InputError(f"'{script}' is neither a command nor a script (in {Path.cwd()}); {hint}")
+    if script.is_dir():
+        raise InputError(f"SCRIPT '{script}' is a folder; name a Python file in it, such as {script / 'main.py'}.")
+    if not os.access(script, os.R_OK):
+        raise InputError(f"SCRIPT '{script}' cannot be read; check its permissions.")
+    from amg_plugin.plugin.registry import register
+
+    register()
+    if amg_config is not None:
+        from amg_plugin.config.load import apply_amg_node
+        from amg_plugin.plugin.active import set_active_amg_config
+
+        set_active_amg_config(apply_amg_node(amg_config))
+    with _as_if_started(script, words):
+        runpy.run_path(str(script), run_name="__main__")
+
+
+@contextlib.contextmanager
+def _as_if_started(script: Path, words: Sequence[str]) -> Iterator[None]:
+    argv, path = sys.argv, sys.path[:]
+    sys.argv = [str(script), *words]
+    if not getattr(sys.flags, "safe_path", False):  # python -P leaves the script's folder out too
+        # Python put the folder of this program first, `python -m` the current one; the script would not see them.
+        if sys.path and sys.path[0] in ("", str(Path.cwd()), str(Path(argv[0]).parent)):
+            del sys.path[0]
+        sys.path.insert(0, str(script.resolve().parent))
+    # Worker processes get a copy of sys.path and must find the plugin, also where it runs from its checkout.
+    home = str(Path(__file__).resolve().parents[2])
+    if home not in sys.path:
+        sys.path.append(home)
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path

@@ -1,79 +1,68 @@
-"""``amg-reid occlude``: an occluded copy of a data set."""
+"""Make an occluded copy of a data set, with masks.
 
-from __future__ import annotations
+The copy has Market-1501's layout. All query images and 10 % of the gallery (Occluded-DukeMTMC's proportions) get an
+object in front of the person, from below, from the left or from the right: cut from the margin of a training image, or
+drawn (a bar, a box, a vehicle). The training images and the rest of the gallery are copied unchanged. The folder
+'masks' holds one-bit masks of what is hidden, so that 'amg-reid test' can report how much attention falls on it;
+occlusion.json says what was done. The same seed and library versions give the same files, whatever the number of
+threads.
 
-import argparse
+example: amg-reid occlude --source market1501 --target occluded_market1501 --seed 1 --root reid-data
+then: amg-reid test --weights CKPT -t market1501 occluded_market1501 --root reid-data
+"""
+
+from argparse import Namespace
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
+from amg_plugin.cli.arguments import LINK, adder, argument
 from amg_plugin.data.occlusion.settings import CopySettings, Coverage
 from amg_plugin.errors import DataError
 
-HELP = "make an occluded copy of a data set, with masks"
-DESCRIPTION = """Make an occluded copy of a data set in Market-1501's layout.
+_USUAL = CopySettings()
+_COVERAGE = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH"), "default": astuple(_USUAL.coverage)}
+_LIMITS = "limits of the hidden share of an image: LOW + (HIGH - LOW) * Beta(2, 3) (default: 0.15 0.6)"
+_NAME = "folder to make below --root; -t loads 'occluded_market1501'"
+_CUT = "share of the objects that are cut from training images, 0 to 1; the others are drawn"
 
-All query images and 10 % of the gallery (Occluded-DukeMTMC's proportions) get an object in front of the person, from
-below, from the left or from the right: cut from the margin of a training image, or drawn (a bar, a box, a vehicle).
-The training images and the rest of the gallery are copied unchanged. The folder 'masks' holds one-bit masks of what is
-hidden, so that 'amg-reid test' can report how much attention falls on it; occlusion.json says what was done.
-The same seed and library versions give the same files, whatever the number of threads.
-
-example: amg-reid occlude --source market1501 --target occluded_market1501 --seed 1 --root reid-data
-then: amg-reid test --weights CKPT -t market1501 occluded_market1501 --root reid-data"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    defaults, share = CopySettings(), {"type": float, "metavar": "S"}
-    parser.add_argument(
-        "--source", required=True, metavar="NAME", help="name of a data set below --root, or a folder in the layout"
-    )
-    parser.add_argument(
-        "--target",
-        default="occluded_market1501",
-        metavar="NAME",
-        help="folder to make below --root; 'occluded_market1501' is what -t loads (%(default)s)",
-    )
-    parser.add_argument("--root", default="reid-data", metavar="DATA", help="folder of the data sets (%(default)s)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of everything random (%(default)s)")
-    parser.add_argument(
-        "--coverage",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        default=(defaults.coverage.low, defaults.coverage.high),
-        help="limits of the hidden share of an image: LOW + (HIGH - LOW) * Beta(2, 3) (0.15 0.6)",
-    )
-    text = "share of the gallery that is occluded, 0 to 1 (%(default)s)"
-    parser.add_argument("--gallery-share", default=defaults.gallery_share, help=text, **share)
-    text = "share of the objects that are cut from training images, 0 to 1; the rest is drawn (%(default)s)"
-    parser.add_argument("--cut-share", default=defaults.cut_share, help=text, **share)
-    parser.add_argument("--link", action="store_true", help="hard-link unchanged images instead of copying them")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0 = one per processor (%(default)s)")
+add_arguments = adder(
+    argument("--source", "name of a data set below --root, or a folder in the layout", required=True, metavar="NAME"),
+    argument("--target", _NAME, default="occluded_market1501", metavar="NAME"),
+    argument("--root", "folder of the data sets", default="reid-data", metavar="DATA"),
+    argument("--seed", "seed of everything random", default=_USUAL.seed),
+    argument("--coverage", _LIMITS, **_COVERAGE),
+    argument("--gallery-share", "occluded share of the gallery, 0 to 1", default=_USUAL.gallery_share, metavar="S"),
+    argument("--cut-share", _CUT, default=_USUAL.cut_share, metavar="S"),
+    LINK,
+    argument("--threads", "0 = one per processor", default=0, metavar="N"),
+)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Make the copy; 0 on success."""
     from amg_plugin.data.occlusion.copy import MASK_DIR, write_occluded_copy
+    from amg_plugin.utils.tables import text_table
 
     if args.threads < 0:
         raise DataError(f"--threads is {args.threads}, but must be 0 (one per processor) or larger.")
     settings = CopySettings(args.seed, args.gallery_share, args.cut_share, Coverage(*args.coverage))
-    target = target_folder(args.target, args.root)
-    source = source_folder(args.source, args.root)
-    manifest = write_occluded_copy(
-        source, target, settings, source_name=Path(args.source).name, link=args.link, threads=args.threads
-    )
-    print(f"{render(manifest)}\n\n{target} (masks in {MASK_DIR})")
+    if args.target in ("", ".", "..") or Path(args.target).name != args.target:
+        raise DataError(f"The target '{args.target}' must be a plain name: the folder to make below --root.")
+    target, name = Path(args.root).expanduser() / args.target, Path(args.source).name
+    source = _source_folder(args.source, args.root)
+    manifest = write_occluded_copy(source, target, settings, source_name=name, link=args.link, threads=args.threads)
+    rows = []
+    for part, counts in manifest["counts"].items():
+        covered = manifest["coverage"].get(part)
+        shares = [f"{100 * covered[name]:.1f}" for name in ("mean", "min", "max")] if counts["occluded"] else [""] * 3
+        rows.append([part, str(counts["images"]), str(counts["occluded"]), *shares])
+    table = text_table(["part", "images", "occluded", "hidden: mean %", "min %", "max %"], rows)
+    print(f"{table}\n\n{target} (masks in {MASK_DIR})")
     return 0
 
 
-def source_folder(source: str, root: str) -> Path:
-    """Where a data set is: a registered name means its folder below ``root``, anything else is a folder.
-
-    Raises:
-        DataError: It is neither.
-    """
+def _source_folder(source: str, root: str) -> Path:
+    """Where a data set is: a registered name means its folder below ``root``, anything else is a folder."""
     from amg_plugin import compat
 
     known = {}
@@ -89,26 +78,3 @@ def source_folder(source: str, root: str) -> Path:
     raise DataError(
         f"The source '{source}' is neither a folder nor a data set; known are {', '.join(sorted(known)) or 'none'}."
     )
-
-
-def target_folder(target: str, root: str) -> Path:
-    """The folder to make: ``target`` is a name, not a path.
-
-    Raises:
-        DataError: It is not a plain name.
-    """
-    if target in ("", ".", "..") or Path(target).name != target:
-        raise DataError(f"The target '{target}' must be a plain name: the folder to make below --root.")
-    return Path(root).expanduser() / target
-
-
-def render(manifest: dict[str, Any]) -> str:
-    """Counts and coverage of the copy as a table."""
-    from amg_plugin.utils.tables import text_table
-
-    rows = []
-    for part, counts in manifest["counts"].items():
-        covered = manifest["coverage"].get(part)
-        shares = [f"{100 * covered[name]:.1f}" for name in ("mean", "min", "max")] if counts["occluded"] else [""] * 3
-        rows.append([part, str(counts["images"]), str(counts["occluded"]), *shares])
-    return text_table(["part", "images", "occluded", "hidden: mean %", "min %", "max %"], rows)

@@ -1,48 +1,34 @@
-"""``amg-reid prune``: run the pruning schedule on a dense model."""
+r"""Prune a checkpoint by the schedule, fine-tune with distillation.
 
-from __future__ import annotations
-
-import argparse
-import time
-from pathlib import Path
-
-from amg_plugin.cli.arguments import (
-    add_config_arguments,
-    add_overwrite_argument,
-    add_weights_argument,
-    config_from_arguments,
-    finish,
-    logged,
-    refuse_to_overwrite,
-    required_weights,
-)
-
-HELP = "prune a checkpoint by the schedule, fine-tune with distillation"
-DESCRIPTION = """Score, prune and fine-tune by amg.schedule, then fine-tune for amg.final_epochs.
-
-The number of epochs follows from the schedule. Without --config-file the checkpoint's own configuration counts, so that
-only the schedule is needed, and SAVE_DIR is the folder 'prune' inside its data.save_dir. The model goes to
-SAVE_DIR/last.pth and best.pth (best mAP of the first target among the evaluations after the last cut), the figures of
-the dense, the pruned and the fine-tuned model to SAVE_DIR/result.json; one that is there already is replaced only with
---overwrite.
+amg.schedule says when to score, cut and fine-tune; amg.final_epochs of fine-tuning follow. The number of epochs follows
+from the schedule. Without --config-file the checkpoint's own configuration counts, so that only the schedule is needed,
+and SAVE_DIR is the folder 'prune' inside its data.save_dir. The model goes to SAVE_DIR/last.pth and best.pth (best mAP
+of the first target among the evaluations after the last cut), the figures of the dense, the pruned and the fine-tuned
+model to SAVE_DIR/result.json; one that is there already is replaced only with --overwrite.
 
 Instead of rates, amg.target_macs_saving 0.3 gives the share of the MACs to save, and amg.target_latency_saving 0.3 the
 share of the time, which is measured first (amg.latency says how). amg.head_token_balance says how much of it comes from
 heads. --preview shows what several balances would remove.
 
-example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \\
-           --root reid-data data.save_dir log/vit_small_pruned"""
+example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \
+           --root reid-data data.save_dir log/vit_small_pruned
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+from amg_plugin.cli import arguments
+from amg_plugin.cli.arguments import CONFIGURATION, OVERWRITE, argument
+
+add_arguments = arguments.adder(
+    argument("--weights", "the dense (or already pruned) checkpoint to start from", metavar="CKPT"),
+    argument("--preview", "only print what the target would remove, and stop"),
+    OVERWRITE,
+    *CONFIGURATION,
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    add_weights_argument(parser, "the dense (or already pruned) checkpoint to start from")
-    parser.add_argument("--preview", action="store_true", help="only print what the target would remove, and stop")
-    add_overwrite_argument(parser)
-    add_config_arguments(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Prune; 0 on success."""
     from amg_plugin.checkpoint import LAST_CHECKPOINT, read_checkpoint
     from amg_plugin.runs import latency_target
@@ -50,20 +36,19 @@ def run(args: argparse.Namespace) -> int:
     from amg_plugin.runs.result import write_result
     from amg_plugin.runs.setup import prepare
 
-    checkpoint = read_checkpoint(required_weights(args))
-    cfg = config_from_arguments(args, base=checkpoint.config)
+    checkpoint = read_checkpoint(arguments.required_weights(args))
+    cfg = arguments.config_from_arguments(args, base=checkpoint.config)
     check_reducer(cfg, checkpoint)
     if args.preview:
         cfg, _ = latency_target.resolve(cfg, checkpoint, print, data=False)
         print(preview(cfg, checkpoint))
         return 0
-    refuse_to_overwrite(cfg, args.overwrite, args.weights)
+    arguments.refuse_to_overwrite(cfg, args.overwrite, args.weights)
     prepare(cfg)
-    started = time.time()
-    with logged(cfg.data.save_dir, "prune"):
+    with arguments.logged(cfg.data.save_dir, "prune") as started:
         cfg, found = latency_target.resolve(cfg, checkpoint, print)
         sections = prune(cfg, checkpoint, print)
-        result = finish(cfg, "prune", {**sections, **({"latency": found} if found else {})}, started)
+        result = arguments.finish(cfg, "prune", {**sections, **({"latency": found} if found else {})}, started)
         if found:  # the result is safe by now, whatever becomes of the measuring
             pruned = read_checkpoint(Path(cfg.data.save_dir) / LAST_CHECKPOINT)
             result["latency"] = latency_target.compare(found, cfg, pruned, print)

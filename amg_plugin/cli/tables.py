@@ -1,11 +1,6 @@
-"""``amg-reid tables``: the published tables, and what the same structures cost here."""
+"""Print the published tables: published, published accounting, counted.
 
-from __future__ import annotations
-
-import argparse
-
-HELP = "print the published tables: published, published accounting, counted"
-DESCRIPTION = """Build every published model without weights, prune it at the published rates and print published,
+Build every published model without weights, prune it at the published rates and print published,
 published-accounting and counted MACs, MSA parameters and parameters. No data is needed.
 
 The paper's accuracies and the measured ones have columns of their own. Measured ones come from the result.json files
@@ -15,7 +10,12 @@ last figures (for dense rows, its dense ones) into that row, and the note says w
 
 example: amg-reid tables --output docs/paper_tables.md
          amg-reid tables --results log/transreid/result.json log/transreid_pruned/result.json
-         amg-reid tables --format csv --results tr_base_duke_dense=log/transreid/result.json"""
+         amg-reid tables --format csv --results tr_base_duke_dense=log/transreid/result.json
+"""
+
+from __future__ import annotations
+
+import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,37 +1,9 @@
-"""``amg-reid test``: evaluate a checkpoint or an exported file."""
+"""Evaluate a checkpoint or an exported file on the targets.
 
-from __future__ import annotations
-
-import argparse
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-from amg_plugin.cli.arguments import (
-    add_config_arguments,
-    add_overwrite_argument,
-    add_weights_argument,
-    config_from_arguments,
-    finish,
-    logged,
-    refuse_to_overwrite,
-    required_weights,
-)
-from amg_plugin.errors import InputError
-from amg_plugin.registries.formats import file_format
-
-if TYPE_CHECKING:
-    from yacs.config import CfgNode
-
-    from amg_plugin.checkpoint import Checkpoint
-
-HELP = "evaluate a checkpoint or an exported file on the targets"
-DESCRIPTION = """Evaluate a checkpoint, pruned or not, with torchreid's evaluator on every target.
-
-Several targets are shown side by side: with '-t market1501 occluded_market1501' the table says what occlusion costs.
-If a target has masks (amg-reid occlude makes them), another table says, block by block, what share of the class
-token's attention falls on covered patches; --dense adds the dense model that a pruned one was made from, for before and
-after.
+The evaluator is torchreid's. Several targets are shown side by side: with '-t market1501 occluded_market1501' the table
+says what occlusion costs. If a target has masks (amg-reid occlude makes them), another table says, block by block, what
+share of the class token's attention falls on covered patches; --dense adds the dense model that a pruned one was made
+from, for before and after.
 
 With --gallery-weights, --weights embeds the queries and the other checkpoint the gallery, as on cameras that run the
 pruned model and a server that keeps the dense one; both models alone are evaluated too. Each checkpoint brings its own
@@ -49,50 +21,64 @@ A file written by 'amg-reid export' is evaluated in its own runtime on the CPU (
 example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --root reid-data
          amg-reid test --weights log/pruned/best.pth --dense log/dense/best.pth -t market1501 occluded_market1501
          amg-reid test --weights log/pruned/best.pth --gallery-weights log/dense/best.pth -t market1501
-         amg-reid test --weights model_int8.onnx -t market1501 --root reid-data"""
+         amg-reid test --weights model_int8.onnx -t market1501 --root reid-data
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from amg_plugin.cli import arguments
+from amg_plugin.cli.arguments import CONFIGURATION, OVERWRITE, argument
+from amg_plugin.errors import InputError
+from amg_plugin.registries.formats import file_format
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+    from amg_plugin.checkpoint import Checkpoint
+
+_DENSE = "dense model to compare a pruned one with, in scores and in attention"
+
+add_arguments = arguments.adder(
+    argument("--weights", "the checkpoint or exported file to evaluate", metavar="CKPT"),
+    argument("--gallery-weights", "another checkpoint that embeds the gallery (asymmetric retrieval)", metavar="CKPT"),
+    argument("--dense", _DENSE, metavar="CKPT"),
+    OVERWRITE,
+    *CONFIGURATION,
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    add_weights_argument(parser, "the checkpoint or exported file to evaluate")
-    parser.add_argument(
-        "--gallery-weights", metavar="CKPT", help="another checkpoint that embeds the gallery (asymmetric retrieval)"
-    )
-    parser.add_argument(
-        "--dense", metavar="CKPT", help="dense model to compare a pruned one with, in scores and in attention"
-    )
-    add_overwrite_argument(parser)
-    add_config_arguments(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Evaluate; 0 on success."""
-    exported = file_format(required_weights(args)) is not None
+    exported = file_format(arguments.required_weights(args)) is not None
     _check_files(args, exported)
     from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.runs import asymmetric, test
     from amg_plugin.runs import exported as of_file
+    from amg_plugin.runs.setup import prepare
+    from amg_plugin.runs.targets import write_markdown
 
     if exported:
-        file, source = of_file.read(args.weights)
-        cfg = _configuration(args, source, use_gpu=False)  # the file's runtime computes, on the CPU
-        return _carry_out(cfg, lambda: of_file.evaluate_file(cfg, file, source))
-    checkpoint = read_checkpoint(args.weights)
-    if args.gallery_weights is not None:
-        gallery = read_checkpoint(args.gallery_weights)
-        cfg = _configuration(args, checkpoint)
-        return _carry_out(cfg, lambda: asymmetric.evaluate_pair(cfg, checkpoint, gallery))
-    dense = None if args.dense is None else test.read_dense(args.dense, checkpoint)
-    cfg = _configuration(args, checkpoint)
-    return _carry_out(cfg, lambda: test.evaluate_checkpoint(cfg, checkpoint, dense))
+        file, checkpoint = of_file.read(args.weights)
+        evaluate, others = of_file.evaluate_file, (file, checkpoint)
+    elif args.gallery_weights is not None:
+        checkpoint = read_checkpoint(args.weights)
+        evaluate, others = asymmetric.evaluate_pair, (checkpoint, read_checkpoint(args.gallery_weights))
+    else:
+        checkpoint = read_checkpoint(args.weights)
+        dense = None if args.dense is None else test.read_dense(args.dense, checkpoint)
+        evaluate, others = test.evaluate_checkpoint, (checkpoint, dense)
+    cfg = _configuration(args, checkpoint, exported)
+    prepare(cfg)
+    with arguments.logged(cfg.data.save_dir, "test") as started:
+        write_markdown(cfg.data.save_dir, arguments.finish(cfg, "test", evaluate(cfg, *others), started))
+    return 0
 
 
-def _check_files(args: argparse.Namespace, exported: bool) -> None:
-    """Check which files are given together.
-
-    Raises:
-        InputError: If they do not go together.
-    """
+def _check_files(args: Namespace, exported: bool) -> None:
+    """Check which files are given together."""
     others = {"--dense": args.dense, "--gallery-weights": args.gallery_weights}
     given = [option for option, value in others.items() if value is not None]
     if exported and given:
@@ -108,26 +94,15 @@ def _check_files(args: argparse.Namespace, exported: bool) -> None:
         )
 
 
-def _configuration(args: argparse.Namespace, checkpoint: Checkpoint, use_gpu: bool = True) -> CfgNode:
+def _configuration(args: Namespace, checkpoint: Checkpoint, exported: bool) -> CfgNode:
     from amg_plugin.runs.test import output_folder
 
-    cfg = config_from_arguments(args, use_schedule=False, base=checkpoint.config).clone()
+    cfg = arguments.config_from_arguments(args, use_schedule=False, base=checkpoint.config).clone()
     cfg.defrost()
-    cfg.use_gpu = cfg.use_gpu and use_gpu
+    cfg.use_gpu = cfg.use_gpu and not exported  # the file's runtime computes, on the CPU
     if "data.save_dir" not in args.opts[::2]:
         others = {"gallery": args.gallery_weights, "dense": args.dense}
         cfg.data.save_dir = str(output_folder(args.weights, cfg, checkpoint.config, others))
     cfg.freeze()
-    refuse_to_overwrite(cfg, args.overwrite)
+    arguments.refuse_to_overwrite(cfg, args.overwrite)
     return cfg
-
-
-def _carry_out(cfg: CfgNode, evaluate: Callable[[], dict[str, Any]]) -> int:
-    from amg_plugin.runs.setup import prepare
-    from amg_plugin.runs.targets import write_markdown
-
-    prepare(cfg)
-    started = time.time()
-    with logged(cfg.data.save_dir, "test"):
-        write_markdown(cfg.data.save_dir, finish(cfg, "test", evaluate(), started))
-    return 0

@@ -1,16 +1,4 @@
-"""``amg-reid visualize``: pictures of what a network attends to and of what pruning has kept."""
-
-from __future__ import annotations
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
-
-from amg_plugin.cli.arguments import add_config_arguments, config_from_arguments
-from amg_plugin.errors import InputError
-
-HELP = "draw what each block keeps and where its heads look"
-DESCRIPTION = """Draw figures of a checkpoint, pruned or not.
+"""Draw what each block keeps and where its heads look.
 
 With --images, one figure per image: the positions that each block keeps, the attention that the class token pays in
 each head, and the mean over the heads. --dense gives the checkpoint that CKPT was pruned from; then the means before
@@ -21,26 +9,32 @@ on its training data (that of the checkpoint's configuration; -s, --root and con
 heads by entropy and positions by importance. With --dense the dense network is scored, so that removed heads and
 positions have values too.
 
-example: amg-reid visualize log/pruned/best.pth --dense log/dense/last.pth --images photos/0001.jpg"""
+example: amg-reid visualize log/pruned/best.pth --dense log/dense/last.pth --images photos/0001.jpg
+"""
+
+import itertools
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from amg_plugin.cli.arguments import CHECKPOINT, CONFIGURATION, adder, argument, config_from_arguments
+from amg_plugin.errors import InputError
+
+_OUTPUT = "where the figures go (default: the folder 'visualize' next to the checkpoint)"
+
+add_arguments = adder(
+    CHECKPOINT,
+    argument("--images", "images, or folders of images, one figure each", nargs="+", metavar="FILE"),
+    argument("--dense", "the checkpoint before pruning", metavar="CKPT"),
+    argument("--calibrate", "score heads and positions (without --images)"),
+    argument("--output", _OUTPUT, metavar="FOLDER"),
+    argument("--format", "of the files", choices=("png", "pdf"), default="png"),
+    argument("--dpi", "dots per inch of a PNG, 50 to 600", default=150),
+    *CONFIGURATION,
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint written by amg-reid")
-    parser.add_argument("--images", nargs="+", metavar="FILE", help="images, or folders of images, one figure each")
-    parser.add_argument("--dense", metavar="CKPT", help="the checkpoint before pruning")
-    parser.add_argument("--calibrate", action="store_true", help="score heads and positions (without --images)")
-    parser.add_argument(
-        "--output",
-        metavar="FOLDER",
-        help="where the figures go (default: the folder 'visualize' next to the checkpoint)",
-    )
-    parser.add_argument("--format", choices=("png", "pdf"), default="png", help="of the files (%(default)s)")
-    parser.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG, 50 to 600 (%(default)s)")
-    add_config_arguments(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Namespace) -> int:
     """Draw; 0 on success."""
     if args.images and args.calibrate:
         raise InputError("--calibrate goes with the figure of the network; leave it or --images out.")
@@ -56,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
     check_drawable(checkpoint, dense)
     folder = Path(args.output) if args.output else Path(args.checkpoint).parent / "visualize"
     if args.images:
-        files = image_files(args.images)
-        figures = figures_of_images(checkpoint, dense, files, args.checkpoint)
-        names = figure_names(files)
+        files = [file for word in args.images for file in _image_files(word)]
+        figures, names = figures_of_images(checkpoint, dense, files, args.checkpoint), _figure_names(files)
     else:
         cfg = None
         if args.calibrate:
@@ -73,33 +66,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def image_files(words: Sequence[str]) -> list[Path]:
-    """Files named by ``--images``; folders stand for the images in them.
-
-    Raises:
-        InputError: If one does not exist, or a folder holds no images.
-    """
+def _image_files(word: str) -> list[Path]:
+    """A file named by ``--images``; a folder stands for the images in it."""
     from amg_plugin.data.layout import list_images
 
-    files: list[Path] = []
-    for word in words:
-        path = Path(word)
-        if path.is_dir():
-            files += map(Path, list_images(path))
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise InputError(f"The image '{path}' (--images) does not exist.")
-    return files
+    path = Path(word)
+    if path.is_dir():
+        return [Path(image) for image in list_images(path)]
+    if not path.is_file():
+        raise InputError(f"The image '{path}' (--images) does not exist.")
+    return [path]
 
 
-def figure_names(files: Sequence[Path]) -> list[str]:
+def _figure_names(files: Sequence[Path]) -> list[str]:
     """A name for the figure of each file: its own, with a number where several files share it."""
     names: list[str] = []
-    for file in files:
-        name, number = file.stem, 1
-        while name in names:
-            number += 1
-            name = f"{file.stem}-{number}"
-        names.append(name)
+    for stem in (file.stem for file in files):
+        numbered = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+        names.append(next(name for name in numbered if name not in names))
     return names

@@ -1,17 +1,6 @@
-"""``amg-reid zoo``: the authors' published checkpoints."""
+"""List or fetch the authors' published checkpoints.
 
-from __future__ import annotations
-
-import argparse
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from amg_plugin.paper.zoo import ZooEntry
-
-HELP = "list or fetch the authors' published checkpoints"
-DESCRIPTION = """The checkpoints that the authors of AMG pruning published, by Google Drive id.
+The checkpoints that the authors of AMG pruning published, by Google Drive id.
 
 'list' prints them with their published figures. 'fetch' downloads one into a cache folder, records its size and SHA-256
 (the authors publish neither) and verifies them whenever it is used again. Then it reads the file as data, never as
@@ -24,7 +13,18 @@ Licence: the authors' repositories state none, and weights trained on Market-150
 the files is between you and their authors.
 
 example: amg-reid zoo list
-         amg-reid zoo fetch tr_base_market_head25_token25 --out log/tr_base_market_head25_token25.pth"""
+         amg-reid zoo fetch tr_base_market_head25_token25 --out log/tr_base_market_head25_token25.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amg_plugin.paper.zoo import ZooEntry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

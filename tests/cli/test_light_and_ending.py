@@ -50,7 +50,7 @@ from amg_plugin.cli.main import COMMANDS
 def run(args):
     import working
 
-sys.modules["slow"] = types.SimpleNamespace(HELP="", DESCRIPTION="", add_arguments=lambda parser: None, run=run)
+sys.modules["slow"] = types.SimpleNamespace(add_arguments=lambda parser: None, run=run)
 COMMANDS["slow"] = "slow"
 sys.argv[1:] = ["slow"]
 console_main()
