@@ -11,7 +11,6 @@ example: amg-reid check -s market1501 --root reid-data
 """
 
 from argparse import Namespace
-from typing import Any
 
 from amg_plugin.cli.arguments import CONFIGURATION, adder, config_from_arguments
 
@@ -29,7 +28,9 @@ def run(args: Namespace) -> int:
             sources = []
 
     from amg_plugin.data.checks.inspection import inspect_data
+    from amg_plugin.data.layout import PARTS
     from amg_plugin.data.manager import dataset_options
+    from amg_plugin.utils.tables import text_table
 
     inspection = inspect_data(
         cfg.data.root,
@@ -41,31 +42,20 @@ def run(args: Namespace) -> int:
         workers=cfg.data.workers,
         options=dataset_options(cfg),
     )
-    print(_render(inspection))
-    return 2 if inspection.problems else 0
-
-
-def _render(inspection: Any) -> str:
-    """What was looked at, and everything that was found."""
-    from amg_plugin.data.layout import PARTS
-    from amg_plugin.utils.tables import text_table
-
-    lines = []
     rows = [
         [name, part, str(len(items)), str(len({item[1] for item in items})), str(len({item[2] for item in items}))]
         for name, dataset in inspection.datasets.items()
         for part, items in ((part, getattr(dataset, part)) for part in PARTS)
     ]
     if rows:
-        lines += [text_table(["data set", "part", "images", "identities", "cameras"], rows), ""]
+        print(text_table(["data set", "part", "images", "identities", "cameras"], rows), end="\n\n")
     if images := inspection.images:
-        lines += [f"{images.count} images looked at", ""]
+        print(f"{images.count} images looked at\n")
     for kind, found in (("warning", inspection.warnings), ("problem", inspection.problems)):
         for problem in found:
-            lines.append(f"{kind}: {problem.text}{':' if problem.items else '.'}")
-            lines += [f"  {item}" for item in problem.items]
-            if problem.remedy:
-                lines.append(f"  {problem.remedy}.")
+            print(f"{kind}: {problem.text}{':' if problem.items else '.'}")
+            print(*(f"  {item}\n" for item in problem.items), sep="", end="")
+            print(f"  {problem.remedy}.\n" if problem.remedy else "", end="")
     number = len(inspection.problems)
-    lines.append(f"{number} problem{'s' * (number != 1)} found." if number else "The data can be used.")
-    return "\n".join(lines)
+    print(f"{number} problem{'s' * (number != 1)} found." if number else "The data can be used.")
+    return 2 if inspection.problems else 0

@@ -73,12 +73,16 @@ class Check:
 def run(args: Namespace) -> int:
     """Print all checks; the exit status is 0 if everything needed is there, else 1."""
     checks = collect()
-    healthy = all(check.status != PROBLEM for check in checks)
+    problems = sum(check.status == PROBLEM for check in checks)
     if args.json:
-        print(json.dumps({"ok": healthy, "checks": [asdict(check) for check in checks]}, indent=2))
-    else:
-        print(_render(checks))
-    return 0 if healthy else 1
+        print(json.dumps({"ok": not problems, "checks": [asdict(check) for check in checks]}, indent=2))
+        return 1 if problems else 0
+    width = max(len(check.name) for check in checks)
+    for group, rows in groupby(checks, key=lambda check: check.group):
+        print(group, *(f"  {row.name:<{width}}  {_MARKS[row.status]:<7}  {row.detail}" for row in rows), "", sep="\n")
+    end = f"{problems} problem{'s' * (problems > 1)}: see the lines marked PROBLEM"
+    print(end if problems else "everything needed is there")
+    return 1 if problems else 0
 
 
 def collect() -> list[Check]:
@@ -90,7 +94,7 @@ def collect() -> list[Check]:
         *(("packages", module, partial(_package, module, needed)) for module, needed in NEEDED.items()),
         *((_OPTIONAL, module, partial(_package, module, compat.pip_name(module), load=False)) for module in optional),
         ("cooperation", "torch + torchvision", _torch_with_torchvision),
-        ("cooperation", "amg_plugin configs", _configs),
+        ("cooperation", "amg_plugin configs", lambda: f"{len(resolve('amg_plugin.config:list_configs')())} shipped"),
         ("registered", "models", lambda: _registered(resolve("amg_plugin.plugin.models:MODELS"), compat.model_factory)),
         ("registered", "data sets", lambda: _registered(DATASETS, compat.image_dataset_factory)),
         ("registered", "engines", _engines),
@@ -110,16 +114,6 @@ def _check(group: str, name: str, look: Callable[[], str]) -> Check:
     except Exception as error:  # a doctor reports whatever is broken
         logger.debug("check of %s failed", name, exc_info=True)
         return Check(group, name, PROBLEM, f"{type(error).__name__}: {error}")
-
-
-def _render(checks: list[Check]) -> str:
-    width = max(len(check.name) for check in checks)
-    lines = []
-    for group, rows in groupby(checks, key=lambda check: check.group):
-        lines += [group, *(f"  {row.name:<{width}}  {_MARKS[row.status]:<7}  {row.detail}" for row in rows), ""]
-    problems = sum(check.status == PROBLEM for check in checks)
-    end = f"{problems} problem{'s' * (problems > 1)}: see the lines marked PROBLEM"
-    return "\n".join([*lines, end if problems else "everything needed is there"])
 
 
 def _python() -> str:
@@ -186,12 +180,6 @@ def _torch_with_torchvision() -> str:
         f"do not belong together ({last}): install both from the same index, "
         "pip install --force-reinstall torch torchvision"
     )
-
-
-def _configs() -> str:
-    from amg_plugin.config import list_configs
-
-    return f"{len(list_configs())} shipped"
 
 
 def _registered(names: Iterable[str], factory: Callable[[], Collection[str]]) -> str:

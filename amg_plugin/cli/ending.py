@@ -67,18 +67,17 @@ def discard_unread() -> bool:
     Returns:
         Whether there is such a stream.
     """
-    files = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream is not None]
-    unread = [file for file in files if _is_unread(file)]
-    for file in unread:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file)
-    return bool(unread)
-
-
-def _is_unread(file: int) -> bool:
     import select
 
-    if not hasattr(select, "poll"):  # Windows
-        return True
-    poll = select.poll()
-    poll.register(file, 0)  # nothing but errors, of which a missing reader is one
-    return bool(poll.poll(0))
+    found = False
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is None:
+            continue
+        if hasattr(select, "poll"):  # not on Windows
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)  # nothing but errors, of which a missing reader is one
+            if not poll.poll(0):
+                continue
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        found = True
+    return found

@@ -24,20 +24,12 @@ example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --r
          amg-reid test --weights model_int8.onnx -t market1501 --root reid-data
 """
 
-from __future__ import annotations
-
 from argparse import Namespace
-from typing import TYPE_CHECKING
 
 from amg_plugin.cli import arguments
 from amg_plugin.cli.arguments import CONFIGURATION, OVERWRITE, argument
 from amg_plugin.errors import InputError
 from amg_plugin.registries.formats import file_format
-
-if TYPE_CHECKING:
-    from yacs.config import CfgNode
-
-    from amg_plugin.checkpoint import Checkpoint
 
 _DENSE = "dense model to compare a pruned one with, in scores and in attention"
 
@@ -62,18 +54,25 @@ def run(args: Namespace) -> int:
 
     if exported:
         file, checkpoint = of_file.read(args.weights)
-        evaluate, others = of_file.evaluate_file, (file, checkpoint)
-    elif args.gallery_weights is not None:
-        checkpoint = read_checkpoint(args.weights)
-        evaluate, others = asymmetric.evaluate_pair, (checkpoint, read_checkpoint(args.gallery_weights))
+        evaluate, subjects = of_file.evaluate_file, (file, checkpoint)
     else:
         checkpoint = read_checkpoint(args.weights)
-        dense = None if args.dense is None else test.read_dense(args.dense, checkpoint)
-        evaluate, others = test.evaluate_checkpoint, (checkpoint, dense)
-    cfg = _configuration(args, checkpoint, exported)
+        if args.gallery_weights is not None:
+            evaluate, subjects = asymmetric.evaluate_pair, (checkpoint, read_checkpoint(args.gallery_weights))
+        else:
+            dense = None if args.dense is None else test.read_dense(args.dense, checkpoint)
+            evaluate, subjects = test.evaluate_checkpoint, (checkpoint, dense)
+    cfg = arguments.config_from_arguments(args, use_schedule=False, base=checkpoint.config).clone()
+    cfg.defrost()
+    cfg.use_gpu = cfg.use_gpu and not exported  # the file's runtime computes, on the CPU
+    if "data.save_dir" not in args.opts[::2]:
+        others = {"gallery": args.gallery_weights, "dense": args.dense}
+        cfg.data.save_dir = str(test.output_folder(args.weights, cfg, checkpoint.config, others))
+    cfg.freeze()
+    arguments.refuse_to_overwrite(cfg, args.overwrite)
     prepare(cfg)
     with arguments.logged(cfg.data.save_dir, "test") as started:
-        write_markdown(cfg.data.save_dir, arguments.finish(cfg, "test", evaluate(cfg, *others), started))
+        write_markdown(cfg.data.save_dir, arguments.finish(cfg, "test", evaluate(cfg, *subjects), started))
     return 0
 
 
@@ -92,17 +91,3 @@ def _check_files(args: Namespace, exported: bool) -> None:
             f"--gallery-weights '{args.gallery_weights}' is an exported file, but a checkpoint embeds the gallery: "
             "give the one that it was made from."
         )
-
-
-def _configuration(args: Namespace, checkpoint: Checkpoint, exported: bool) -> CfgNode:
-    from amg_plugin.runs.test import output_folder
-
-    cfg = arguments.config_from_arguments(args, use_schedule=False, base=checkpoint.config).clone()
-    cfg.defrost()
-    cfg.use_gpu = cfg.use_gpu and not exported  # the file's runtime computes, on the CPU
-    if "data.save_dir" not in args.opts[::2]:
-        others = {"gallery": args.gallery_weights, "dense": args.dense}
-        cfg.data.save_dir = str(output_folder(args.weights, cfg, checkpoint.config, others))
-    cfg.freeze()
-    arguments.refuse_to_overwrite(cfg, args.overwrite)
-    return cfg
