@@ -95,7 +95,11 @@ def collect() -> list[Check]:
         *((_OPTIONAL, module, partial(_package, module, compat.pip_name(module), load=False)) for module in optional),
         ("cooperation", "torch + torchvision", _torch_with_torchvision),
         ("cooperation", "amg_plugin configs", lambda: f"{len(resolve('amg_plugin.config:list_configs')())} shipped"),
-        ("registered", "models", lambda: _registered(resolve("amg_plugin.plugin.models:MODELS"), compat.model_factory)),
+        (
+            "registered",
+            "models",
+            lambda: _registered(resolve("amg_plugin.plugin.registry:MODELS"), compat.model_factory),
+        ),
         ("registered", "data sets", lambda: _registered(DATASETS, compat.image_dataset_factory)),
         ("registered", "engines", _engines),
         ("device", "CUDA", _cuda),
