@@ -6,7 +6,6 @@ matches nothing in it, instead of silently keeping the half that fits.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +24,6 @@ from amg_plugin.registries.formats import file_format
 from amg_plugin.registries.imports import stored_imports
 from amg_plugin.utils.files import replacing
 from amg_plugin.utils.preprocessing import Preprocessing
-
-logger = logging.getLogger(__name__)
 
 FORMAT = "amg_plugin.checkpoint"
 VERSION = 1
@@ -56,10 +53,7 @@ class Checkpoint:
     preprocessing: Preprocessing | None = None
 
     def build(self) -> ReIDModel:
-        """Rebuild the structure, then load the weights strictly.
-
-        Returns:
-            The network in eval mode, on the CPU.
+        """Rebuild the structure, then load the weights strictly; the network is in eval mode, on the CPU.
 
         Raises:
             CheckpointError: If structure and weights do not belong together.
@@ -123,9 +117,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if type(value) in (bool, int, float, str, type(None)):
         return value
-    if getattr(value, "ndim", None) == 0:
-        return _plain(value.item())
-    return str(value)
+    return _plain(value.item()) if getattr(value, "ndim", None) == 0 else str(value)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -146,11 +138,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The entries of a checkpoint, each of its kind.
-
-    Raises:
-        CheckpointError: If the file is not a checkpoint of this version.
-    """
+    """The entries of a checkpoint, each of its kind."""
     if path.is_dir():
         raise CheckpointError(f"The checkpoint '{path}' is a folder; give a file in it, such as {BEST_CHECKPOINT}.")
     if not path.is_file():
@@ -176,22 +164,14 @@ def _read(path: Path) -> dict[str, Any]:
         if name not in content:
             raise CheckpointError(f"'{path}' lacks its entry '{name}'.")
         if not isinstance(content[name], kind):
-            raise CheckpointError(
-                f"'{path}' cannot be used: its entry '{name}' is a {type(content[name]).__name__} "
-                f"instead of a {kind.__name__}."
-            )
+            found = f"its entry '{name}' is a {type(content[name]).__name__} instead of a {kind.__name__}"
+            raise CheckpointError(f"'{path}' cannot be used: {found}.")
     stored_imports(content["config"], f"'{path}'")
     return content
 
 
 def load_model(path: str | Path) -> ReIDModel:
-    """Rebuild the network of a checkpoint, pruned structure included.
-
-    Args:
-        path: A checkpoint written by the plugin.
-
-    Returns:
-        The network in eval mode, on the CPU.
+    """Rebuild the network of a checkpoint, pruned structure included, in eval mode on the CPU.
 
     Raises:
         CheckpointError: If the file or its structure is wrong.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -44,26 +44,13 @@ class Timing:
     time_saved: float
     quartiles: tuple[float, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"macs_saved": self.macs_saved, "time_saved": self.time_saved, "quartiles": list(self.quartiles)}
+    to_dict = asdict
 
 
 def settings_of(options: Any) -> Settings:
-    """How to measure, from the node ``amg.latency``.
-
-    Raises:
-        InputError: If a value is impossible here.
-        MissingDependencyError: If a runtime is missing.
-    """
-    settings = Settings(
-        forms=(options.form,),
-        threads=(options.threads,),
-        batches=(options.batch,),
-        rounds=options.rounds,
-        device=options.device,
-        memory=False,
-    )
+    """How to measure, from the node ``amg.latency``; raises what :meth:`Settings.check` does."""
+    given = {"rounds": options.rounds, "device": options.device, "memory": False}
+    settings = Settings((options.form,), (options.threads,), (options.batch,), **given)
     settings.check()
     return settings
 

@@ -10,19 +10,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from amg_plugin.bench import worker
-from amg_plugin.bench.forms import check_form, write_form
 from amg_plugin.bench.subjects import Subject
+from amg_plugin.deploy.exported_file import ExportedFile, ExportInfo
+from amg_plugin.deploy.networks import FeatureGraph, deployed, label_inputs
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.registries.formats import FORMATS, file_size
 from amg_plugin.registries.imports import LOADED
 from amg_plugin.utils.environment import processor_name, versions
+from amg_plugin.utils.imports import need
+from amg_plugin.utils.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Settings:
             MissingDependencyError: If a runtime is missing.
         """
         for name, values in (("threads", self.threads), ("batch", self.batches)):
-            if not values or min(values) < 1:
+            if min(values, default=0) < 1:
                 raise InputError(f"--{name} {' '.join(map(str, values))} is impossible; allowed are numbers from 1.")
         if self.rounds < 1 or self.warmup < 1:
             raise InputError("--rounds and --warmup must be at least 1.")
@@ -104,29 +107,34 @@ def run(subjects: Sequence[Subject], settings: Settings, progress: Callable[[str
             task = _task(subjects, settings, form, threads, files[form])
             outcome = _in_process(task, lambda label=label: progress(label, 1))
             found.update(outcome["versions"])
-            peaks = _peaks(task, lambda label=label: progress(f"{label}, memory", 0)) if settings.memory else {}
+            peaks = {}  # each network in a process of its own
+            for entry in task["subjects"] if settings.memory else ():
+                progress(f"{label}, memory", 0)
+                alone = _in_process({**task, "what": "memory", "subjects": [entry]})
+                peaks[entry["subject"]["name"]] = alone["found"]
             for number, batch in enumerate(settings.batches):
-                case = {"form": form, "device": settings.device, "threads": threads, "batch": batch}
-                case["samples"] = outcome["found"][number]
-                case["peak_memory"] = {name: values[number] for name, values in peaks.items()}
+                case = {
+                    "form": form,
+                    "device": settings.device,
+                    "threads": threads,
+                    "batch": batch,
+                    "samples": outcome["found"][number],
+                    "peak_memory": {name: values[number] for name, values in peaks.items()},
+                }
                 if files[form]:
                     case["bytes"] = {name: file_size(file) for name, file in files[form].items()}
                 cases.append(case)
     return {"subjects": described, "cases": cases, "environment": environment(settings, found)}
 
 
-def _files(
-    subjects: Sequence[Subject], form: str, folder: Path, progress: Callable[[str, int], None]
-) -> dict[str, Path]:
+def _files(subjects: Sequence[Subject], form: str, folder: Path, say: Callable[[str, int], None]) -> dict[str, Path]:
     """Files of the networks that run in a form, by name; none for forms of PyTorch itself."""
     files: dict[str, Path] = {}
-    if form not in FORMATS:
-        return files
-    for number, subject in enumerate(subjects):
-        if subject.kind == "exported" and subject.form == form:
+    for number, subject in enumerate(subjects if form in FORMATS else ()):
+        if subject.form == form:  # an exported file
             files[subject.name] = Path(subject.path)
         elif subject.runs_as(form):
-            progress(f"{subject.name} to {form}", 0)
+            say(f"{subject.name} to {form}", 0)
             files[subject.name] = folder / f"{number}{FORMATS.row(form).suffixes[0]}"
             write_form(subject, form, files[subject.name])
     return files
@@ -138,16 +146,12 @@ def _task(
     """What the process gets, as plain data."""
     row = FORMATS.rows.get(form)
     return {
+        **asdict(settings),
         "what": "time",
         "form": form,
-        "loader": row.loader if row else "network",
         "packages": row.runtime if row else ("torch", "timm"),
         "imports": list(LOADED.values()),
         "threads": threads,
-        "batches": settings.batches,
-        "device": settings.device,
-        "rounds": settings.rounds,
-        "warmup": settings.warmup,
         "subjects": [
             {"subject": subject.to_dict(), "file": str(files.get(subject.name, ""))}
             for subject in subjects
@@ -159,16 +163,6 @@ def _task(
 def case_title(form: str, device: str, threads: int) -> str:
     """What a process measures; on a GPU threads make no difference."""
     return f"{form}, {device}" if device != "cpu" else f"{form}, {threads} thread{'s' * (threads > 1)}"
-
-
-def _peaks(task: dict[str, Any], started: Callable[[], None]) -> dict[str, list[int | None]]:
-    """Peak memory of each network in a process of its own, per batch."""
-    peaks = {}
-    for entry in task["subjects"]:
-        started()
-        alone = {**task, "what": "memory", "subjects": [entry]}
-        peaks[entry["subject"]["name"]] = _in_process(alone)["found"]
-    return peaks
 
 
 def _in_process(task: dict[str, Any], finished: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -234,3 +228,47 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
+
+
+def check_form(form: str, device: str) -> None:
+    """Check that networks can be measured in a form on ``"cpu"`` or ``"cuda"`` here, before any work.
+
+    Raises:
+        InputError: If the form is impossible on the device.
+        MissingDependencyError: If a package is missing.
+    """
+    row = FORMATS.rows.get(form)
+    if row is None:  # PyTorch itself
+        return
+    for package in row.packages:
+        need(package, f"Form {form}", row.extras[0])
+    if device not in row.devices:
+        raise InputError(
+            f"Form {form} is impossible on {device}: it runs on {' and '.join(row.devices)} only; choose another form "
+            "or device."
+        )
+    getattr(row.load("opener"), "check_device", ExportedFile.check_device)(device)
+
+
+def write_form(subject: Subject, form: str, path: Path) -> None:
+    """Write a network in an export format, for any number of images, as ``amg-reid export --dynamic-batch`` does.
+
+    Raises:
+        RunError: If the exporter fails.
+    """
+    row = FORMATS.row(form)
+    network = subject.build()
+    info = ExportInfo(
+        file_format=form,
+        precision="fp32",
+        batch=1 if row.batch == "one" else None,
+        inputs=("images", *(label_inputs(network) if hasattr(network, "spec") else ())),
+        normalize_input=False,
+        l2_normalize=False,
+        feature_dim=getattr(network, "feature_dim", 1),
+        preprocessing=Preprocessing(*subject.image_size, (0.0,) * 3, (1.0,) * 3, "bicubic"),
+    )
+    try:
+        row.load("writer")(FeatureGraph(deployed(network), info).eval(), path, info)
+    except RunError as error:
+        raise RunError(f"{subject.name} cannot be measured in form {form}: {error}") from error

@@ -1,4 +1,4 @@
-"""What is measured: networks as plain data, so that a process of its own can build them."""
+"""What is asked for and measured: networks as plain data, so that a process of its own can build them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from amg_plugin.models.spec import ARCHITECTURES, ModelSpec
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import PlanCost
 from amg_plugin.pruning.example_plans import example_plan
-from amg_plugin.registries.formats import file_size
+from amg_plugin.registries.formats import NETWORK_FORMS, file_format, file_size, forms
 
 #: torchreid's light networks that AMG is compared with.
 BACKBONES = ("osnet_x1_0", "osnet_x0_25", "mobilenetv2_x1_0", "resnet50")
 _IDENTITIES = 751
+_SIZE = (256, 128)
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ class Subject:
     form: str = ""
     precision: str = "fp32"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+    to_dict = asdict
 
     def runs_as(self, form: str) -> bool:
         """Whether it can be measured in a form."""
@@ -76,7 +75,8 @@ class Subject:
         if self.kind == "checkpoint":
             return read_checkpoint(self.path).build()
         if self.kind == "backbone":
-            return _backbone(self.name).eval()
+            create = compat.torchreid().models.build_model
+            return create(self.name, num_classes=_IDENTITIES, loss="softmax", pretrained=False).eval()
         model = build_network(ModelSpec.from_dict(self.spec)).eval()
         return apply_plan(model, PruningPlan.from_dict(self.plan)) if self.plan else model
 
@@ -95,12 +95,8 @@ class Subject:
             raise InputError(f"{self.name} does not run on images of {height}x{width}: {error}") from error
         counted_fast = complexity.count(fast(model, pack=False), *self.image_size) if has_fast_form(model) else counted
         size = file_size(self.path) if self.kind == "exported" else 4 * counted["params"]
-        return {
-            "macs": counted["macs"],
-            "macs_fast": counted_fast["macs"],
-            "params": counted["params"],
-            "bytes": size,
-        }
+        macs, params = counted["macs"], counted["params"]
+        return {"macs": macs, "macs_fast": counted_fast["macs"], "params": params, "bytes": size}
 
 
 def joined(groups: Sequence[Sequence[Subject]]) -> list[Subject]:
@@ -134,13 +130,9 @@ def _network(subject: Subject) -> str:
     return json.dumps(subject.spec, sort_keys=True)
 
 
-def short_name(path: str) -> str:
+def _short_name(path: str) -> str:
     """A file as tables call it: its folder's name and its own."""
     return "/".join(Path(path).parts[-2:])
-
-
-def _backbone(name: str) -> nn.Module:
-    return compat.torchreid().models.build_model(name, num_classes=_IDENTITIES, loss="softmax", pretrained=False)
 
 
 def from_backbone(name: str, image_size: tuple[int, int]) -> Subject:
@@ -161,25 +153,15 @@ def from_checkpoint(path: str) -> list[Subject]:
         CheckpointError: If the file cannot be used.
     """
     checkpoint = read_checkpoint(path)
-    spec = checkpoint.spec
+    spec, one = checkpoint.spec, Subject(_short_name(path), "checkpoint", checkpoint.spec.image_size, path=path)
     if checkpoint.plan.is_dense and spec.reducer is None:
-        return [Subject(short_name(path), "checkpoint", spec.image_size, path=path, spec=spec.to_dict())]
+        return [replace(one, spec=spec.to_dict())]
     dense = _dense(spec)
-    return [dense, Subject(short_name(path), "checkpoint", spec.image_size, baseline=dense.name, path=path)]
+    return [dense, replace(one, baseline=dense.name)]
 
 
-def from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
-    """The dense network of an exported file, with random weights, and the file.
-
-    Args:
-        path: A file of ``amg-reid export``.
-        batches: Numbers of images that it has to take.
-
-    Raises:
-        CheckpointError: If the file cannot be used.
-        InputError: If it takes another number of images.
-        MissingDependencyError: If its runtime is missing.
-    """
+def _from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
+    """The dense network of an exported file, with random weights, and the file, which has to take the batches."""
     info = open_exported(path).info
     if info.batch is not None and set(batches) != {info.batch}:
         raise InputError(
@@ -188,12 +170,8 @@ def from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
         )
     spec = ModelSpec.from_dict(info.spec)
     dense = _dense(spec)
-    name = short_name(path)
     made_of = {"spec": spec.to_dict(), "plan": info.plan, "form": info.file_format, "precision": info.precision}
-    return [
-        dense,
-        Subject(name, "exported", spec.image_size, baseline=dense.name, path=path, **made_of),
-    ]
+    return [dense, Subject(_short_name(path), "exported", spec.image_size, dense.name, path, **made_of)]
 
 
 def from_structure(
@@ -221,20 +199,17 @@ def from_structure(
     spec = ModelSpec(ARCHITECTURES.get(model, model), image_size, _IDENTITIES, stride=stride)
     network = build_network(spec)
     full, grid = current_plan(network).with_variant(variant), network.backbone.patch_embed.grid_size
-    dense = _dense(spec)
-    subjects = [dense]
+    subjects = [dense := _dense(spec)]
     cost = PlanCost.of(network, complexity.count(network, *image_size)["macs"]) if reducers else None
     for words in plans:
         heads, tokens = parse_rates(words)
         plan = example_plan(full, grid, heads, tokens)
         name = f"{words}{'' if variant == 'block' else f' {variant}'} {_title(spec)}"
-        subjects.append(
-            Subject(name, "structure", image_size, baseline=dense.name, spec=spec.to_dict(), plan=plan.to_dict())
-        )
+        pruned = Subject(name, "structure", image_size, dense.name, spec=spec.to_dict(), plan=plan.to_dict())
+        subjects.append(pruned)
         for method in reducers:
             reduced = with_reducer(spec, method, cost.saving(plan)).to_dict()
-            name_of_it = f"{method} like {name}"
-            subjects.append(Subject(name_of_it, "structure", image_size, baseline=dense.name, spec=reduced))
+            subjects.append(replace(pruned, name=f"{method} like {name}", spec=reduced, plan={}))
     return subjects
 
 
@@ -258,6 +233,85 @@ def _dense(spec: ModelSpec) -> Subject:
 
 
 def _title(spec: ModelSpec) -> str:
-    stride = "" if spec.stride == 0 else f" stride {spec.stride}"
-    kind = "" if not spec.jigsaw else " jigsaw"
-    return f"{spec.arch} {spec.image_size[0]}x{spec.image_size[1]}{stride}{kind}"
+    height, width = spec.image_size
+    stride = f" stride {spec.stride}" if spec.stride != 0 else ""
+    return f"{spec.arch} {height}x{width}{stride}{' jigsaw' if spec.jigsaw else ''}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Networks and forms as the command line names them, option by option; ``forms=None`` is what suits all of them."""
+
+    checkpoints: Sequence[str] = ()
+    model: Sequence[str] = ()
+    plan: Sequence[str] = ()
+    variant: str = "block"
+    reducers: Sequence[str] = ()
+    stride: int = 0
+    height: int | None = None
+    width: int | None = None
+    backbones: Sequence[str] = ()
+    forms: Sequence[str] | None = None
+    batch: Sequence[int] = (1,)
+
+    def _check(self) -> None:
+        """Check what can be known without opening a file."""
+        built, sized = bool(self.model or self.backbones), not (self.height is None and self.width is None)
+        faults = {
+            "--plan needs --model, the network that it prunes.": self.plan and not self.model,
+            "--reducers needs --plan, whose MACs they are brought to.": self.reducers and not self.plan,
+            "There is nothing to measure: give checkpoints, --model or --backbones.": not (self.checkpoints or built),
+            "--variant and --stride are for --model; a checkpoint has its own.": (
+                not self.model and (self.variant != "block" or self.stride)
+            ),
+            "--height and --width are for --model and --backbones; a checkpoint has a size of its own.": (
+                sized and not built
+            ),
+            f"--height {self.image_size[0]} --width {self.image_size[1]} is impossible; allowed are numbers from 1.": (
+                min(self.image_size) < 1
+            ),
+        }
+        for sentence, applies in faults.items():
+            if applies:
+                raise InputError(sentence)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of what has no checkpoint."""
+        return tuple(usual if n is None else n for n, usual in zip((self.height, self.width), _SIZE, strict=True))
+
+    def chosen_forms(self) -> tuple[str, ...]:
+        """The forms to measure in.
+
+        Raises:
+            InputError: If one is unknown, or an exported file runs in none of them.
+        """
+        if unknown := set(self.forms or ()) - set(forms()):
+            raise InputError(f"--forms '{min(unknown)}' is unknown; allowed are {', '.join(forms())}.")
+        formats = {path: file_format(path) if Path(path).is_file() else None for path in self.checkpoints}
+        if self.forms is not None:
+            for path, found in formats.items():
+                if found not in (None, *self.forms):
+                    said = f"'{path}' runs in the form {found} only: add it to --forms, or leave --forms out."
+                    raise InputError(said)
+            return tuple(dict.fromkeys(self.forms))
+        in_torch = self.model or self.backbones or not formats or None in formats.values()
+        return tuple(dict.fromkeys([*(NETWORK_FORMS if in_torch else ()), *filter(None, formats.values())]))
+
+    def subjects(self) -> list[Subject]:
+        """The networks, each with its dense one.
+
+        Raises:
+            InputError: If something given cannot be measured.
+        """
+        self._check()
+        groups = [
+            _from_exported(path, self.batch) if Path(path).is_file() and file_format(path) else from_checkpoint(path)
+            for path in self.checkpoints
+        ]
+        reducers = list(dict.fromkeys(self.reducers))
+        groups += [
+            from_structure(model, self.plan, self.image_size, self.stride, self.variant, reducers)
+            for model in self.model
+        ]
+        return joined([*groups, [from_backbone(name, self.image_size) for name in self.backbones]])

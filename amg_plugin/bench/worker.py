@@ -48,68 +48,24 @@ def measure(passes: dict[str, Pass], rounds: int, warmup: int, report: Callable[
     return samples
 
 
-def torch_passes(task: dict[str, Any]) -> Callable[[int], dict[str, Pass]]:
-    """Networks in PyTorch; gives a pass of each for a number of images."""
-    import torch
-
-    from amg_plugin.bench.subjects import Subject
-    from amg_plugin.deploy.fast import fast, has_fast_form
-
-    torch.set_grad_enabled(False)
-    torch.manual_seed(0)
-    device = task["device"]
-    torch.set_num_threads(task["threads"])
-    networks = []
-    for entry in task["subjects"]:
-        subject = Subject.from_dict(entry["subject"])
-        model = subject.build().to(device)
-        uses_cameras = getattr(model, "uses_cameras", False)
-        if task["form"] == "fast" and has_fast_form(model):
-            model = fast(model)
-        networks.append((subject, model, uses_cameras))
-
-    def passes(batch: int) -> dict[str, Pass]:
-        found: dict[str, Pass] = {}
-        for subject, model, uses_cameras in networks:
-            inputs = [torch.randn(batch, 3, *subject.image_size, device=device)]
-            if uses_cameras:
-                inputs.append(torch.zeros(batch, dtype=torch.int64, device=device))
-
-            def run(model: Any = model, inputs: list[Any] = inputs) -> None:
-                model(*inputs)
-                if device != "cpu":
-                    torch.cuda.synchronize()
-
-            found[subject.name] = run
-        return found
-
-    return passes
-
-
 #: Turns random inputs of a network into a pass.
 Bind = Callable[[list[Any]], Pass]
-#: Opens a file for a number of images; gives how many inputs it takes and what binds them.
-Load = Callable[[str, int], tuple[int, Bind]]
+#: Opens the network or file of an entry for a number of images; gives how many inputs it takes and what binds them.
+Load = Callable[[dict[str, Any], int], tuple[int, Bind]]
 
 
-def file_passes(task: dict[str, Any]) -> Callable[[int], dict[str, Pass]]:
-    """Networks that run from files; gives a pass of each for a number of images."""
+def _passes(task: dict[str, Any], load: Load, batch: int) -> dict[str, Pass]:
+    """A pass of each network for a number of images."""
     import numpy
 
-    load = _LOADERS[task["loader"]](task)
-    random = numpy.random.default_rng(0)
-
-    def passes(batch: int) -> dict[str, Pass]:
-        found: dict[str, Pass] = {}
-        for entry in task["subjects"]:
-            count, bind = load(entry["file"], batch)
-            size = (batch, 3, *entry["subject"]["image_size"])
-            inputs = [random.standard_normal(size, dtype=numpy.float32)]
-            inputs += [numpy.zeros(batch, dtype=numpy.int64)] * (count - 1)
-            found[entry["subject"]["name"]] = bind(inputs)
-        return found
-
-    return passes
+    random, found = numpy.random.default_rng(0), {}
+    for entry in task["subjects"]:
+        count, bind = load(entry, batch)
+        size = (batch, 3, *entry["subject"]["image_size"])
+        inputs = [random.standard_normal(size, dtype=numpy.float32)]
+        inputs += [numpy.zeros(batch, dtype=numpy.int64)] * (count - 1)
+        found[entry["subject"]["name"]] = bind(inputs)
+    return found
 
 
 def _onnx(task: dict[str, Any]) -> Load:
@@ -119,13 +75,13 @@ def _onnx(task: dict[str, Any]) -> Load:
     onnxruntime.set_global_thread_pool_sizes(task["threads"], 1)
     providers = ["CPUExecutionProvider" if task["device"] == "cpu" else "CUDAExecutionProvider"]
 
-    def load(path: str, batch: int) -> tuple[int, Bind]:
+    def load(entry: dict[str, Any], batch: int) -> tuple[int, Bind]:
         options = onnxruntime.SessionOptions()
         options.use_per_session_threads = False
         options.log_severity_level = 3
         # The number of images is known here, as it is on most devices.
         options.add_free_dimension_override_by_name("batch", batch)
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        session = onnxruntime.InferenceSession(entry["file"], options, providers=providers)
         names = [port.name for port in session.get_inputs()]
         return len(names), lambda inputs: partial(session.run, None, dict(zip(names, inputs, strict=True)))
 
@@ -138,8 +94,8 @@ def _openvino(task: dict[str, Any]) -> Load:
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": task["threads"], "INFERENCE_PRECISION_HINT": "f32"}
 
-    def load(path: str, batch: int) -> tuple[int, Bind]:
-        model = core.read_model(path)
+    def load(entry: dict[str, Any], batch: int) -> tuple[int, Bind]:
+        model = core.read_model(entry["file"])
         # The number of images is known here, as it is on most devices.
         model.reshape({port: [batch, *list(port.partial_shape)[1:]] for port in model.inputs})
         request = core.compile_model(model, "CPU", settings).create_infer_request()
@@ -148,15 +104,15 @@ def _openvino(task: dict[str, Any]) -> Load:
     return load
 
 
-def _in_torch(task: dict[str, Any], open_file: Callable[[Any, str], tuple[Any, int]]) -> Load:
+def _in_torch(task: dict[str, Any], open_entry: Callable[[Any, dict[str, Any]], tuple[Any, int]]) -> Load:
     import torch
 
     torch.set_grad_enabled(False)
     torch.set_num_threads(task["threads"])
     device = task["device"]
 
-    def load(path: str, batch: int) -> tuple[int, Bind]:
-        module, count = open_file(torch, path)
+    def load(entry: dict[str, Any], batch: int) -> tuple[int, Bind]:
+        module, count = open_entry(torch, entry)
 
         def bind(inputs: list[Any]) -> Pass:
             tensors = [torch.from_numpy(value).to(device) for value in inputs]
@@ -173,50 +129,63 @@ def _in_torch(task: dict[str, Any], open_file: Callable[[Any, str], tuple[Any, i
     return load
 
 
+def _network(task: dict[str, Any]) -> Load:
+    built: dict[str, tuple[Any, int]] = {}
+
+    def open_entry(torch: Any, entry: dict[str, Any]) -> tuple[Any, int]:
+        from amg_plugin.bench.subjects import Subject
+        from amg_plugin.deploy.fast import fast, has_fast_form
+
+        subject = Subject.from_dict(entry["subject"])
+        if subject.name not in built:  # once for all numbers of images
+            torch.manual_seed(0)
+            model = subject.build().to(task["device"])
+            count = 1 + bool(getattr(model, "uses_cameras", False))
+            built[subject.name] = (fast(model) if task["form"] == "fast" and has_fast_form(model) else model, count)
+        return built[subject.name]
+
+    return _in_torch(task, open_entry)
+
+
 def _torchscript(task: dict[str, Any]) -> Load:
-    def open_file(torch: Any, path: str) -> tuple[Any, int]:
-        module = torch.jit.load(path, map_location=task["device"]).eval()
+    def open_entry(torch: Any, entry: dict[str, Any]) -> tuple[Any, int]:
+        module = torch.jit.load(entry["file"], map_location=task["device"]).eval()
         return module, len(list(module.graph.inputs())) - 1  # the first is the module
 
-    return _in_torch(task, open_file)
+    return _in_torch(task, open_entry)
 
 
 def _exported_program(task: dict[str, Any]) -> Load:
-    def open_file(torch: Any, path: str) -> tuple[Any, int]:
-        program = torch.export.load(path)
+    def open_entry(torch: Any, entry: dict[str, Any]) -> tuple[Any, int]:
+        program = torch.export.load(entry["file"])
         return program.module(), len(program.graph_signature.user_inputs)
 
-    return _in_torch(task, open_file)
+    return _in_torch(task, open_entry)
 
 
 def _opened(task: dict[str, Any]) -> Load:
     """Any format by its own opener, which loads the plugin."""
     from amg_plugin.deploy.exported_file import open_exported
 
-    def load(path: str, batch: int) -> tuple[int, Bind]:
-        file = open_exported(path, task["device"], task["threads"])
+    def load(entry: dict[str, Any], batch: int) -> tuple[int, Bind]:
+        file = open_exported(entry["file"], task["device"], task["threads"])
         return len(file.info.inputs), lambda inputs: partial(file.run, inputs)
 
     return load
 
 
+#: What runs a form; any other one is a format of the user's.
 _LOADERS = {
+    "eager": _network,
+    "fast": _network,
     "onnx": _onnx,
     "openvino": _openvino,
     "torchscript": _torchscript,
     "exported_program": _exported_program,
-    "opened": _opened,
 }
 
 
-def versions(packages: list[str]) -> dict[str, str]:
-    """Versions of what runs."""
-    from importlib import metadata
-
-    return {package: metadata.version(package) for package in dict.fromkeys([*packages, "numpy"])}
-
-
-def peak_memory(task: dict[str, Any], passes: dict[str, Pass]) -> int | None:
+def _peak_memory(task: dict[str, Any], passes: dict[str, Pass]) -> int | None:
     """Largest memory of this process while one network runs, in bytes; None where the system does not say."""
     if task["device"] != "cpu" and "torch" in task["packages"]:
         import torch
@@ -239,7 +208,7 @@ def peak_memory(task: dict[str, Any], passes: dict[str, Pass]) -> int | None:
     return int(peak.split()[1]) * 1024
 
 
-def say(message: dict[str, Any]) -> None:
+def _say(message: dict[str, Any]) -> None:
     """Tell the process that waits."""
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
@@ -247,6 +216,8 @@ def say(message: dict[str, Any]) -> None:
 
 def main() -> None:
     """Carry out the task on the standard input."""
+    from importlib import metadata
+
     task = json.load(sys.stdin)
     sys.stdin.close()
     if task.get("imports"):  # formats and reducers of the user
@@ -254,14 +225,15 @@ def main() -> None:
 
         for word in task["imports"]:
             load_import(word)
-    passes = (file_passes if task["loader"] in _LOADERS else torch_passes)(task)
-    found = []
+    load, found = _LOADERS.get(task["form"], _opened)(task), []
     for batch in task["batches"]:
+        passes = _passes(task, load, batch)
         if task["what"] == "memory":
-            found.append(peak_memory(task, passes(batch)))
+            found.append(_peak_memory(task, passes))
         else:
-            found.append(measure(passes(batch), task["rounds"], task["warmup"], lambda: say({"progress": 1})))
-    say({"result": {"found": found, "versions": versions(task["packages"])}})
+            found.append(measure(passes, task["rounds"], task["warmup"], lambda: _say({"progress": 1})))
+    versions = {package: metadata.version(package) for package in dict.fromkeys([*task["packages"], "numpy"])}
+    _say({"result": {"found": found, "versions": versions}})
 
 
 if __name__ == "__main__":

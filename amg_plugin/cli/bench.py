@@ -60,7 +60,7 @@ def run(args: Namespace) -> int:
     from tqdm import tqdm
 
     from amg_plugin.bench import run, table
-    from amg_plugin.bench.request import Request
+    from amg_plugin.bench.subjects import Request
     from amg_plugin.utils.files import write_text
 
     request = Request(**{name: getattr(args, name) for name in Request.__dataclass_fields__})

@@ -6,22 +6,23 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from amg_plugin.deploy import int8, writers
-from amg_plugin.deploy.exported_file import open_exported
-from amg_plugin.deploy.graph import FeatureGraph, deployed
-from amg_plugin.deploy.images import as_image, images_below, spread
-from amg_plugin.deploy.info import ExportInfo
-from amg_plugin.deploy.parity import compare, generated_images
-from amg_plugin.deploy.probe import crashes
-from amg_plugin.deploy.reference import CheckpointFile, open_checkpoint
-from amg_plugin.errors import InputError, RunError
+from amg_plugin import compat
+from amg_plugin.data.checks.folders import check_dataset_folder
+from amg_plugin.data.datasets.names import known_datasets
+from amg_plugin.deploy import writers
+from amg_plugin.deploy.exported_file import ExportInfo, first_line, open_exported
+from amg_plugin.deploy.images import as_image, images_below, prepare, spread
+from amg_plugin.deploy.networks import CheckpointFile, FeatureGraph, deployed
+from amg_plugin.deploy.parity import compare, crashes, generated_images
+from amg_plugin.errors import DataError, InputError, RunError
 from amg_plugin.registries.formats import FORMATS, ExportFormat, file_size
 from amg_plugin.utils.environment import environment, versions
 from amg_plugin.utils.files import sha256
@@ -31,6 +32,7 @@ from amg_plugin.utils.imports import need
 GENERATED, REAL = 8, 32
 #: Most images to calibrate on, unless said otherwise.
 CALIBRATION = 128
+_CALIBRATION_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,18 @@ class ExportOptions:
 
     @property
     def row(self) -> ExportFormat:
-        """The format.
-
-        Raises:
-            ConfigError: If there is none of this name.
-        """
+        """The format."""
         return FORMATS.row(self.file_format)
 
     @property
     def precision(self) -> str:
         """``fp32``, ``fp16`` or ``int8``."""
         return "fp16" if self.fp16 else "fp32" if self.int8 is None else "int8"
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What has to be installed."""
+        return (*self.row.packages, *(self.row.quantiser_packages if self.int8 is not None else ()))
 
     def described(self) -> dict[str, Any]:
         """What the file's description says of the options."""
@@ -99,7 +102,8 @@ class ExportOptions:
             InputError: If a value, a combination or the output's name is impossible.
             MissingDependencyError: If a package is missing.
         """
-        row, quantised = self.row, self.int8 is not None
+        row, quantised, limit = self.row, self.int8 is not None, self.calibration_images
+        given_root = self.root is not None and not quantised
         able = [other.name for other in FORMATS.rows.values() if other.quantiser]
         folders = [str(path) for path in self.beside if path.is_dir()]
         faults = {
@@ -114,20 +118,14 @@ class ExportOptions:
             f"--fp16 is not for {row.name}; leave it out.": self.fp16 and not row.half,
             f"--int8 is for {' and '.join(able)}, not for {row.name}.": quantised and not row.quantiser,
             f"--dynamic-batch is not for {row.name}: {row.batch_reason}.": self.dynamic_batch and row.batch == "one",
-            "--root is for --int8 only, which may name a data set below it; leave it out.": (
-                self.root is not None and not quantised
-            ),
-            "--calibration-images is for --int8 only; leave it out.": (
-                self.calibration_images is not None and not quantised
-            ),
-            f"--calibration-images is {self.calibration_images}, but must be at least 1.": (
-                self.calibration_images is not None and self.calibration_images < 1
-            ),
+            "--root is for --int8 only, which may name a data set below it; leave it out.": given_root,
+            "--calibration-images is for --int8 only; leave it out.": limit is not None and not quantised,
+            f"--calibration-images is {limit}, but must be at least 1.": limit is not None and limit < 1,
         }
         for sentence, applies in faults.items():
             if applies:
                 raise InputError(sentence)
-        for package in (*row.packages, *(row.quantiser_packages if quantised else ())):
+        for package in self.packages:
             need(package, f"Exporting to {row.name}", row.extras[0])
         if row.check is not None:
             row.load("check")(self)
@@ -154,10 +152,9 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
     output, path = options.output, Path(checkpoint)
     if path.exists() and any(file.exists() and file.samefile(path) for file in (output, *options.beside)):
         raise InputError(f"--output '{output}' would overwrite the checkpoint '{path}'; choose another file.")
-    reference = open_checkpoint(path)
+    reference = CheckpointFile(path)
     calibration, pictures, kind = _images(options, reference.info)
-    packages = (*options.row.packages, *(options.row.quantiser_packages if options.int8 is not None else ()))
-    info = replace(reference.info, **options.described(), versions=versions("torch", "timm", *packages))
+    info = replace(reference.info, **options.described(), versions=versions("torch", "timm", *options.packages))
     with _folder_beside(output) as work:
         draft = work / output.name
         info = _write_what_runs(_Job(options, reference, calibration, say), info, draft)
@@ -216,7 +213,7 @@ def _images(options: ExportOptions, info: ExportInfo) -> tuple[list[Path], list[
     pictures: list[Any] = [] if options.images is None else spread(images_below(options.images), REAL)
     kind = "real"
     if options.int8 is not None:
-        files = int8.calibration_files(options.int8, options.root)
+        files = calibration_files(options.int8, options.root)
         calibration = spread(files, options.calibration_images or CALIBRATION)
         for file in tqdm(calibration, desc="checking calibration images", leave=False, disable=None):
             as_image(file)
@@ -240,19 +237,14 @@ class _Job:
 
 def _write(job: _Job, info: ExportInfo, draft: Path) -> None:
     row = job.options.row
-    graph = FeatureGraph(
-        deployed(job.reference.network, half=info.precision == "fp16" and row.half == "graph"),
-        info.label_inputs,
-        info.preprocessing,
-        normalize_input=info.normalize_input,
-        l2_normalize=info.l2_normalize,
-    ).eval()
+    half = info.precision == "fp16" and row.half == "graph"
+    graph = FeatureGraph(deployed(job.reference.network, half=half), info).eval()
     given = {name: getattr(job.options, name) for name in row.options}
     if info.precision != "int8":
         row.load("writer")(graph, draft, info, **given)
     else:
         job.say(f"calibrating on {len(job.calibration)} images")
-        row.load("quantiser")(graph, draft, info, int8.calibration_batches(job.calibration, info), **given)
+        row.load("quantiser")(graph, draft, info, _calibration_batches(job.calibration, info), **given)
 
 
 def _write_what_runs(job: _Job, info: ExportInfo, draft: Path) -> ExportInfo:
@@ -260,9 +252,6 @@ def _write_what_runs(job: _Job, info: ExportInfo, draft: Path) -> ExportInfo:
 
     OpenVINO's CPU plugin makes kernels out of shapes that are fixed, and those of some small pruned networks crash;
     then the file is written again for any number of images.
-
-    Raises:
-        RunError: If the runtime crashes on that, too.
     """
     job.say(f"writing {info.file_format}, {info.precision}")
     _write(job, info, draft)
@@ -281,3 +270,44 @@ def _write_what_runs(job: _Job, info: ExportInfo, draft: Path) -> ExportInfo:
         f"The runtime of {info.file_format} crashes when it runs the {info.precision} file; "
         f"'{job.options.output}' was not written."
     )
+
+
+def calibration_files(data: str, root: str | None) -> list[Path]:
+    """Images to calibrate on: those of a folder, or the training images of a data set below ``root``."""
+    known = known_datasets() if compat.is_installed() else {}
+    is_folder, is_dataset = Path(data).is_dir(), data in known
+    if root is None and is_folder:
+        if is_dataset:  # such a folder holds test images as well
+            raise DataError(
+                f"--int8 '{data}' is a data set and a folder here: add --root for the data set's training images, or "
+                f"write ./{data} for the folder."
+            )
+        return images_below(data)
+    if not is_dataset:
+        raise DataError(
+            f"--int8 '{data}' is a folder, but --root is for the name of a data set; leave --root out."
+            if is_folder
+            else f"--int8 '{data}' is neither a folder of images nor a data set known to torchreid."
+        )
+    if root is None:
+        raise DataError(f"--int8 '{data}' names a data set, so --root must name the folder that holds it.")
+    check_dataset_folder(data, root)
+    try:
+        dataset = known[data](root=root, mode="train", verbose=False)
+    except Exception as error:  # a stock class raises whatever its parser meets
+        raise DataError(f"The data set {data} below {root} cannot be read: {first_line(error)}.") from error
+    files = [Path(item[0]) for item in dataset.train]
+    if not files:
+        raise DataError(f"The data set {data} below {root} has no training images.")
+    return files
+
+
+def _calibration_batches(files: Sequence[Path], info: ExportInfo) -> list[dict[str, np.ndarray]]:
+    """Network inputs by name, prepared for a file in batches; labels take every value in turn."""
+    step, batches = info.batch or _CALIBRATION_BATCH, []
+    for start in tqdm(range(0, len(files), step), desc="reading calibration images", leave=False, disable=None):
+        part = list(files[start : start + step])
+        part += [part[-1]] * ((info.batch or 1) - len(part))
+        images = prepare(part, info.preprocessing, normalize=not info.normalize_input)
+        batches.append({"images": images, **info.labels_in_turn(start, len(part))})
+    return batches

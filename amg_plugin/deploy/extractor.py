@@ -89,36 +89,30 @@ class FeatureExtractor:
             InputError: If something else was given.
         """
         items, prepared = _as_items(images)
-        labels = {
-            name: column
-            for name, column in (("camids", _labels(camids, len(items))), ("viewids", _labels(viewids, len(items))))
-            if column is not None
-        }
+        given = {"camids": camids, "viewids": viewids}
+        labels = {name: _labels(values, len(items)) for name, values in given.items() if values is not None}
+        preprocessing, normalizes = self.info.preprocessing, self.info.normalize_input
         parts = [np.zeros((0, self.feature_dim), dtype=np.float32)]
         for start in range(0, len(items), self.batch_size):
             here = slice(start, start + self.batch_size)
-            batch = self._prepared(items[here]) if prepared else self._prepare(items[here])
+            if not prepared:
+                batch = prepare(items[here], preprocessing, normalize=not normalizes)
+            else:
+                batch = unnormalized(items[here], preprocessing) if normalizes else items[here]
             parts.append(self.file.features(batch, {name: column[here] for name, column in labels.items()}))
         features = np.concatenate(parts)
         if self.normalize:
             features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
         return need("torch", "output 'torch'").from_numpy(features) if self.output == "torch" else features
 
-    def _prepare(self, images: Sequence[Any]) -> np.ndarray:
-        return prepare(images, self.info.preprocessing, normalize=not self.info.normalize_input)
-
-    def _prepared(self, batch: np.ndarray) -> np.ndarray:
-        """A normalised batch as the file wants it."""
-        return unnormalized(batch, self.info.preprocessing) if self.info.normalize_input else batch
-
 
 def _open(path: Path, device: str, threads: int) -> ExportedFile:
     if file_format(path) is not None:
         return open_exported(path, device, threads)
     need("torch", f"'{path}' is not an exported file, and a checkpoint")
-    from amg_plugin.deploy.reference import open_checkpoint
+    from amg_plugin.deploy.networks import CheckpointFile
 
-    return open_checkpoint(path, device)
+    return CheckpointFile(path, device)
 
 
 def _as_items(images: Any) -> tuple[Any, bool]:
@@ -130,16 +124,12 @@ def _as_items(images: Any) -> tuple[Any, bool]:
         if images.ndim not in (3, 4):
             raise InputError(f"A prepared batch is [B, 3, height, width] or [3, height, width], not {images.shape}.")
         return (images[None] if images.ndim == 3 else images).astype(np.float32), True
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return list(images), False
-    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-        return list(images), False
-    return [images], False
+    stacked = isinstance(images, np.ndarray) and images.ndim == 4
+    several = stacked or (isinstance(images, Sequence) and not isinstance(images, str | bytes))
+    return list(images) if several else [images], False
 
 
-def _labels(values: Any, count: int) -> np.ndarray | None:
-    if values is None:
-        return None
+def _labels(values: Any, count: int) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     try:

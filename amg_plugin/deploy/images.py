@@ -14,10 +14,7 @@ from amg_plugin.utils.preprocessing import Preprocessing
 
 
 def as_image(source: Any) -> Image.Image:
-    """An RGB image out of a path, a PIL image or an array.
-
-    Args:
-        source: Path, PIL image, or ``uint8`` array ``[H, W, 3]`` (RGB) or ``[H, W]`` (grey).
+    """An RGB image out of a path, a PIL image, or a ``uint8`` array ``[H, W, 3]`` (RGB) or ``[H, W]`` (grey).
 
     Raises:
         DataError: If a file is missing or cannot be decoded.
@@ -70,13 +67,7 @@ def _per_channel(values: tuple[float, ...]) -> np.ndarray:
 
 
 def prepare(sources: list[Any], preprocessing: Preprocessing, *, normalize: bool = True) -> np.ndarray:
-    """Network inputs float32 ``[B, 3, height, width]``.
-
-    Args:
-        sources: What :func:`as_image` takes.
-        preprocessing: Size, interpolation, mean and std.
-        normalize: Subtract the mean and divide by std; False leaves 0 to 1 for graphs that do it themselves.
-    """
+    """Network inputs float32 ``[B, 3, height, width]`` of what :func:`as_image` takes; 0 to 1 if not normalised."""
     batch = np.stack([unit_input(as_image(source), preprocessing) for source in sources])
     return normalized(batch, preprocessing) if normalize else batch
 
@@ -95,6 +86,4 @@ def images_below(folder: str | Path) -> list[Path]:
 
 def spread(items: list[Any], count: int) -> list[Any]:
     """At most ``count`` of ``items``, evenly spread over the list."""
-    if len(items) <= count:
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
+    return items[:] if len(items) <= count else [items[index * len(items) // count] for index in range(count)]

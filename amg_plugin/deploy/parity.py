@@ -1,10 +1,14 @@
-"""How far the features of an exported file are from PyTorch's."""
+"""Whether an exported file runs, and how far its features are from PyTorch's."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,38 +17,57 @@ from PIL import Image
 from amg_plugin.deploy.exported_file import ExportedFile, first_line
 from amg_plugin.deploy.images import prepare
 from amg_plugin.errors import RunError
+from amg_plugin.registries.imports import LOADED
 
 #: Largest difference allowed, relative to the largest feature, per precision.
 LARGEST_DIFFERENCE = {"fp32": 1e-4, "fp16": 1e-2}
 #: Smallest cosine allowed.
 SMALLEST_COSINE = {"int8": 0.99}
+_CODE = """
+import sys
+import numpy as np
+from amg_plugin.deploy.exported_file import open_exported
+from amg_plugin.registries.imports import load_import
+
+for word in sys.argv[2:]:
+    load_import(word)
+file = open_exported(sys.argv[1])
+file.features(np.zeros((1, 3, *file.info.image_size), dtype=np.float32))
+"""
+
+
+def crashes(path: Path) -> bool:
+    """Whether the runtime takes the whole process down when it opens and runs ``path``.
+
+    A file that fails with an exception does not crash; whoever opens it next learns why it fails.
+    """
+    folders = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    ended = subprocess.run(
+        [sys.executable, "-c", _CODE, str(path), *LOADED.values()],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    return ended.returncode not in (0, 1)  # Python itself ends with 1 after an exception
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Outcome.
+    """Outcome: largest difference relative to the largest feature, smallest cosine, and whether they are ``within``.
 
-    Attributes:
-        relative_difference: Largest difference of any feature, divided by the largest feature.
-        cosine: Smallest cosine between the two features of an image.
-        images: Number of images.
-        kind: ``real`` images, ``calibration`` images (there were no others), or ``generated`` ones.
-        batches: Batch sizes that were run.
-        limit: What was allowed, as text.
-        within: Whether it holds.
+    ``kind`` is ``real`` images, ``calibration`` images (there were no others), or ``generated`` ones.
     """
 
     relative_difference: float
     cosine: float
     images: int
     kind: str
-    batches: tuple[int, ...]
+    batches: list[int]
     limit: str
     within: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**asdict(self), "batches": list(self.batches)}
+    to_dict = asdict
 
     def sentence(self) -> str:
         """One line for the terminal."""
@@ -107,7 +130,7 @@ def compare(exported: ExportedFile, reference: ExportedFile, images: Sequence[An
         cosine=cosine,
         images=count,
         kind=kind,
-        batches=tuple(dict.fromkeys(sizes)),
+        batches=list(dict.fromkeys(sizes)),
         limit=f"difference {most:g}" if most is not None else f"cosine {least:g}",
         within=difference <= most if most is not None else cosine >= least,
     )

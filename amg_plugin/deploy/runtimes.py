@@ -12,8 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from amg_plugin.deploy.exported_file import ExportedFile, check_graph, first_line, other_graph
-from amg_plugin.deploy.info import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo, foreign
+from amg_plugin.deploy.exported_file import (
+    EXTRA_FILE,
+    KEY,
+    WEIGHTS_KEY,
+    ExportedFile,
+    ExportInfo,
+    check_graph,
+    first_line,
+    foreign,
+    other_graph,
+)
 from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.utils.files import sha256
 
@@ -67,9 +76,6 @@ def _check_weights(path: Path) -> None:
     """Check that the .bin next to an OpenVINO file is the one written with it.
 
     Before the file is read, since OpenVINO says something else about weights of other shapes, or nothing at all.
-
-    Raises:
-        CheckpointError: If it is another one.
     """
     weights = path.with_suffix(".bin")
     named = re.search(rf'<{WEIGHTS_KEY} value="([0-9a-f]+)"', path.read_text(encoding="utf-8", errors="replace"))
@@ -114,30 +120,38 @@ class OpenVinoFile(ExportedFile):
         return np.array(self.compiled(columns)[0])
 
 
-class TorchScriptFile(ExportedFile):
-    """A TorchScript archive."""
+class _TorchFile(ExportedFile):
+    """An archive that torch runs."""
 
-    def __init__(self, path: Path, device: str, threads: int) -> None:
+    def __init__(self, path: Path, device: str) -> None:
         import torch
 
         super().__init__(path, _archive_info(path))
+        self.torch, self.device = torch, device
+        self.runtime = f"torch {torch.__version__}"
+
+    def run(self, columns: list[np.ndarray]) -> np.ndarray:
+        """As :meth:`ExportedFile.run`."""
+        with self.torch.no_grad():
+            return self.module(*(self.torch.from_numpy(column).to(self.device) for column in columns)).cpu().numpy()
+
+
+class TorchScriptFile(_TorchFile):
+    """A TorchScript archive."""
+
+    def __init__(self, path: Path, device: str, threads: int) -> None:
+        super().__init__(path, device)
         torch_device(device)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # deprecated, as docs/export.md says
-                self.module = torch.jit.load(str(path), map_location=device).eval()
+                self.module = self.torch.jit.load(str(path), map_location=device).eval()
         except RuntimeError as error:
             raise CheckpointError(f"'{path}' cannot be opened by torch.jit: {first_line(error)}") from error
-        self.torch, self.device = torch, device
-        self.runtime = f"torch {torch.__version__}"
         self._try()
 
     def _try(self) -> None:
-        """Run one image: a traced graph does not tell which shapes it takes.
-
-        Raises:
-            CheckpointError: If the description does not belong to the graph.
-        """
+        """Run one image: a traced graph does not tell which shapes it takes."""
         columns = [np.zeros((1, 3, *self.info.image_size), dtype=np.float32)]
         columns += [np.full(1, -1)] * len(self.info.label_inputs)
         try:
@@ -149,39 +163,24 @@ class TorchScriptFile(ExportedFile):
         if found.shape != (1, self.info.feature_dim):
             raise other_graph(self.path, f"features {list(found.shape)}", [1, self.info.feature_dim])
 
-    def run(self, columns: list[np.ndarray]) -> np.ndarray:
-        """As :meth:`ExportedFile.run`."""
-        with self.torch.no_grad():
-            return self.module(*(self.torch.from_numpy(column).to(self.device) for column in columns)).cpu().numpy()
 
-
-class ExportedProgramFile(ExportedFile):
+class ExportedProgramFile(_TorchFile):
     """An archive of ``torch.export``."""
 
     def __init__(self, path: Path, device: str, threads: int) -> None:
-        import torch
-
         if device != "cpu":
             raise InputError(f"device is '{device}', but an ExportedProgram file runs on 'cpu' here.")
-        info = _archive_info(path)
-        super().__init__(path, info)
-        refuse_code(path)
+        super().__init__(path, device)
+        _refuse_code(path)
         try:
-            program = torch.export.load(str(path))
+            program = self.torch.export.load(str(path))
             self.module = program.module()
             values = {node.name: node.meta.get("val") for node in program.graph.nodes}
             shapes = [[_fixed(size) for size in values[name].shape] for name in program.graph_signature.user_inputs]
             width = _fixed(values[program.graph_signature.user_outputs[0]].shape[-1])
         except Exception as error:  # a damaged archive fails anywhere
             raise CheckpointError(f"'{path}' cannot be opened by torch.export: {first_line(error)}") from error
-        check_graph(path, info, info.inputs[: len(shapes)], shapes, width)
-        self.torch = torch
-        self.runtime = f"torch {torch.__version__}"
-
-    def run(self, columns: list[np.ndarray]) -> np.ndarray:
-        """As :meth:`ExportedFile.run`."""
-        with self.torch.no_grad():
-            return self.module(*map(self.torch.from_numpy, columns)).numpy()
+        check_graph(path, self.info, self.info.inputs[: len(shapes)], shapes, width)
 
 
 def _fixed(size: Any) -> int | None:
@@ -212,37 +211,30 @@ def torch_device(name: str) -> Any:
     return device
 
 
-def refuse_code(path: Path) -> None:
+def _refuse_code(path: Path) -> None:
     """Check that nothing in a ``torch.export`` archive is unpickled freely.
 
     torch.export.load would run the code of pickles, which files of the plugin do not need: tensors are stored raw.
-
-    Raises:
-        CheckpointError: If the archive holds such a pickle.
     """
     import torch
 
+    refused = "'{}' holds pickled objects ({}), which could run code: refused."
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             inner = name.partition("/")[2]
-            if inner.endswith("_config.json") and _says_pickle(archive.read(name)):
-                raise CheckpointError(f"'{path}' holds pickled objects ({inner}), which could run code: refused.")
+            if inner.endswith("_config.json") and _says_pickle(json.loads(archive.read(name))):
+                raise CheckpointError(refused.format(path, inner))
             if "/sample_inputs/" in name and archive.getinfo(name).file_size:
                 try:
                     torch.load(BytesIO(archive.read(name)), weights_only=True)
                 except Exception as error:
-                    raise CheckpointError(
-                        f"'{path}' holds pickled objects ({inner}), which could run code: refused."
-                    ) from error
+                    raise CheckpointError(refused.format(path, inner)) from error
 
 
-def _says_pickle(text: bytes) -> bool:
-    def search(value: Any) -> bool:
-        if isinstance(value, dict):
-            return bool(value.get("use_pickle")) or any(map(search, value.values()))
-        return isinstance(value, list) and any(map(search, value))
-
-    return search(json.loads(text))
+def _says_pickle(value: Any) -> bool:
+    if isinstance(value, dict):
+        return bool(value.get("use_pickle")) or any(map(_says_pickle, value.values()))
+    return isinstance(value, list) and any(map(_says_pickle, value))
 
 
 def _archive_info(path: Path) -> ExportInfo:

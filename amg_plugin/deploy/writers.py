@@ -1,4 +1,4 @@
-"""Write a :class:`~amg_plugin.deploy.graph.FeatureGraph` in each format."""
+"""Write a :class:`~amg_plugin.deploy.networks.FeatureGraph` in each format."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.deploy.exported_file import first_line
-from amg_plugin.deploy.info import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo
+from amg_plugin.deploy.exported_file import EXTRA_FILE, KEY, WEIGHTS_KEY, ExportInfo, first_line
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.utils.files import sha256
 
 #: Lowest opset that PyTorch's exporter writes, and what files have unless said otherwise.
 LOWEST_OPSET = DEFAULT_OPSET = 18
+_PRODUCTS = ("MatMul", "Gemm")
 
 
-def example_inputs(info: ExportInfo) -> tuple[Tensor, ...]:
+def _example_inputs(info: ExportInfo) -> tuple[Tensor, ...]:
     """Inputs to record the graph with; two images if their number stays open, since one would be taken as constant."""
     count = info.batch or 2
     return (torch.zeros(count, 3, *info.image_size), *(torch.zeros(count, dtype=torch.int64),) * len(info.label_inputs))
@@ -38,7 +39,7 @@ def _dynamic_shapes(info: ExportInfo) -> Any:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     """Keep remarks of exporters and quantisers about themselves, prints included, from the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -63,9 +64,7 @@ def check_opset(options: Any) -> None:
     if opset is None:
         return
     written = _highest_written(onnx)
-    highest = written
-    while highest > LOWEST_OPSET and not _runs(onnx, ort, highest):
-        highest -= 1
+    highest = next((n for n in range(written, LOWEST_OPSET, -1) if _runs(onnx, ort, n)), LOWEST_OPSET)
     if not LOWEST_OPSET <= opset <= highest:
         raise InputError(
             f"--opset {opset} is impossible: PyTorch's exporter writes {LOWEST_OPSET} to {written}, onnxruntime "
@@ -85,11 +84,8 @@ def _highest_written(onnx: Any) -> int:
 
 def _runs(onnx: Any, ort: Any, opset: int) -> bool:
     make = onnx.helper
-    shape = (
-        make.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1]),
-        make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1]),
-    )
-    graph = make.make_graph([make.make_node("Relu", ["x"], ["y"])], "probe", [shape[0]], [shape[1]])
+    x, y = (make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = make.make_graph([make.make_node("Relu", ["x"], ["y"])], "probe", [x], [y])
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", opset)], ir_version=10)
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -126,13 +122,7 @@ def _attention(
 
 
 def write_onnx(graph: nn.Module, path: Path, info: ExportInfo, opset: int | None = None) -> None:
-    """Write an ONNX file with its weights inside.
-
-    Args:
-        graph: Images (and labels) in, features out.
-        path: The file.
-        info: Its description.
-        opset: ONNX opset; None for :data:`DEFAULT_OPSET`.
+    """Write an ONNX file with its weights inside; of the usual opset, :data:`DEFAULT_OPSET`, if none is given.
 
     Raises:
         RunError: If the exporter fails, or gives another opset.
@@ -140,10 +130,10 @@ def write_onnx(graph: nn.Module, path: Path, info: ExportInfo, opset: int | None
     opset = opset or DEFAULT_OPSET
     # From opset 23 on attention is a node of its own.
     table = {torch.ops.aten.scaled_dot_product_attention.default: _attention} if opset < 23 else None
-    with quietly(), failing_as("The export to ONNX"):
+    with _quietly(), failing_as("The export to ONNX"):
         program = torch.onnx.export(
             graph,
-            example_inputs(info),
+            _example_inputs(info),
             None,
             dynamo=True,
             input_names=list(info.inputs),
@@ -164,54 +154,37 @@ def write_onnx(graph: nn.Module, path: Path, info: ExportInfo, opset: int | None
 
 
 def write_torchscript(graph: nn.Module, path: Path, info: ExportInfo) -> None:
-    """Write a traced TorchScript archive.
-
-    Raises:
-        RunError: If tracing fails.
-    """
-    with quietly(), failing_as("The export to TorchScript"), torch.no_grad():
-        traced = torch.jit.trace(graph, example_inputs(info), check_trace=False)
+    """Write a traced TorchScript archive."""
+    with _quietly(), failing_as("The export to TorchScript"), torch.no_grad():
+        traced = torch.jit.trace(graph, _example_inputs(info), check_trace=False)
         archive = io.BytesIO()  # on a full disk torch's own writer ends the process
         torch.jit.save(traced, archive, _extra_files={EXTRA_FILE: info.to_json()})
     path.write_bytes(archive.getbuffer())
 
 
-def exported_program(graph: nn.Module, info: ExportInfo) -> torch.export.ExportedProgram:
-    """``torch.export`` of the graph.
-
-    Raises:
-        RunError: If it fails.
-    """
-    with quietly(), failing_as("torch.export"), torch.no_grad():
-        return torch.export.export(graph, example_inputs(info), dynamic_shapes=_dynamic_shapes(info))
+def _exported_program(graph: nn.Module, info: ExportInfo) -> torch.export.ExportedProgram:
+    with _quietly(), failing_as("torch.export"), torch.no_grad():
+        return torch.export.export(graph, _example_inputs(info), dynamic_shapes=_dynamic_shapes(info))
 
 
 def write_exported_program(graph: nn.Module, path: Path, info: ExportInfo) -> None:
-    """Write an archive of ``torch.export``.
-
-    Raises:
-        RunError: If exporting fails.
-    """
-    program = exported_program(graph, info)
+    """Write an archive of ``torch.export``."""
+    program = _exported_program(graph, info)
     program.example_inputs = None  # zeros, which would be stored as a pickle
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
-    with quietly(), failing_as("torch.export"):
+    with _quietly(), failing_as("torch.export"):
         archive = io.BytesIO()  # on a full disk torch's own writer ends the process
         torch.export.save(program, archive, extra_files={EXTRA_FILE: info.to_json()})
     path.write_bytes(archive.getbuffer())
 
 
-def openvino_model(graph: nn.Module, info: ExportInfo) -> Any:
-    """The graph as an ``openvino.Model`` with named inputs and its description in ``rt_info``.
-
-    Raises:
-        RunError: If conversion fails.
-    """
+def _openvino_model(graph: nn.Module, info: ExportInfo) -> Any:
+    """The graph as an ``openvino.Model`` with named inputs and its description in ``rt_info``."""
     import openvino
 
-    program = exported_program(graph, info)
-    with quietly(), failing_as("The export to OpenVINO"):
+    program = _exported_program(graph, info)
+    with _quietly(), failing_as("The export to OpenVINO"):
         model = openvino.convert_model(program)
         batch = -1 if info.batch is None else info.batch
         shapes = [[batch, 3, *info.image_size], *[[batch]] * len(info.label_inputs)]
@@ -224,20 +197,12 @@ def openvino_model(graph: nn.Module, info: ExportInfo) -> Any:
 
 
 def write_openvino(graph: nn.Module, path: Path, info: ExportInfo) -> None:
-    """Write an OpenVINO file (.xml) and its weights (.bin); fp16 stores the weights in half precision.
-
-    Raises:
-        RunError: If conversion fails.
-    """
-    save_openvino(openvino_model(graph, info), path, info)
+    """Write an OpenVINO file (.xml) and its weights (.bin); fp16 stores the weights in half precision."""
+    _save_openvino(_openvino_model(graph, info), path, info)
 
 
-def save_openvino(model: Any, path: Path, info: ExportInfo) -> None:
-    """Write an ``openvino.Model``, which then names the hash of its weights, since they are in a file of their own.
-
-    Raises:
-        RunError: If writing fails.
-    """
+def _save_openvino(model: Any, path: Path, info: ExportInfo) -> None:
+    """Write an ``openvino.Model``, which then names the hash of its weights, since they are in a file of their own."""
     from openvino import save_model as save
 
     half = info.precision == "fp16"
@@ -250,13 +215,75 @@ def save_openvino(model: Any, path: Path, info: ExportInfo) -> None:
         raise RunError("OpenVINO wrote other weights when it wrote the same model again.")
 
 
-@contextlib.contextmanager
-def failing_as(what: str) -> Iterator[None]:
-    """Turn what exporters and quantisers raise, whatever their inner parts raise, into one sentence.
+def quantize_onnx(
+    graph: nn.Module, path: Path, info: ExportInfo, batches: list[dict[str, np.ndarray]], opset: int | None = None
+) -> None:
+    """Write an ONNX file that onnxruntime quantised (QDQ form), calibrated on ``batches`` of named inputs.
+
+    Weights are int8 with one scale per output channel, activations uint8 with one scale per tensor. Only what goes into
+    products with weights is quantised. What comes out of them stays in float32, and so do the products inside
+    attention, softmax, norms and the patch embedding: with 8 bits there features suffer, and little time is gained.
 
     Raises:
-        RunError: Naming ``what`` and the innermost error.
+        RunError: If the export or quantisation fails.
     """
+    import onnx
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        rest = iter(batches)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rest, None)
+
+    whole = path.with_name("float.onnx")
+    write_onnx(graph, whole, info, opset)
+    nodes = onnx.load(str(whole)).graph
+    constants = {tensor.name for tensor in nodes.initializer}
+    weighted = [node.name for node in nodes.node if node.op_type in _PRODUCTS and constants.intersection(node.input)]
+    if not weighted:
+        raise RunError("The graph has no product with weights to quantise.")
+    with failing_as("Quantisation by onnxruntime"):
+        with _quietly():
+            quantization.quantize_static(
+                str(whole),
+                str(path),
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                nodes_to_quantize=weighted,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+                extra_options={"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)},
+            )
+        model = onnx.load(str(path))
+        used = {node.domain for node in model.graph.node} | {""}
+        kept = [entry for entry in model.opset_import if entry.domain in used]
+        del model.opset_import[:], model.metadata_props[:]
+        model.opset_import.extend(kept)
+        onnx.helper.set_model_props(model, {KEY: info.to_json()})
+        onnx.save(model, str(path))
+
+
+def quantize_openvino(graph: nn.Module, path: Path, info: ExportInfo, batches: list[dict[str, np.ndarray]]) -> None:
+    """As :func:`quantize_onnx`, an OpenVINO file by NNCF."""
+    import nncf
+
+    model = _openvino_model(graph, info)
+    with failing_as("Quantisation by NNCF"), _quietly():
+        model = nncf.quantize(
+            model,
+            nncf.Dataset([list(batch.values()) for batch in batches]),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(batches),
+        )
+    _save_openvino(model, path, info)
+
+
+@contextlib.contextmanager
+def failing_as(what: str) -> Iterator[None]:
+    """Turn what exporters and quantisers raise into a RunError that names ``what`` and the innermost error."""
     try:
         yield
     except RunError:

@@ -50,7 +50,6 @@ class ExportFormat:
         archive_member: How the name of an entry begins that only zip archives of this format have; empty if the
             ending of the file's name tells.
         fragile: Its runtime may take the process down with it; files are tried in a process of their own.
-        loader: What runs files in ``amg_plugin/bench/worker.py``; the opener by default.
     """
 
     name: str
@@ -72,7 +71,6 @@ class ExportFormat:
     companions: tuple[str, ...] = ()
     archive_member: str = ""
     fragile: bool = False
-    loader: str = "opened"
 
     def load(self, what: str) -> Any:
         """The ``writer``, ``opener``, ``quantiser`` or ``check``, imported now."""
@@ -159,14 +157,13 @@ register_format(
         suffixes=(".onnx",),
         writer="amg_plugin.deploy.writers:write_onnx",
         opener="amg_plugin.deploy.runtimes:OnnxFile",
-        quantiser="amg_plugin.deploy.int8:quantize_onnx",
+        quantiser="amg_plugin.deploy.writers:quantize_onnx",
         options=("opset",),
         check="amg_plugin.deploy.writers:check_opset",
         packages=("onnx", "onnxscript", "onnxruntime"),
         runtime=("onnxruntime",),
         extras=("export", "runtime"),
         devices=("cpu", "cuda"),
-        loader="onnx",
     )
 )
 register_format(
@@ -182,7 +179,6 @@ register_format(
         batch="any",
         batch_reason="a traced graph does not fix the number of images",
         archive_member="code/",
-        loader="torchscript",
     )
 )
 register_format(
@@ -195,7 +191,6 @@ register_format(
         packages=("torch",),
         runtime=("torch",),
         archive_member="archive_format",
-        loader="exported_program",
     )
 )
 register_format(
@@ -205,7 +200,7 @@ register_format(
         suffixes=(".xml",),
         writer="amg_plugin.deploy.writers:write_openvino",
         opener="amg_plugin.deploy.runtimes:OpenVinoFile",
-        quantiser="amg_plugin.deploy.int8:quantize_openvino",
+        quantiser="amg_plugin.deploy.writers:quantize_openvino",
         packages=("openvino",),
         runtime=("openvino",),
         quantiser_packages=("nncf",),
@@ -213,6 +208,5 @@ register_format(
         half="writer",
         companions=(".bin",),
         fragile=True,
-        loader="openvino",
     )
 )

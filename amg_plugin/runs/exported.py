@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.data.manager import build_test_loaders
 from amg_plugin.deploy.exported_file import ExportedFile, open_exported
-from amg_plugin.deploy.network import ExportedNetwork, as_checkpoint, check_unchanged
+from amg_plugin.deploy.networks import ExportedNetwork, as_checkpoint, check_unchanged
 from amg_plugin.models.build import build_network
 from amg_plugin.pruning import apply_plan
 from amg_plugin.runs import result as report

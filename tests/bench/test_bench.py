@@ -12,8 +12,7 @@ import torch
 
 from amg_plugin import compat
 from amg_plugin.bench import table, worker
-from amg_plugin.bench.forms import check_form, write_form
-from amg_plugin.bench.run import Settings, _in_process, quartiles
+from amg_plugin.bench.run import Settings, _in_process, check_form, quartiles, write_form
 from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_structure, joined, parse_rates
 from amg_plugin.checkpoint import save_checkpoint
 from amg_plugin.cli.main import main
@@ -344,7 +343,7 @@ def test_an_exported_file_that_cannot_be_measured_as_wanted_is_refused(pruned, t
 
 @pytest.mark.parametrize("form", ["openvino", "exported_program"])
 def test_forms_that_know_no_gpu_are_refused_on_one(form, monkeypatch):
-    monkeypatch.setattr("amg_plugin.bench.forms.need", lambda *given: None)
+    monkeypatch.setattr("amg_plugin.bench.run.need", lambda *given: None)
     check_form(form, "cpu")
     with pytest.raises(InputError, match="on cpu only"):
         check_form(form, "cuda")
@@ -404,7 +403,6 @@ def test_a_process_that_fails_is_named():
     task = {
         "what": "time",
         "form": "eager",
-        "loader": "network",
         "packages": ["torch"],
         "threads": 1,
         "batches": [1],

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import amg_plugin
-from amg_plugin.deploy.int8 import calibration_files
+from amg_plugin.deploy.export import calibration_files
 from amg_plugin.utils.files import sha256
 
 

@@ -18,8 +18,7 @@ import io
 import numpy as np
 import torch
 
-from amg_plugin.deploy.exported_file import ExportedFile
-from amg_plugin.deploy.info import ExportInfo
+from amg_plugin.deploy.exported_file import ExportedFile, ExportInfo
 from amg_plugin.registries import ExportFormat, register_format
 
 

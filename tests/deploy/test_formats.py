@@ -12,7 +12,7 @@ from small_models import ALL, MEAN, NETWORKS, STD, preprocessing, save
 from amg_plugin.deploy import parity as comparison
 from amg_plugin.deploy.export import ExportOptions, export
 from amg_plugin.deploy.exported_file import open_exported
-from amg_plugin.deploy.probe import crashes
+from amg_plugin.deploy.parity import crashes
 from amg_plugin.deploy.writers import failing_as
 from amg_plugin.errors import CheckpointError, RunError
 from amg_plugin.pruning import current_plan
@@ -91,7 +91,7 @@ def test_a_network_that_openvino_crashes_on_is_written_for_any_number_of_images(
 @no_openvino
 @pytest.mark.parametrize("dynamic_batch", [True, False])
 def test_a_crash_of_openvino_ends_the_export_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, dynamic_batch):
-    monkeypatch.setattr("amg_plugin.deploy.probe._CODE", "import os; os.abort()")
+    monkeypatch.setattr("amg_plugin.deploy.parity._CODE", "import os; os.abort()")
     with pytest.raises(RunError, match="openvino crashes"):
         export(checkpoint("dense"), ExportOptions("openvino", tmp_path / "m.xml", dynamic_batch=dynamic_batch))
     assert not list(tmp_path.iterdir())
@@ -99,7 +99,7 @@ def test_a_crash_of_openvino_ends_the_export_and_leaves_nothing(checkpoint, tmp_
 
 def test_a_crash_is_told_from_an_exception(checkpoint, monkeypatch):
     assert not crashes(checkpoint("dense"))
-    monkeypatch.setattr("amg_plugin.deploy.probe._CODE", "import os; os.abort()")
+    monkeypatch.setattr("amg_plugin.deploy.parity._CODE", "import os; os.abort()")
     assert crashes(checkpoint("dense"))
 
 

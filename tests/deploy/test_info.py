@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from amg_plugin.deploy.exported_file import open_exported
-from amg_plugin.deploy.info import ExportInfo
+from amg_plugin.deploy.exported_file import ExportInfo, open_exported
 from amg_plugin.errors import CheckpointError
 from amg_plugin.registries.formats import FORMATS
 

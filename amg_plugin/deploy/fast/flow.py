@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Positions = tuple[int, ...]
 
@@ -59,8 +60,7 @@ class Flow:
         return tuple(place[position] for position in positions)
 
 
-@dataclass(frozen=True)
-class _Roles:
+class _Roles(NamedTuple):
     keys: frozenset[int]
     queries: frozenset[int]
     carried: frozenset[int]
@@ -84,24 +84,16 @@ def token_flow(kept: Sequence[Sequence[int] | None], variant: str, length: int, 
     steps = []
     for index, role in enumerate(roles):
         later = roles[index + 1 :]
-        gathered = sorted(
-            role.keys | role.queries,
-            key=lambda position, role=role, later=later: (position in role.queries, _until(position, later), position),
-        )
+        order = {position: (position in role.queries, _until(position, later), position) for position in source}
+        gathered = sorted(role.keys | role.queries, key=order.__getitem__)
         carried = [position for position in source if position in role.carried]
         place = {position: number for number, position in enumerate(source)}
         first_query = len(gathered) - len(role.queries)
-        steps.append(
-            Step(
-                gather=tuple(place[position] for position in gathered),
-                carry=tuple(place[position] for position in carried),
-                keys=tuple(number for number, position in enumerate(gathered) if position in role.keys),
-                first_query=first_query,
-                incoming=incoming,
-            )
-        )
+        keys = tuple(number for number, position in enumerate(gathered) if position in role.keys)
+        taken, passed = (tuple(place[position] for position in positions) for positions in (gathered, carried))
+        steps.append(Step(taken, passed, keys, first_query, incoming))
         source, incoming = gathered[first_query:] + carried, len(role.queries)
-    return Flow(steps=tuple(steps), order=tuple(source), outgoing=incoming)
+    return Flow(tuple(steps), tuple(source), incoming)
 
 
 def _until(position: int, later: Sequence[_Roles]) -> int:

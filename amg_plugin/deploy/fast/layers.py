@@ -23,9 +23,6 @@ class Gather(nn.Module):
     """Takes constant places of a sequence; a slice, if they are neighbours.
 
     Sequences are ``[tokens * batch, D]``, token by token: slices of tokens are contiguous for any batch.
-
-    Args:
-        places: Places in the sequence.
     """
 
     def __init__(self, places: Positions) -> None:
@@ -44,13 +41,7 @@ class Gather(nn.Module):
 
 
 class FastLinear(nn.Module):
-    """A linear layer, with what follows it fused where the weights are packed.
-
-    Args:
-        weight: ``[out, in]``; copied.
-        bias: ``[out]`` or None; copied.
-        gelu: Apply the exact GELU.
-    """
+    """A linear layer, with copied weights and what follows it, an exact GELU or a sum, fused where they are packed."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
         super().__init__()
@@ -94,12 +85,7 @@ def _scaled(linear: nn.Linear, scale: nn.Module) -> FastLinear:
 
 
 class FastBlock(nn.Module):
-    """A block in eval mode on exactly the tokens that its step names.
-
-    Args:
-        block: The block of the reference network.
-        step: Its tokens.
-    """
+    """A block of the reference network, in eval mode on exactly the tokens that its step names."""
 
     def __init__(self, block: PrunableBlock, step: Step) -> None:
         super().__init__()
@@ -134,13 +120,7 @@ class FastBlock(nn.Module):
         self.fc2 = _scaled(mlp.fc2, block.ls2)
 
     def forward(self, tokens: Tensor, carried: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
-        """What leaves the block and what is carried around it.
-
-        Args:
-            tokens: What left the block before, ``[tokens * batch, D]``.
-            carried: What was carried around it, in the same form; None for nothing.
-            batch: Images.
-        """
+        """What leaves the block and what is carried around it, each ``[tokens * batch, D]``, out of the same two."""
         source = torch.cat((tokens, carried)) if self.needs_carried and carried is not None else tokens
         tokens = source if self.gather is None else self.gather(source, batch)
         normed = self.norm1(tokens)

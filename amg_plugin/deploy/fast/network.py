@@ -31,11 +31,7 @@ from amg_plugin.pruning import current_plan
 
 
 class FastPatches(nn.Module):
-    """Patch embedding, prefix tokens and position embedding.
-
-    Args:
-        vit: The ViT of the reference network.
-    """
+    """Patch embedding, prefix tokens and position embedding."""
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
@@ -94,10 +90,8 @@ class ClassToken(nn.Module):
         tokens = self.norm(self.restore(tokens, batch)).view(self.restore.count, batch, -1)
         if self.distilled:
             features = (tokens[0] + tokens[1]) / 2
-        elif self.pooled:
-            features = self.fc_norm(self._pool(tokens.transpose(0, 1)))
         else:
-            features = self.fc_norm(tokens[0])
+            features = self.fc_norm(self._pool(tokens.transpose(0, 1)) if self.pooled else tokens[0])
         features = at_least_float32(features)
         return features if self.neck is None else self.neck(features)
 
@@ -191,11 +185,7 @@ class FastNetwork(nn.Module):
             self.head = ClassToken(model, flow, model.bottleneck if model.spec.neck_feat == "after" else None)
 
     def train(self, mode: bool = True) -> FastNetwork:
-        """Eval mode only.
-
-        Raises:
-            RuntimeError: If ``mode`` is True.
-        """
+        """Eval mode only; raises RuntimeError if ``mode`` is True."""
         if mode:
             raise RuntimeError("the fast form of a network only evaluates; train the network that it was made from")
         return super().train(False)
