@@ -104,15 +104,19 @@ def _openvino(task: dict[str, Any]) -> Load:
     return load
 
 
-def _in_torch(task: dict[str, Any], open_entry: Callable[[Any, dict[str, Any]], tuple[Any, int]]) -> Load:
+def _in_torch(open_entry: Callable[[Any, dict[str, Any], dict[str, Any]], tuple[Any, int]], task: dict) -> Load:
     import torch
 
     torch.set_grad_enabled(False)
     torch.set_num_threads(task["threads"])
     device = task["device"]
+    opened: dict[str, tuple[Any, int]] = {}  # once for all numbers of images
 
     def load(entry: dict[str, Any], batch: int) -> tuple[int, Bind]:
-        module, count = open_entry(torch, entry)
+        name = entry["subject"]["name"]
+        if name not in opened:
+            opened[name] = open_entry(torch, task, entry)
+        module, count = opened[name]
 
         def bind(inputs: list[Any]) -> Pass:
             tensors = [torch.from_numpy(value).to(device) for value in inputs]
@@ -129,38 +133,24 @@ def _in_torch(task: dict[str, Any], open_entry: Callable[[Any, dict[str, Any]], 
     return load
 
 
-def _network(task: dict[str, Any]) -> Load:
-    built: dict[str, tuple[Any, int]] = {}
+def _network(torch: Any, task: dict[str, Any], entry: dict[str, Any]) -> tuple[Any, int]:
+    from amg_plugin.bench.subjects import Subject
+    from amg_plugin.deploy.fast import fast, has_fast_form
 
-    def open_entry(torch: Any, entry: dict[str, Any]) -> tuple[Any, int]:
-        from amg_plugin.bench.subjects import Subject
-        from amg_plugin.deploy.fast import fast, has_fast_form
-
-        subject = Subject.from_dict(entry["subject"])
-        if subject.name not in built:  # once for all numbers of images
-            torch.manual_seed(0)
-            model = subject.build().to(task["device"])
-            count = 1 + bool(getattr(model, "uses_cameras", False))
-            built[subject.name] = (fast(model) if task["form"] == "fast" and has_fast_form(model) else model, count)
-        return built[subject.name]
-
-    return _in_torch(task, open_entry)
+    torch.manual_seed(0)
+    model = Subject.from_dict(entry["subject"]).build().to(task["device"])
+    count = 1 + bool(getattr(model, "uses_cameras", False))
+    return (fast(model) if task["form"] == "fast" and has_fast_form(model) else model), count
 
 
-def _torchscript(task: dict[str, Any]) -> Load:
-    def open_entry(torch: Any, entry: dict[str, Any]) -> tuple[Any, int]:
-        module = torch.jit.load(entry["file"], map_location=task["device"]).eval()
-        return module, len(list(module.graph.inputs())) - 1  # the first is the module
-
-    return _in_torch(task, open_entry)
+def _torchscript(torch: Any, task: dict[str, Any], entry: dict[str, Any]) -> tuple[Any, int]:
+    module = torch.jit.load(entry["file"], map_location=task["device"]).eval()
+    return module, len(list(module.graph.inputs())) - 1  # the first is the module
 
 
-def _exported_program(task: dict[str, Any]) -> Load:
-    def open_entry(torch: Any, entry: dict[str, Any]) -> tuple[Any, int]:
-        program = torch.export.load(entry["file"])
-        return program.module(), len(program.graph_signature.user_inputs)
-
-    return _in_torch(task, open_entry)
+def _exported_program(torch: Any, task: dict[str, Any], entry: dict[str, Any]) -> tuple[Any, int]:
+    program = torch.export.load(entry["file"])
+    return program.module(), len(program.graph_signature.user_inputs)
 
 
 def _opened(task: dict[str, Any]) -> Load:
@@ -176,12 +166,12 @@ def _opened(task: dict[str, Any]) -> Load:
 
 #: What runs a form; any other one is a format of the user's.
 _LOADERS = {
-    "eager": _network,
-    "fast": _network,
+    "eager": partial(_in_torch, _network),
+    "fast": partial(_in_torch, _network),
     "onnx": _onnx,
     "openvino": _openvino,
-    "torchscript": _torchscript,
-    "exported_program": _exported_program,
+    "torchscript": partial(_in_torch, _torchscript),
+    "exported_program": partial(_in_torch, _exported_program),
 }
 
 

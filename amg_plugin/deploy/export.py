@@ -80,16 +80,6 @@ class ExportOptions:
         """What has to be installed."""
         return (*self.row.packages, *(self.row.quantiser_packages if self.int8 is not None else ()))
 
-    def described(self) -> dict[str, Any]:
-        """What the file's description says of the options."""
-        return {
-            "file_format": self.file_format,
-            "precision": self.precision,
-            "batch": None if self.row.batch == "any" or self.dynamic_batch else 1,
-            "normalize_input": self.normalize_input,
-            "l2_normalize": self.l2_normalize,
-        }
-
     @property
     def beside(self) -> list[Path]:
         """What is written next to the file; the description comes first."""
@@ -154,7 +144,15 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
         raise InputError(f"--output '{output}' would overwrite the checkpoint '{path}'; choose another file.")
     reference = CheckpointFile(path)
     calibration, pictures, kind = _images(options, reference.info)
-    info = replace(reference.info, **options.described(), versions=versions("torch", "timm", *options.packages))
+    info = replace(
+        reference.info,
+        file_format=options.file_format,
+        precision=options.precision,
+        batch=None if options.row.batch == "any" or options.dynamic_batch else 1,
+        normalize_input=options.normalize_input,
+        l2_normalize=options.l2_normalize,
+        versions=versions("torch", "timm", *options.packages),
+    )
     with _folder_beside(output) as work:
         draft = work / output.name
         info = _write_what_runs(_Job(options, reference, calibration, say), info, draft)

@@ -150,7 +150,7 @@ def file_size(path: str | Path) -> int:
     return sum(file.stat().st_size for file in (row.files(path) if row else [path]) if file == path or file.exists())
 
 
-register_format(
+for _row in (
     ExportFormat(
         name="onnx",
         summary="an ONNX file in ONNX Runtime",
@@ -164,9 +164,7 @@ register_format(
         runtime=("onnxruntime",),
         extras=("export", "runtime"),
         devices=("cpu", "cuda"),
-    )
-)
-register_format(
+    ),
     ExportFormat(
         name="torchscript",
         summary="a TorchScript file in PyTorch",
@@ -179,9 +177,7 @@ register_format(
         batch="any",
         batch_reason="a traced graph does not fix the number of images",
         archive_member="code/",
-    )
-)
-register_format(
+    ),
     ExportFormat(
         name="exported_program",
         summary="a file of torch.export in PyTorch",
@@ -191,9 +187,7 @@ register_format(
         packages=("torch",),
         runtime=("torch",),
         archive_member="archive_format",
-    )
-)
-register_format(
+    ),
     ExportFormat(
         name="openvino",
         summary="an OpenVINO file, computing in float32",
@@ -208,5 +202,6 @@ register_format(
         half="writer",
         companions=(".bin",),
         fragile=True,
-    )
-)
+    ),
+):
+    register_format(_row)
