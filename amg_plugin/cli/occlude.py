@@ -67,8 +67,7 @@ def _source_folder(source: str, root: str) -> Path:
 
     known = {}
     if compat.is_installed():
-        from amg_plugin.data.checks.folders import check_dataset_folder
-        from amg_plugin.data.datasets.names import known_datasets
+        from amg_plugin.data.checks.folders import check_dataset_folder, known_datasets
 
         known = known_datasets()
         if source in known and (folder := check_dataset_folder(source, root)):

@@ -29,8 +29,10 @@ from amg_plugin.data.layout import (
     FolderLayout,
     count_differences,
     first_of,
+    new_dataset,
+    refuse_existing,
+    write_parts,
 )
-from amg_plugin.data.writing import new_dataset, refuse_existing, write_parts
 from amg_plugin.errors import DataError, RunError
 
 logger = logging.getLogger(__name__)

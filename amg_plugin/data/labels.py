@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.reid import unwrap
@@ -91,6 +92,8 @@ def _torchreids_offsets(labels: Sequence[set[int]]) -> list[int]:
 VIEWS = "viewid"
 
 Labels = tuple[Tensor | None, ...]
+Loaders = Mapping[str, Mapping[str, DataLoader]]
+"""Target -> part -> loader, as in ``test_loader`` of torchreid's data manager."""
 
 
 @dataclass

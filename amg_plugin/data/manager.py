@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from amg_plugin import compat
 from amg_plugin.config.schema import SAMPLERS
-from amg_plugin.data.checks.folders import Batch, check_training_set
+from amg_plugin.data.checks.folders import Batch, check_training_set, known_datasets
 from amg_plugin.data.checks.inspection import Inspection, inspect_data
-from amg_plugin.data.datasets.names import known_datasets
+from amg_plugin.data.datasets.local import relabelled, usable_items
+from amg_plugin.data.labels import Loaders
 from amg_plugin.data.layout import TEST_PARTS
-from amg_plugin.data.loaders import (
-    Loaders,
-    leave_out_of_tests,
-    leave_out_of_training,
-    relabelled,
-    shortened,
-    usable_items,
-)
 from amg_plugin.data.occlusion.settings import Coverage
 from amg_plugin.data.transforms import (
     RandomOcclusion,
@@ -36,6 +30,8 @@ from amg_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
+
+logger = logging.getLogger(__name__)
 
 #: What torchreid's manager hands on to the data sets -> the key of a configuration that says it.
 DATASET_OPTIONS = {
@@ -268,3 +264,55 @@ def _check_input(
 def _sizes(options: Mapping[str, Any]) -> dict[str, int]:
     """How many of what there are in a batch."""
     return {key: options[key] for key in ("num_instances", "num_cams", "num_datasets") if key in options}
+
+
+def leave_out_of_training(
+    loader: DataLoader, unusable: Collection[str], make_sampler: Callable[[list[tuple[Any, ...]]], Any]
+) -> DataLoader:
+    """The training loader without the ``unusable`` files; its data set is changed in place."""
+    dataset = loader.dataset
+    before = len({item[1] for item in dataset.train})
+    dataset.train = dataset.data = relabelled(usable_items(dataset.train, unusable))
+    dataset.num_train_pids = dataset.get_num_pids(dataset.train)
+    if lost := before - dataset.num_train_pids:
+        logger.warning("%d of %d training identities have no readable image and are left out", lost, before)
+    return _with_sampler(loader, make_sampler(dataset.train))
+
+
+def leave_out_of_tests(loaders: Loaders, unusable: Collection[str], unmatched: Mapping[str, Collection[str]]) -> None:
+    """Take files out of query and gallery loaders, in place."""
+    for target, parts in loaders.items():
+        for part, loader in parts.items():
+            alone = unmatched.get(target, ()) if part == "query" else ()
+            items = usable_items(loader.dataset.data, {*unusable, *alone})
+            loader.dataset.data = items
+            setattr(loader.dataset, part, items)
+
+
+class FirstItems(Sampler):
+    """The first ``count`` items of another sampler, which shuffles again each epoch as before."""
+
+    def __init__(self, sampler: Sampler, count: int) -> None:
+        self.sampler, self.count = sampler, count
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(iter(self.sampler), self.count)
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.sampler))
+
+
+def shortened(loader: DataLoader, batches: int) -> DataLoader:
+    """The same training loader with epochs of at most ``batches`` batches, for trials on slow machines."""
+    return _with_sampler(loader, FirstItems(loader.sampler, batches * loader.batch_size))
+
+
+def _with_sampler(loader: DataLoader, sampler: Sampler) -> DataLoader:
+    return DataLoader(
+        loader.dataset,
+        sampler=sampler,
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+    )

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from amg_plugin.data.labels import Loaders
 from amg_plugin.data.layout import TEST_PARTS
-from amg_plugin.data.loaders import Loaders
 from amg_plugin.data.occlusion.masks import COVERED, Grid, covered_by_masks
 from amg_plugin.evaluation.evaluator import Evaluator
 from amg_plugin.models.reid import unwrap

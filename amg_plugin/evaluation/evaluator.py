@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from amg_plugin import compat
-from amg_plugin.data.labels import TargetLabels
+from amg_plugin.data.labels import Loaders, TargetLabels
 from amg_plugin.data.layout import TEST_PARTS
-from amg_plugin.data.loaders import Loaders
 from amg_plugin.evaluation.protocol import Embedded, Protocol, Scores
 
 logger = logging.getLogger(__name__)

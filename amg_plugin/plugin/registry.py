@@ -97,7 +97,7 @@ def register() -> None:
         InputError: A name is already taken by someone else.
     """
     models = compat.model_factory()
-    from amg_plugin.data.datasets.names import known_datasets
+    from amg_plugin.data.checks.folders import known_datasets
 
     with _lock:
         refuse_taken("model", models, MODELS)

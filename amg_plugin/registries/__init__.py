@@ -81,12 +81,12 @@ for _name, _class, _line in (
 ):
     REDUCERS.register(_name, f"amg_plugin.models.reducers.{_class}", summary=_line)
 for _name, _class, _line in (
-    ("synthetic_reid", "occluded:SyntheticReID", "people drawn as coloured figures (amg-reid demo)"),
-    ("occluded_duke", "occluded:OccludedDuke", "Occluded-DukeMTMC (ICCV 2019)"),
-    ("occluded_reid", "occluded:OccludedREID", "Occluded-REID (ICME 2018), to evaluate on"),
-    ("partial_reid", "occluded:PartialREID", "Partial-REID (ICCV 2015), to evaluate on"),
-    ("p_dukemtmc", "occluded:PDukeMTMC", "P-DukeMTMC-reID (ICME 2018)"),
-    ("occluded_market1501", "occluded:OccludedMarket1501", "Market-1501 behind drawn objects (amg-reid occlude)"),
+    ("synthetic_reid", "SyntheticReID", "people drawn as coloured figures (amg-reid demo)"),
+    ("occluded_duke", "OccludedDuke", "Occluded-DukeMTMC (ICCV 2019)"),
+    ("occluded_reid", "OccludedREID", "Occluded-REID (ICME 2018), to evaluate on"),
+    ("partial_reid", "PartialREID", "Partial-REID (ICCV 2015), to evaluate on"),
+    ("p_dukemtmc", "PDukeMTMC", "P-DukeMTMC-reID (ICME 2018)"),
+    ("occluded_market1501", "OccludedMarket1501", "Market-1501 behind drawn objects (amg-reid occlude)"),
 ):
     DATASETS.register(_name, f"amg_plugin.data.datasets.{_class}", summary=_line, needs=("torchreid",))
 for _name in ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase"):

@@ -14,8 +14,7 @@ from yacs.config import CfgNode
 from amg_plugin import compat
 from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.config import from_plain_dict, get_default_config, to_plain_dict
-from amg_plugin.data.labels import TrainingCameras
-from amg_plugin.data.loaders import Loaders
+from amg_plugin.data.labels import Loaders, TrainingCameras
 from amg_plugin.data.manager import build_test_loaders
 from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.evaluation.evaluator import Evaluator

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.config import get_default_config, to_plain_dict
-from amg_plugin.data.loaders import Loaders
+from amg_plugin.data.labels import Loaders
 from amg_plugin.data.manager import build_test_loaders
 from amg_plugin.errors import InputError
 from amg_plugin.evaluation.covered_attention import covered_attention, covered_section, covered_targets

@@ -153,7 +153,7 @@ def test_links_share_their_content_with_the_source(amg_reid, duke, lists, root):
 
 @pytest.mark.skipif(not compat.is_installed(), reason="torchreid is not installed")
 def test_torchreid_opens_what_was_built(amg_reid, duke, lists, root):
-    from amg_plugin.data.datasets.occluded import OccludedDuke
+    from amg_plugin.data.datasets.local import OccludedDuke
 
     assert amg_reid(*words(duke, lists, root)).status == 0
     dataset = OccludedDuke(root=root, verbose=False)
@@ -338,7 +338,7 @@ def test_the_official_lists_give_the_official_counts(amg_reid, caplog, tmp_path,
     ]
     assert "(the official counts)" in outcome.out
     if compat.is_installed():
-        from amg_plugin.data.datasets.occluded import OccludedDuke
+        from amg_plugin.data.datasets.local import OccludedDuke
 
         dataset = OccludedDuke(root=root, verbose=False)
         assert [len(part) for part in (dataset.train, dataset.query, dataset.gallery)] == [15_618, 2_210, 17_661]

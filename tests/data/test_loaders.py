@@ -1,7 +1,7 @@
 import pytest
 from torch.utils.data import DataLoader, RandomSampler
 
-from amg_plugin.data.loaders import shortened
+from amg_plugin.data.manager import shortened
 
 
 @pytest.mark.parametrize(("batches", "expected"), [(1, 4), (3, 12), (9, 20)])

@@ -51,7 +51,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "amg_plug
     del sys.modules[name]
 import amg_plugin as again
 from amg_plugin.plugin import registry as new_registry
-from amg_plugin.data.datasets.occluded import SyntheticReID
+from amg_plugin.data.datasets.local import SyntheticReID
 facts["reloaded"] = [
     models["vit_amg"] is new_registry.MODELS["vit_amg"] and models["vit_amg"] is not old[0],
     datasets["synthetic_reid"] is SyntheticReID and datasets["synthetic_reid"] is not old[1],
@@ -161,7 +161,7 @@ def test_missing_torchreid_is_told_from_torchreids_missing_needs(messages):
 
 _ORDERS = {
     "torchreid first": "import torchreid, amg_plugin",
-    "one of its modules first": "import amg_plugin.data.datasets.occluded, torchreid",
+    "one of its modules first": "import amg_plugin.data.datasets.local, torchreid",
     "looked for, then imported by several threads": """
 import importlib.util, threading, amg_plugin
 assert importlib.util.find_spec("torchreid").loader.get_source("torchreid")

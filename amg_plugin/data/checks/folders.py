@@ -1,4 +1,4 @@
-"""Checks of data set folders and of the training set's size before a run starts.
+"""Data sets by name, and checks of their folders and of the training set's size before a run starts.
 
 torchreid downloads where a folder is missing (and leaves an empty one behind) and trains nothing where a batch is
 larger than the training set. Here each of these is an error up front.
@@ -14,11 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amg_plugin.data.datasets.names import known_datasets
+from amg_plugin import compat
 from amg_plugin.data.layout import FolderLayout
 from amg_plugin.errors import ConfigError, DataError
+from amg_plugin.registries import DATASETS
+from amg_plugin.registries.registry import refuse_taken
 
 logger = logging.getLogger(__name__)
+
+
+def known_datasets() -> dict[str, type]:
+    """torchreid's table, name -> class, with the entries of :data:`amg_plugin.registries.DATASETS` in it.
+
+    Raises:
+        MissingDependencyError: torchreid is missing.
+        InputError: A name is taken by someone else; nothing is entered then.
+    """
+    known = compat.image_dataset_factory()
+    ours = {name: DATASETS.load(name) for name in DATASETS}
+    refuse_taken("data set", known, ours)
+    known.update(ours)
+    return known
 
 
 def check_dataset_folder(name: str, root: str | Path) -> Path | None:

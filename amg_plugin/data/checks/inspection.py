@@ -14,9 +14,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from amg_plugin.data.checks.folders import check_dataset_folder
+from amg_plugin.data.checks.folders import check_dataset_folder, known_datasets
 from amg_plugin.data.datasets.local import queries_without_match
-from amg_plugin.data.datasets.names import known_datasets
 from amg_plugin.data.layout import MARKET_EXAMPLE, MARKET_FOLDERS, TEST_PARTS, identity_and_camera
 from amg_plugin.errors import AMGError, ConfigError, DataError
 

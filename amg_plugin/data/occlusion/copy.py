@@ -32,15 +32,17 @@ from amg_plugin.data.layout import (
     QUERY_DIR,
     TRAIN_DIR,
     FolderLayout,
+    copy_image,
     first_of,
     identity_and_camera,
     list_images,
     name_of,
+    new_dataset,
+    refuse_existing,
 )
 from amg_plugin.data.occlusion.bars import occlude
 from amg_plugin.data.occlusion.masks import FORMAT, MANIFEST, MASK_DIR, VERSION, mask_name, write_mask
 from amg_plugin.data.occlusion.settings import CopySettings
-from amg_plugin.data.writing import copy_image, new_dataset, refuse_existing
 from amg_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -16,10 +16,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, QUERY_DIR, TRAIN_DIR, market_name
+from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, QUERY_DIR, TRAIN_DIR, market_name, new_dataset
 from amg_plugin.data.synthetic.figures import Appearance, FigurePainter, difference, sample_appearance, sample_pose
 from amg_plugin.data.synthetic.scenes import MARGIN, Camera, paint_background, paint_occluder, photograph, sample_camera
-from amg_plugin.data.writing import new_dataset
 from amg_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import pytest
 
 import amg_plugin
 from amg_plugin import compat
-from amg_plugin.data.loaders import relabelled
+from amg_plugin.data.datasets.local import relabelled
 from amg_plugin.errors import ConfigError, DataError
 
 if not compat.is_installed():

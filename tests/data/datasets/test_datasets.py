@@ -9,7 +9,7 @@ from amg_plugin.errors import DataError
 if not compat.is_installed():
     pytest.skip("torchreid is not installed", allow_module_level=True)
 
-from amg_plugin.data.datasets.occluded import SyntheticReID
+from amg_plugin.data.datasets.local import SyntheticReID
 
 
 @pytest.fixture

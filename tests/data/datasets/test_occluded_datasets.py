@@ -22,8 +22,8 @@ from amg_plugin.errors import DataError
 if not compat.is_installed():
     pytest.skip("torchreid is not installed", allow_module_level=True)
 
+from amg_plugin.data.checks.folders import known_datasets
 from amg_plugin.data.datasets.local import LocalDataset
-from amg_plugin.data.datasets.names import known_datasets
 from amg_plugin.data.manager import AMGImageDataManager
 
 SIZES = {  # train, query, gallery
