@@ -41,8 +41,7 @@ _LISTED = 10  # names in a message
 
 # Development splits ---------------------------------------------------------------------------------------------------
 
-FORMAT = "amg_plugin.split"
-VERSION = 1
+FORMAT, VERSION = "amg_plugin.split", 1
 DEFAULT_SPLIT = "market1501_dev_250_100"
 """The shipped split: 250 training and 100 test identities of Market-1501's training set."""
 
@@ -135,11 +134,7 @@ def find_source(folder: str | Path) -> Path:
 def write_split(market: str | Path, root: str | Path, split: Split, *, link: bool = False) -> Path:
     """Make the data set of a split below ``root``, where torchreid looks for Market-1501; it is complete or absent.
 
-    Args:
-        market: The user's Market-1501, see :func:`find_source`.
-        root: Data root of the new data set; made if missing. It must not be the root of the user's Market-1501.
-        split: What goes where.
-        link: Make hard links instead of copies; both folders have to be on the same file system.
+    ``market`` is the user's Market-1501, see :func:`find_source`; hard links need both on one file system.
 
     Returns:
         The folder of the data set, ``root/market1501``.
@@ -180,8 +175,6 @@ _MAX_LIST_BYTES = 64 * 2**20
 
 Sizes = dict[str, dict[str, int]]
 """Folder of DukeMTMC-reID -> name -> bytes."""
-Plan = dict[str, list[tuple[str, str]]]
-"""Part -> folder of DukeMTMC-reID and name of every image."""
 
 
 @dataclass(frozen=True)
@@ -199,11 +192,7 @@ class Built:
 
 
 def read_lists(folder: str | Path) -> dict[str, list[str]]:
-    """Reads ``train.list``, ``query.list`` and ``gallery.list``, one file name a line.
-
-    Args:
-        folder: The folder of the lists, or the one above it as the authors publish them (``Occluded_Duke``).
-    """
+    """Reads ``train.list``, ``query.list`` and ``gallery.list``, in ``folder`` or its ``Occluded_Duke``."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"The folder of lists {folder} does not exist.")
@@ -211,8 +200,7 @@ def read_lists(folder: str | Path) -> dict[str, list[str]]:
     inner = folder / "Occluded_Duke"
     if not any((folder / name).is_file() for name in files) and inner.is_dir():
         folder = inner
-    missing = [name for name in files if not (folder / name).is_file()]
-    if missing:
+    if missing := [name for name in files if not (folder / name).is_file()]:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:_LISTED]) or "nothing"
         raise DataError(f"{folder} lacks {', '.join(missing)} (expected are {', '.join(files)}); found there: {found}.")
     return {part: _read_list(folder / f"{part}.list") for part in PARTS}
@@ -231,26 +219,18 @@ def _read_list(path: Path) -> list[str]:
     if not names:
         raise DataError(f"The list {path} holds no names.")
     # Full match: a name with a folder in it, such as ../x.jpg, could reach outside the source and the target.
-    bad = [name for name in names if not _NAME.fullmatch(name)]
-    if bad:
+    if bad := [name for name in names if not _NAME.fullmatch(name)]:
         raise DataError(
             f"{len(bad)} of {len(names)} lines of the list {path} are not file names of DukeMTMC-reID "
             f"(PPPP_cC_fFFFFFFF.jpg, without a folder): {first_of([repr(name[:80]) for name in bad])}."
         )
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"The list {path} repeats {len(twice)} names: {first_of(twice)}.")
     return names
 
 
 def build_occluded_duke(source: str | Path, lists: str | Path, root: str | Path, link: bool = False) -> Built:
-    """Builds ``root/occluded_duke``.
-
-    Args:
-        source: DukeMTMC-reID's folder, or one above it.
-        lists: Folder with the name lists.
-        root: Data root; made if it does not exist.
-        link: Make hard links instead of copies; the source must be on the same file system.
+    """Builds ``root/occluded_duke`` from DukeMTMC-reID, in the folder ``source`` or below, and the folder of lists.
 
     Raises:
         DataError: The target exists, or source or lists cannot be used; listed images that are missing are named.
@@ -267,15 +247,15 @@ def build_occluded_duke(source: str | Path, lists: str | Path, root: str | Path,
     sizes = {folder: _sizes(duke / folder) for folder in MARKET_FOLDERS.values()}
     plan = _plan(duke, sizes, names)
     with new_dataset(target, link) as work:
-        write_parts(work, {part: [duke / folder / name for folder, name in plan[part]] for part in PARTS}, link)
+        write_parts(work, plan, link)
         for part, own in MARKET_FOLDERS.items():
-            written, wanted = _sizes(work / own), {name: sizes[folder][name] for folder, name in plan[part]}
+            written, wanted = _sizes(work / own), {path.name: sizes[path.parent.name][path.name] for path in plan[part]}
             if wrong := sorted(name for name in wanted if wanted[name] != written.get(name)):
                 raise RunError(f"{len(wrong)} images of {part} were not written as they are: {first_of(wrong)}.")
     built = Built(
         target,
-        {part: _count(names[part]) for part in PARTS},
-        {part: sum(folder != own for folder, _ in plan[part]) for part, own in MARKET_FOLDERS.items()},
+        {part: (len(names[part]), len({name.partition("_")[0] for name in names[part]})) for part in PARTS},
+        {part: sum(path.parent.name != own for path in plan[part]) for part, own in MARKET_FOLDERS.items()},
     )
     if differences := count_differences(built.counts, OFFICIAL):
         logger.warning(
@@ -294,26 +274,18 @@ def _sizes(folder: Path) -> dict[str, int]:
         raise DataError(f"{folder} cannot be read: {error}.") from error
 
 
-def _plan(duke: Path, sizes: Sizes, names: Mapping[str, Sequence[str]]) -> Plan:
+def _plan(duke: Path, sizes: Sizes, names: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
     """Where every image is; complains of all that cannot be copied before anything is written."""
-    plan: Plan = {part: [] for part in PARTS}
-    missing: list[str] = []
-    for part, own in MARKET_FOLDERS.items():
-        for name in names[part]:
-            folder = own if name in sizes[own] else _FALLBACK
-            if name in sizes[folder]:
-                plan[part].append((folder, name))
-            else:
-                missing.append(f"{part}: {name}")
-    if missing:
+    plan = {
+        part: [duke / (own if name in sizes[own] else _FALLBACK) / name for name in names[part]]
+        for part, own in MARKET_FOLDERS.items()
+    }
+    every = [(part, path, sizes[path.parent.name].get(path.name)) for part in PARTS for path in plan[part]]
+    if missing := [f"{part}: {path.name}" for part, path, size in every if size is None]:
         raise DataError(
             f"{len(missing):,} of {sum(map(len, names.values())):,} listed images are missing in {duke} (looked for in "
             f"their own split and in {_FALLBACK}): {first_of(missing, _LISTED)}."
         )
-    if empty := [name for part in PARTS for folder, name in plan[part] if not sizes[folder][name]]:
+    if empty := [path.name for _, path, size in every if not size]:
         raise DataError(f"{len(empty)} images in {duke} are empty: {first_of(empty, _LISTED)}.")
     return plan
-
-
-def _count(names: Sequence[str]) -> tuple[int, int]:
-    return len(names), len({name.partition("_")[0] for name in names})

@@ -42,7 +42,8 @@ class TrainingCameras:
         labels: list[set[int]] = [set() for _ in sources]
         for _, _, camid, place, *_ in datamanager.train_loader.dataset.train:
             labels[_place(place, sources)].add(camid)
-        offsets = getattr(datamanager, "camera_offsets", None) or _torchreids_offsets(labels)
+        joined = [len(set().union(*labels[:place])) for place in range(len(labels))]  # as torchreid counts
+        offsets = getattr(datamanager, "camera_offsets", None) or joined
         table: dict[str, set[int]] = {}
         for name, own, offset in zip(sources, labels, offsets, strict=True):
             table.setdefault(name, set()).update(label - offset for label in own)
@@ -84,10 +85,6 @@ def _place(place: int, sources: Sequence[str]) -> int:
     return place if len(sources) > 1 else 0
 
 
-def _torchreids_offsets(labels: Sequence[set[int]]) -> list[int]:
-    return [len(set().union(*labels[:place])) for place in range(len(labels))]
-
-
 #: Key of view labels in a batch; torchreid's own data sets have none.
 VIEWS = "viewid"
 
@@ -98,15 +95,10 @@ Loaders = Mapping[str, Mapping[str, DataLoader]]
 
 @dataclass
 class TrainingLabels:
-    """Turns the camera labels of training batches into the rows that a network has learned.
-
-    Attributes:
-        datamanager: torchreid's image data manager or the plugin's.
-        sources: Training data sets that a network is taken for that does not say its own, if it is one.
-    """
+    """Turns the camera labels of training batches into the rows that a network has learned."""
 
     datamanager: Any
-    sources: Sequence[str]
+    sources: Sequence[str]  # what a network is taken for that does not say its own, if it is one
 
     @cached_property
     def cameras(self) -> TrainingCameras:

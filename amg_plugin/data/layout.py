@@ -56,19 +56,16 @@ def identity_and_camera(name: str) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """Folders of a data set.
+    """Folders of a data set: those below the data root that may hold it, the usual one first, and those of its parts.
 
-    Attributes:
-        name: The data set's registered name.
-        folders: Folders below the data root that may hold it, the usual one first. Each may hold the parts directly or
-            in one folder of its own, as unpacked archives do.
-        parts: Part -> the names its folder may have, the usual one first; Market-1501's if omitted.
-        advice: What a user without the data set can do; ends the message about a missing one.
+    Each of the former may hold the parts directly or in one folder of its own, as unpacked archives do.
     """
 
     name: str
     folders: tuple[str, ...]
+    # Part -> the names its folder may have, the usual one first.
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MARKET_PARTS)
+    # What a user without the data set can do; ends the message about a missing one.
     advice: str = "docs/datasets.md says where it comes from"
 
     def locate(self, root: str | Path) -> Path:
@@ -112,11 +109,7 @@ class FolderLayout:
 
 
 def list_images(folder: str | Path, nested: bool = False) -> list[str]:
-    """Paths of the images in a folder, sorted.
-
-    Args:
-        folder: The folder.
-        nested: Look into its subfolders as well.
+    """Paths of the images in a folder (and its subfolders, if ``nested``), sorted.
 
     Raises:
         DataError: There are none, or the folder cannot be read.

@@ -20,13 +20,9 @@ from amg_plugin.data.datasets.local import relabelled, usable_items
 from amg_plugin.data.labels import Loaders
 from amg_plugin.data.layout import TEST_PARTS
 from amg_plugin.data.occlusion.settings import Coverage
-from amg_plugin.data.transforms import (
-    RandomOcclusion,
-    check_transform_names,
-    place_transforms,
-    stock_transforms,
-)
+from amg_plugin.data.transforms import RandomOcclusion, check_transform_names, place_transforms
 from amg_plugin.errors import ConfigError
+from amg_plugin.registries import TRANSFORMS
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -88,7 +84,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
             targets=targets,
             height=height,
             width=width,
-            transforms=stock_transforms(names),
+            transforms=[name for name in names if TRANSFORMS.row(name).stock],
             **kwargs,
         )
         # The data sets share these two objects, so changing their lists is enough.

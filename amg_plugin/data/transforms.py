@@ -79,20 +79,12 @@ def check_transform_names(names: str | Sequence[str] | None) -> list[str]:
     Raises:
         ConfigError: A name is unknown or not a string.
     """
-    if names is None:
-        names = []
-    elif isinstance(names, str):
-        names = [names]
+    names = [names] if isinstance(names, str) else names or []
     known = {name.lower(): name for name in TRANSFORMS}
     for name in names:
         if not isinstance(name, str) or name.lower() not in known:
             raise ConfigError(f"data.transforms: unknown transform {name!r}; allowed are {', '.join(TRANSFORMS)}.")
     return list(dict.fromkeys(known[name.lower()] for name in names))
-
-
-def stock_transforms(names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that torchreid builds itself."""
-    return [name for name in names if TRANSFORMS.row(name).stock]
 
 
 def place_transforms(

@@ -61,15 +61,13 @@ def figures_of_images(
         DataError: A file is not a readable image.
     """
     model = checkpoint.build()
-    before_model = None if dense is None else dense.build()
+    dense_model = dense and dense.build()
     pruned = not checkpoint.plan.is_dense
     for file in files:
         image = as_image(file)
         picture, inputs = _prepared(image, checkpoint)
         after = attention_of_images(model, inputs)[0]
-        before = None
-        if before_model is not None:
-            before = attention_of_images(before_model, _prepared(image, dense)[1])[0]
+        before = dense and attention_of_images(dense_model, _prepared(image, dense)[1])[0]
         note = "" if before or not pruned else "--dense would show the mean before pruning"
         yield draw_image(
             picture,

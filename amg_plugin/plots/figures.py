@@ -118,9 +118,7 @@ def _draw_maps(sheet: _BlockSheet, row: int, after: ImageAttention) -> None:
 def _draw_heat(axes: Axes, values: np.ndarray, maximum: float) -> None:
     """A map relative to ``maximum``; a head that is not there is an empty panel with a cross."""
     if np.isnan(values).all():
-        axes.set_facecolor("#f4f4f4")
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
+        axes.set(facecolor="#f4f4f4", xlim=(0, 1), ylim=(0, 1))
         cross(axes, 0.5, 0.5)
         return
     norm = PowerNorm(_GAMMA, 0, max(float(maximum), np.finfo(np.float32).tiny))
@@ -283,8 +281,7 @@ def _draw_matrix(
         # What is masked stays transparent, so that the layer below shows.
         colours = heat_map().with_extremes(bad=(0, 0, 0, 0))
         axes.imshow(np.ma.array(values, mask=~kept | hidden), cmap=colours, norm=norm, **options)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def _block_axis(axes: Axes, depth: int) -> None:

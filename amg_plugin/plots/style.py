@@ -16,16 +16,13 @@ from matplotlib.figure import Figure
 from amg_plugin.utils.files import replacing
 
 FORMATS = ("png", "pdf")
-#: Of the colour maps that are readable with any colour vision, and in print.
-HEAT = "viridis"
 KEPT, REMOVED, NO_KEY, INK, FAINT = "#2a6fbb", "#d8d8d8", "#cfcfcf", "#222222", "#6a6a6a"
 FONT = {"font.family": "DejaVu Sans", "font.size": 8, "axes.linewidth": 0.5, "text.color": INK}
-PDF_FONT = {"pdf.fonttype": 42}  # text stays text
 
 
 def heat_map() -> Colormap:
-    """Colours of values; NaN is grey."""
-    return mpl.colormaps[HEAT].with_extremes(bad=NO_KEY)
+    """Colours of values, readable with any colour vision, and in print; NaN is grey."""
+    return mpl.colormaps["viridis"].with_extremes(bad=NO_KEY)
 
 
 def faded_map() -> Colormap:
@@ -61,10 +58,8 @@ class Sheet:
 
 def bare(axes: Axes) -> None:
     """Take ticks and frame away."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def header_text(sheet: Sheet, title: str, subtitle: str) -> None:
@@ -97,5 +92,5 @@ def save_figure(figure: Figure, path: Path, dots_per_inch: int) -> None:
     kind = path.suffix.lstrip(".")
     # Without a date or a version the same figure gives the same file.
     metadata = {"CreationDate": None, "Producer": None, "Creator": None} if kind == "pdf" else {"Software": None}
-    with replacing(path, "figure") as draft, mpl.rc_context({**FONT, **PDF_FONT}):
+    with replacing(path, "figure") as draft, mpl.rc_context({**FONT, "pdf.fonttype": 42}):  # text stays text
         figure.savefig(draft, format=kind, dpi=dots_per_inch, metadata=metadata)

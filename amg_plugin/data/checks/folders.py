@@ -94,11 +94,9 @@ def check_training_set(train: Sequence[tuple[Any, ...]], batch: Batch) -> None:
             "be complete and nothing would be trained; lower train.batch_size."
         )
     if batch.sampler == "RandomDomainSampler":
-        cameras = Counter(item[2] for item in train)
-        _check_domains(cameras, "camera", "sampler.num_cams", batch.size, batch.num_cams)
+        _check_domains(train, 2, "camera", "sampler.num_cams", batch.size, batch.num_cams)
     if batch.sampler == "RandomDatasetSampler":
-        datasets = Counter(item[3] for item in train)
-        _check_domains(datasets, "data set", "sampler.num_datasets", batch.size, batch.num_datasets)
+        _check_domains(train, 3, "data set", "sampler.num_datasets", batch.size, batch.num_datasets)
 
 
 def _check_identities(counts: Counter[Any], batch: Batch) -> None:
@@ -124,8 +122,9 @@ def _check_identities(counts: Counter[Any], batch: Batch) -> None:
         )
 
 
-def _check_domains(counts: Counter[Any], what: str, key: str, size: int, number: int) -> None:
-    """Checks ``counts`` of images per camera or data set, which torchreid's samplers draw without repetition."""
+def _check_domains(train: Sequence[tuple[Any, ...]], place: int, what: str, key: str, size: int, number: int) -> None:
+    """Checks the images per camera or data set, which torchreid's samplers draw without repetition."""
+    counts = Counter(item[place] for item in train)
     number = number if number > 0 else len(counts)
     if number > len(counts):
         raise DataError(f"The training set has {len(counts)} {what}s, fewer than {key} = {number}; lower {key}.")

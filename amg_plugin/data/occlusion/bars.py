@@ -51,10 +51,7 @@ class Occlusion:
 
 
 def occlude(
-    image: Image.Image,
-    rng: np.random.Generator,
-    coverage: Coverage | None = None,
-    donor: Image.Image | None = None,
+    image: Image.Image, rng: np.random.Generator, coverage: Coverage | None = None, donor: Image.Image | None = None
 ) -> Occlusion:
     """Put one object in front of an image. Pixels outside the mask stay as they are.
 
@@ -96,20 +93,17 @@ def _silhouette(
     kind: str, side: str, share: float, rng: np.random.Generator
 ) -> tuple[Shape, Callable[[float], Box], float]:
     """Shape of an object, its box as a function of how far it reaches into the image, and its largest reach."""
+    reach = 2.0 if kind == "vehicle" else 1.05
     if side == "below":
         across = rng.uniform(max(0.75, share + 0.15), 1.3) if kind != "vehicle" else rng.uniform(1.2, 2.2)
         left = 0.5 - across / 2 + rng.uniform(-0.12, 0.12)
-        return _shape(kind, side, rng), lambda extent: (left, 1 - extent, left + across, 1.0), _reach(kind)
+        return _shape(kind, side, rng), lambda extent: (left, 1 - extent, left + across, 1.0), reach
     if kind == "bar":  # a post stands on the ground and ends above the image
         start = rng.uniform(0.0, min(0.3, 0.88 - share / 0.9))
         return _shape(kind, side, rng), lambda extent: (start, 0.0, start + extent, 1.0), 1.0 - start
     tall = rng.uniform(min(0.95, max(0.55, share * 1.35)), 1.0)
     # What is outside the image counts too: only the end of the object is seen.
-    return _shape(kind, side, rng), lambda extent: (-0.9, 1 - tall, extent, 1.0), _reach(kind)
-
-
-def _reach(kind: str) -> float:
-    return 2.0 if kind == "vehicle" else 1.05
+    return _shape(kind, side, rng), lambda extent: (-0.9, 1 - tall, extent, 1.0), reach
 
 
 def _shape(kind: str, side: str, rng: np.random.Generator) -> Shape:

@@ -83,13 +83,8 @@ def write_occluded_copy(
 ) -> dict[str, Any]:
     """Write the occluded copy of a data set; the target is either complete or absent.
 
-    Args:
-        source: Folder that holds the three parts, or the one above it.
-        target: Folder of the new data set; must not exist.
-        settings: What to do; the defaults if omitted.
-        source_name: Name of the source in the manifest; the folder's name if omitted.
-        link: Make hard links of unchanged images instead of copies.
-        threads: Threads that read, draw and write; 0 takes one per processor.
+    ``source`` holds the three parts, or is the folder above; ``source_name`` is its name in the manifest, the folder's
+    if omitted. ``link`` makes hard links of unchanged images. 0 threads are one per processor.
 
     Returns:
         The manifest, as written to ``target/occlusion.json``.
@@ -237,9 +232,4 @@ def _statistics(values: list[float]) -> dict[str, Any]:
     if not values:
         return {"mean": 0.0, "min": 0.0, "max": 0.0, "tenths": [0] * 10}
     tenths, _ = np.histogram(values, bins=10, range=(0.0, 1.0))
-    return {
-        "mean": round(float(np.mean(values)), 6),
-        "min": min(values),
-        "max": max(values),
-        "tenths": tenths.tolist(),
-    }
+    return {"mean": round(float(np.mean(values)), 6), "min": min(values), "max": max(values), "tenths": tenths.tolist()}

@@ -44,10 +44,7 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def patch_coverage(
-    mask: np.ndarray,
-    image_size: tuple[int, int],
-    patch_size: tuple[int, int],
-    stride: tuple[int, int] | None = None,
+    mask: np.ndarray, image_size: tuple[int, int], patch_size: tuple[int, int], stride: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Share of each patch's area that is hidden, after the image was resized to the network's size.
 
@@ -81,10 +78,7 @@ def _interpolated(values: np.ndarray, places: np.ndarray, axis: int) -> np.ndarr
 
 
 def covered_patches(
-    mask: np.ndarray,
-    image_size: tuple[int, int],
-    patch_size: tuple[int, int],
-    stride: tuple[int, int] | None = None,
+    mask: np.ndarray, image_size: tuple[int, int], patch_size: tuple[int, int], stride: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Which patches are hidden by at least :data:`COVERED` of their area; bool ``[rows * columns]``.
 

@@ -36,18 +36,11 @@ class Coverage:
 
 @dataclass(frozen=True)
 class CopySettings:
-    """What an occluded copy looks like.
+    """What an occluded copy looks like."""
 
-    Attributes:
-        seed: Seed of everything random, 0 or larger.
-        gallery_share: Share of the gallery images that are occluded; junk images (identity -1) do not count.
-        cut_share: Share of the objects that are cut from other images' margins; the rest is drawn.
-        coverage: Distribution of the covered share of an image.
-    """
-
-    seed: int = 1
-    gallery_share: float = 0.1
-    cut_share: float = 0.5
+    seed: int = 1  # of everything random, 0 or larger
+    gallery_share: float = 0.1  # of the gallery images; junk images (identity -1) do not count
+    cut_share: float = 0.5  # of the objects, cut from other images' margins; the rest is drawn
     coverage: Coverage = field(default_factory=Coverage)
 
     def __post_init__(self) -> None:

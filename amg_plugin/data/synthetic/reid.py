@@ -34,33 +34,18 @@ _CAMERAS, _PEOPLE, _TRAIN, _QUERY, _GALLERY = range(5)
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """Size and difficulty of the drawn data set.
-
-    Attributes:
-        train_ids: Identities in the training set.
-        test_ids: Identities in query and gallery; others than those of the training set.
-        cameras: Number of cameras, 2 to 6.
-        cameras_per_id: Cameras that see an identity, 2 to ``cameras``.
-        train_images_per_camera: Training images per identity and camera.
-        gallery_images_per_camera: Gallery images per identity and camera; query has one.
-        occluded_queries: Fraction of the query images with something in front of the person.
-        occluded_others: The same for training and gallery images.
-        clutter: Mean number of things in the background.
-        min_difference: Smallest difference of two identities, see :func:`~.figures.difference`.
-        width: Width of the images in pixels.
-        height: Height of the images in pixels.
-    """
+    """Size and difficulty of the drawn data set. Shares are fractions, sizes of images are in pixels."""
 
     train_ids: int = 250
-    test_ids: int = 110
+    test_ids: int = 110  # others than those of the training set
     cameras: int = 6
-    cameras_per_id: int = 4
-    train_images_per_camera: int = 2
-    gallery_images_per_camera: int = 2
-    occluded_queries: float = 0.2
-    occluded_others: float = 0.05
-    clutter: float = 4.0
-    min_difference: float = 2.0
+    cameras_per_id: int = 4  # that see an identity
+    train_images_per_camera: int = 2  # of an identity
+    gallery_images_per_camera: int = 2  # query has one
+    occluded_queries: float = 0.2  # share with something in front of the person
+    occluded_others: float = 0.05  # the same for training and gallery images
+    clutter: float = 4.0  # mean number of things in the background
+    min_difference: float = 2.0  # smallest difference of two identities, see figures.difference
     width: int = 64
     height: int = 128
 
@@ -90,11 +75,6 @@ def write_synthetic_reid(root: str | Path, spec: SyntheticSpec | None = None, se
 
     The folder is either complete or absent.
 
-    Args:
-        root: Data root, as in ``data.root``; made if missing.
-        spec: Size and difficulty; the default specification if omitted.
-        seed: Seed of everything random, 0 or larger.
-
     Raises:
         DataError: Another data set is already there, or the seed is negative.
         InputError: The data root cannot be written.
@@ -112,8 +92,8 @@ def write_synthetic_reid(root: str | Path, spec: SyntheticSpec | None = None, se
     with new_dataset(folder) as work:
         for name in MARKET_FOLDERS.values():
             (work / name).mkdir()
-        for shot in tqdm(list(_plan(spec, seed)), desc=f"drawing {FOLDER}", unit="image", disable=None):
-            shot.draw(spec).save(work / shot.path, quality=92)
+        for path, *shot in tqdm(list(_plan(spec, seed)), desc=f"drawing {FOLDER}", unit="image", disable=None):
+            _draw(spec, *shot).save(work / path, quality=92)
         (work / _INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return folder
 
@@ -133,33 +113,24 @@ def _check_equal(folder: Path, info: dict) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Shot:
-    """One image: who, by which camera, into which file, from which random numbers."""
-
-    path: str
-    person: Appearance
-    camera: Camera
-    occluded: float
-    stream: tuple[int, ...]
-
-    def draw(self, spec: SyntheticSpec) -> Image.Image:
-        """Draws the image."""
-        rng = np.random.default_rng(self.stream)
-        camera = self.camera
-        size = (round(spec.width * (1 + 2 * MARGIN)) * _SUPERSAMPLING, spec.height * _SUPERSAMPLING)
-        image = paint_background(size, camera, spec.clutter, rng)
-        height = size[1] * camera.scale * rng.uniform(0.94, 1.06)
-        center = size[0] * 0.5 + spec.width * _SUPERSAMPLING * (camera.offset[0] + rng.normal(0.0, 0.02))
-        top = (size[1] - height) * 0.5 + size[1] * (camera.offset[1] + rng.normal(0.0, 0.015))
-        FigurePainter(image, center, top, height).paint(self.person, sample_pose(rng))
-        if rng.random() < self.occluded:
-            paint_occluder(image, rng)
-        return photograph(image, (spec.width, spec.height), camera, rng)
+def _draw(
+    spec: SyntheticSpec, person: Appearance, camera: Camera, occluded: float, stream: tuple[int, ...]
+) -> Image.Image:
+    """Draws one image from the random numbers of ``stream``."""
+    rng = np.random.default_rng(stream)
+    size = (round(spec.width * (1 + 2 * MARGIN)) * _SUPERSAMPLING, spec.height * _SUPERSAMPLING)
+    image = paint_background(size, camera, spec.clutter, rng)
+    height = size[1] * camera.scale * rng.uniform(0.94, 1.06)
+    center = size[0] * 0.5 + spec.width * _SUPERSAMPLING * (camera.offset[0] + rng.normal(0.0, 0.02))
+    top = (size[1] - height) * 0.5 + size[1] * (camera.offset[1] + rng.normal(0.0, 0.015))
+    FigurePainter(image, center, top, height).paint(person, sample_pose(rng))
+    if rng.random() < occluded:
+        paint_occluder(image, rng)
+    return photograph(image, (spec.width, spec.height), camera, rng)
 
 
-def _plan(spec: SyntheticSpec, seed: int) -> Iterator[_Shot]:
-    """All images of the data set, in the order in which they are drawn."""
+def _plan(spec: SyntheticSpec, seed: int) -> Iterator[tuple[str, Appearance, Camera, float, tuple[int, ...]]]:
+    """All images in the order in which they are drawn: the path, and what :func:`_draw` takes."""
     cameras = [sample_camera(np.random.default_rng((seed, _CAMERAS, i))) for i in range(spec.cameras)]
     people = _sample_people(spec, np.random.default_rng((seed, _PEOPLE)))
     for index, person in enumerate(people):
@@ -178,7 +149,7 @@ def _plan(spec: SyntheticSpec, seed: int) -> Iterator[_Shot]:
                 for k in range(count):
                     frame = 100 * index + k + (50 if stream == _QUERY else 0)
                     name = market_name(pid, camid + 1, frame, k + 1)
-                    yield _Shot(f"{folder}/{name}", person, cameras[camid], occluded, (seed, stream, pid, camid, k))
+                    yield f"{folder}/{name}", person, cameras[camid], occluded, (seed, stream, pid, camid, k)
 
 
 def _sample_people(spec: SyntheticSpec, rng: np.random.Generator) -> list[Appearance]:
