@@ -88,7 +88,7 @@ for _name, _class, _line in (
     ("p_dukemtmc", "PDukeMTMC", "P-DukeMTMC-reID (ICME 2018)"),
     ("occluded_market1501", "OccludedMarket1501", "Market-1501 behind drawn objects (amg-reid occlude)"),
 ):
-    DATASETS.register(_name, f"amg_plugin.data.datasets.{_class}", summary=_line, needs=("torchreid",))
+    DATASETS.register(_name, f"amg_plugin.data.datasets.local:{_class}", summary=_line, needs=("torchreid",))
 for _name in ("random_flip", "random_crop", "random_patch", "color_jitter", "random_erase"):
     TRANSFORMS.register(_name, f"torchreid's {_name}", summary="torchreid's own", stock=True)
 for _name, _line in (
