@@ -15,8 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from amg_plugin import compat
-from amg_plugin.data.checks.folders import check_dataset_folder
-from amg_plugin.data.checks.folders import known_datasets
+from amg_plugin.data.checks.folders import check_dataset_folder, known_datasets
 from amg_plugin.deploy import writers
 from amg_plugin.deploy.exported_file import ExportInfo, first_line, open_exported
 from amg_plugin.deploy.images import as_image, images_below, prepare, spread
