@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from amg_plugin.errors import AMGError, CheckpointError, RunError
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reid import ReIDModel, unwrap
+from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.vit import unwrap
 from amg_plugin.models.weights import load_strictly
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.registries.formats import file_format

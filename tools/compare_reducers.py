@@ -26,7 +26,6 @@ from amg_plugin.cli.arguments import finish, logged
 from amg_plugin.config.load import load_config
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.pruning import apply_plan, current_plan
-from amg_plugin.pruning.budget import Goal
 from amg_plugin.pruning.cut import carry_out
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import assemble, build_evaluator, check_identities, fitted, prepare
@@ -129,7 +128,7 @@ def prune_once(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     pruning.check(model)
     engine = assemble(cfg, datamanager, model, [], 1)
     for cut in pruning.schedule.cuts:
-        goal = Goal(pruning.cost, pruning.schedule.goal(cut))
+        goal = pruning.goal(cut)
         with scoring_mode(model, cfg.amg.calibration.mode):
             plan = carry_out(model, cut, pruning.rules, build_calibration(engine, f"score {cut.target}"), goal)
         structure = {"heads_per_block": plan.heads_per_block, "tokens_per_block": plan.tokens_per_block}

@@ -14,14 +14,14 @@ from amg_plugin.bench.run import Settings
 from amg_plugin.bench.run import run as measure
 from amg_plugin.bench.subjects import Subject
 from amg_plugin.errors import ConfigError
-from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning import PruningPlan, apply_plan
-from amg_plugin.pruning.budget import PlanCost
-from amg_plugin.pruning.cut import prunable_blocks
+from amg_plugin.pruning.budget import Budget, PlanCost
 from amg_plugin.pruning.example_plans import example_for_budget
+from amg_plugin.pruning.plan import Limits
+from amg_plugin.pruning.surgery import prunable_blocks
 
 #: What is measured, relative to the saving that is asked for: MACs saved, as pruning rarely pays in full. The last is
 #: as much as the floors allow.
@@ -105,15 +105,13 @@ def candidates(
     """
     with torch.random.fork_rng(devices=[]):
         model = apply_plan(build_network(spec).eval(), plan)
-    blocks, grid = prunable_blocks(model), backbone_of(model).patch_embed.grid_size
-    cost = PlanCost.of(model, complexity.count(model, *spec.image_size)["macs"])
+    grid, cost = backbone_of(model).patch_embed.grid_size, PlanCost.of(model)
+    limits = Limits(prunable_blocks(model), min_heads, min_tokens)
     before, found = cost.saving(plan), []
     for factor in LADDER:
         saving = min(factor * target, 1.0)
-        steps = [("heads", before + (saving - before) * balance), ("tokens", saving)]
-        steps = [step for step, weight in zip(steps, (balance, 1 - balance), strict=True) if weight > 0]
-        floors = {"heads": min_heads, "tokens": min_tokens}
-        one = example_for_budget(plan, grid, steps, blocks, cost, floors) if saving > before else plan
+        steps = Budget(saving, balance).steps(before)
+        one = example_for_budget(plan, grid, steps, limits, cost) if saving > before else plan
         if cost.saving(one) > before and one not in found:
             found.append(one)
     if not found:

@@ -19,7 +19,7 @@ from amg_plugin.deploy.fast import fast, has_fast_form
 from amg_plugin.errors import InputError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reducers.solve import with_reducer
+from amg_plugin.models.solve import with_reducer
 from amg_plugin.models.spec import ARCHITECTURES, ModelSpec
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import PlanCost
@@ -200,7 +200,7 @@ def from_structure(
     network = build_network(spec)
     full, grid = current_plan(network).with_variant(variant), network.backbone.patch_embed.grid_size
     subjects = [dense := _dense(spec)]
-    cost = PlanCost.of(network, complexity.count(network, *image_size)["macs"]) if reducers else None
+    cost = PlanCost.of(network) if reducers else None
     for words in plans:
         heads, tokens = parse_rates(words)
         plan = example_plan(full, grid, heads, tokens)

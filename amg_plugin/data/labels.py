@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from amg_plugin.errors import ConfigError
-from amg_plugin.models.reid import unwrap
-from amg_plugin.models.side_information import SideInformationSpec
+from amg_plugin.models.spec import SideInformationSpec
+from amg_plugin.models.vit import unwrap
 
 CameraTable = Mapping[str, Sequence[int]]
 """Camera numbers by training data set; row 0 of what a network learns is for the first camera of the first one."""

@@ -19,8 +19,8 @@ from amg_plugin.deploy.runtimes import torch_device
 from amg_plugin.errors import CheckpointError, ConfigError, InputError
 from amg_plugin.models.complexity import CLASSIFIERS
 from amg_plugin.models.reid import ReIDModel
-from amg_plugin.models.side_information import SideInformation
 from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.transreid import SideInformation
 from amg_plugin.pruning import PruningPlan
 from amg_plugin.utils.files import sha256
 from amg_plugin.utils.preprocessing import not_recorded

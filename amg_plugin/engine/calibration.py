@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from amg_plugin.models.reid import unwrap
+from amg_plugin.models.vit import temporarily, unwrap
 from amg_plugin.pruning.scorers import Calibration
 
 if TYPE_CHECKING:
@@ -71,16 +71,13 @@ def build_calibration(engine: HookedEngine, label: str) -> Calibration:
 @contextmanager
 def scoring_mode(model: nn.Module, mode: str) -> Iterator[None]:
     """Put the network into ``"train"`` or ``"eval"`` mode; modes and running statistics are restored."""
-    modes = [(module, module.training) for module in model.modules()]
     statistics = {
         name: value.clone() for name, value in model.named_buffers() if "running" in name or "tracked" in name
     }
-    model.train(mode == "train")
     try:
-        yield
+        with temporarily("training", mode == "train", model.modules()):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
             for name, value in model.named_buffers():
                 if name in statistics:

@@ -14,7 +14,7 @@ from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.losses import distillation_loss, feature_loss
 from amg_plugin.errors import ConfigError
-from amg_plugin.models.reid import unwrap
+from amg_plugin.models.vit import unwrap
 from amg_plugin.pruning import current_plan
 
 

@@ -23,7 +23,7 @@ from amg_plugin.engine.optim import build_optimizer, build_scheduler
 from amg_plugin.errors import RunError
 from amg_plugin.evaluation.evaluator import Evaluator, draw_rankings
 from amg_plugin.evaluation.protocol import Protocol
-from amg_plugin.models.reid import unwrap
+from amg_plugin.models.vit import unwrap
 from amg_plugin.utils.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
-from amg_plugin.models.reid import unwrap
+from amg_plugin.models.vit import unwrap
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import TOLERANCE, Budget, Choice, Goal, PlanCost, check_budget, choices
-from amg_plugin.pruning.cut import PruningRules, carry_out, prunable_blocks
+from amg_plugin.pruning.cut import PruningRules, carry_out
 from amg_plugin.pruning.schedule import Cut, PruningSchedule
 
 logger = logging.getLogger(__name__)
@@ -70,15 +70,16 @@ class AMGPruningHook(Hook):
         plan = current_plan(model)
         if plan.prunes_tokens:
             plan.with_variant(self.token_variant)
-        blocks = prunable_blocks(model)
+        limits = self.rules.limits(model)
+        blocks = limits.blocks
         if not blocks:
             raise ConfigError(
                 "No block can be pruned: the network has a single one, which the jigsaw patch module (amg.jpm) copies."
             )
         if self.schedule.budget is None:
-            self.schedule.check_feasible(plan, blocks, self.rules.floors)
+            self.schedule.check_feasible(plan, limits)
         else:
-            self._check_budget(model, plan, blocks)
+            self._check_budget(model, plan)
         decay = self.rules.weight("tokens") if "tokens" in self.schedule.targets else 0.0
         if decay * (len(blocks) - 1) >= 1:
             raise ConfigError(
@@ -86,21 +87,20 @@ class AMGPruningHook(Hook):
                 f"{len(blocks)} prunable blocks: the token scores of every block need a weight above 0."
             )
 
-    def _check_budget(self, model: nn.Module, plan: PruningPlan, blocks: list[int]) -> None:
-        self.cost = PlanCost.of(model, complexity.count(model, *model.spec.image_size)["macs"])
-        if self.schedule.done:
-            return
+    def _check_budget(self, model: nn.Module, plan: PruningPlan) -> None:
+        self.cost = PlanCost.of(model)
+        if not self.schedule.done:
+            check_budget(*self._start(model, plan, self.cost))
+
+    def _start(self, model: nn.Module, plan: PruningPlan, cost: PlanCost) -> tuple[Any, ...]:
+        """What checks and previews of a budget take, once the schedule knows what the model saves already."""
         plan = plan if plan.prunes_tokens else plan.with_variant(self.token_variant)
-        self.schedule.start_saving = self.cost.saving(plan)
-        check_budget(plan, self.schedule.budget, self.schedule.goals(), blocks, self.cost, self.rules.floors)
+        self.schedule.start_saving = cost.saving(plan)
+        return plan, self.schedule.budget, self.schedule.goals(), self.rules.limits(model), cost
 
     def preview(self, model: nn.Module) -> list[Choice]:
         """What the budget would take away at several balances; see :func:`amg_plugin.pruning.budget.choices`."""
-        cost, plan = PlanCost.of(model, complexity.count(model, *model.spec.image_size)["macs"]), current_plan(model)
-        plan = plan if plan.prunes_tokens else plan.with_variant(self.token_variant)
-        self.schedule.start_saving = cost.saving(plan)
-        goals = self.schedule.goals()
-        return choices(plan, self.schedule.budget, goals, prunable_blocks(model), cost, self.rules.floors)
+        return choices(*self._start(model, current_plan(model), PlanCost.of(model)))
 
     def before_run(self, engine: HookedEngine) -> None:
         """Check everything, then evaluate the model as it is before the first cut.
@@ -132,7 +132,8 @@ class AMGPruningHook(Hook):
         if engine.epoch + 1 == engine.max_epoch:
             self._cut(engine, engine.max_epoch)
 
-    def _goal(self, cut: Cut) -> Goal | None:
+    def goal(self, cut: Cut) -> Goal | None:
+        """What a cut has to save, with a budget."""
         return None if self.cost is None else Goal(self.cost, self.schedule.goal(cut))
 
     def _note_saving(self, engine: HookedEngine, model: nn.Module) -> None:
@@ -153,7 +154,7 @@ class AMGPruningHook(Hook):
         while (cut := self.schedule.due(epoch)) is not None:
             label = f"score {cut.target}, stage {cut.stage + 1}, cut {cut.iteration + 1}/{cut.iterations}"
             with scoring_mode(model, engine.cfg.amg.calibration.mode):
-                plan = carry_out(model, cut, self.rules, build_calibration(engine, label), self._goal(cut))
+                plan = carry_out(model, cut, self.rules, build_calibration(engine, label), self.goal(cut))
             self.schedule.advance()
             cuts += 1
             engine.history.append(

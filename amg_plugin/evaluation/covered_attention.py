@@ -16,9 +16,8 @@ from amg_plugin.data.labels import Loaders
 from amg_plugin.data.layout import TEST_PARTS
 from amg_plugin.data.occlusion.masks import COVERED, Grid, covered_by_masks
 from amg_plugin.evaluation.evaluator import Evaluator
-from amg_plugin.models.reid import unwrap
-from amg_plugin.models.vit import backbone_of
-from amg_plugin.pruning.coverage import CoveredAttentionRecorder
+from amg_plugin.models.vit import backbone_of, unwrap
+from amg_plugin.pruning.recorder import CoveredAttentionRecorder
 
 logger = logging.getLogger(__name__)
 

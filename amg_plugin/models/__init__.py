@@ -8,8 +8,7 @@ from amg_plugin.utils.imports import lazy_names
 
 if TYPE_CHECKING:
     from amg_plugin.models.build import build_network
-    from amg_plugin.models.reducers.spec import ReducerSpec
-    from amg_plugin.models.spec import ModelSpec
+    from amg_plugin.models.spec import ModelSpec, ReducerSpec
 
 __all__ = ["ModelSpec", "ReducerSpec", "build_network"]
 
@@ -18,7 +17,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ModelSpec": "amg_plugin.models.spec",
-        "ReducerSpec": "amg_plugin.models.reducers.spec",
+        "ReducerSpec": "amg_plugin.models.spec",
         "build_network": "amg_plugin.models.build",
     },
 )

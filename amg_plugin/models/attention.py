@@ -15,9 +15,6 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Receives the softmax attention ``[B, H, Q, K]`` of one forward pass.
-AttentionObserver = Callable[[Tensor], None]
-
 
 class PrunableAttention(Attention):
     """timm's ``Attention`` whose keys and values may come from a fixed subset of the tokens.
@@ -27,7 +24,7 @@ class PrunableAttention(Attention):
     (variant ``kv``; arXiv 2304.01452, section on token pruning).
     """
 
-    observer: AttentionObserver | None
+    observer: Callable[[Tensor], None] | None  # receives the softmax attention [B, H, Q, K] of each forward pass
     kept_tokens: Tensor | None
 
     @classmethod
@@ -40,15 +37,7 @@ class PrunableAttention(Attention):
         return module
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Attend.
-
-        Args:
-            x: Tokens ``[B, N, D]``.
-            attn_mask: Additive or boolean mask as in timm; only without pruned tokens and without an observer.
-            is_causal: As in timm, same restriction.
-
-        Returns:
-            Tokens ``[B, N, D]``.
+        """Attend: tokens ``[B, N, D]`` in and out; masks as in timm.
 
         Raises:
             NotImplementedError: If a mask meets pruned tokens or an observer.
@@ -150,12 +139,9 @@ class PrunableBlock(Block):
         return torch.cat((kept, x), dim=1).index_select(1, self.restore_order)
 
     def keep_tokens(self, kept: list[int] | None, num_tokens: int, variant: str) -> None:
-        """Set the tokens that take part, prefix tokens included, as ascending positions below ``num_tokens``.
+        """Set the tokens that take part, prefix tokens included, in variant ``"kv"`` or ``"block"``.
 
-        Args:
-            kept: Positions, or None for all of them.
-            num_tokens: Length of the sequence that the block receives.
-            variant: ``"kv"`` or ``"block"``.
+        ``kept`` are ascending positions below ``num_tokens``, the length of what the block receives; None means all.
         """
         device = self.norm1.weight.device if self.norm1.weight is not None else self.attn.qkv.weight.device
         index = None if kept is None else torch.tensor(kept, dtype=torch.int64, device=device)
@@ -173,10 +159,8 @@ class HeadSubsetNorm(nn.Module):
     """LayerNorm over the outputs of all heads when some heads are gone.
 
     timm's ``scale_norm`` normalises over the whole attention width. A removed head is a block of zeros in that width,
-    so that mean and variance are still taken over the original width.
-
-    Args:
-        norm: The dense ``nn.LayerNorm``; its weight and bias are sliced later together with the heads.
+    so that mean and variance are still taken over the original width. Weight and bias of the dense norm are sliced
+    later together with the heads.
     """
 
     def __init__(self, norm: nn.LayerNorm) -> None:

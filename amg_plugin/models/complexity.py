@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from amg_plugin.models.vit import unwrap
+from amg_plugin.models.vit import temporarily, unwrap
 
 #: Modules that a re-ID system does not run when it extracts features.
 CLASSIFIERS = (
@@ -39,11 +38,12 @@ def count(model: nn.Module, height: int, width: int) -> dict[str, Any]:
     model = unwrap(model)
     reference = next(model.parameters())
     image = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
-    with _evaluating(model), explicit_attention(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        if getattr(model, "uses_cameras", False):
-            model(image, *torch.zeros(2, 1, dtype=torch.int64, device=image.device))
-        else:
-            model(image)
+    evaluating = temporarily("training", False, model.modules())
+    frozen = temporarily("requires_grad", False, model.parameters())  # torch's counter fails on views of parameters
+    first = torch.zeros(1, dtype=torch.int64, device=image.device)
+    labels = (first, first) if getattr(model, "uses_cameras", False) else ()
+    with evaluating, frozen, explicit_attention(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image, *labels)
     counts = {  # by full name, in front of which torch puts the class of the network
         name.partition(".")[2]: sum(operations.values()) // 2
         for name, operations in counter.get_flop_counts().items()
@@ -67,33 +67,9 @@ def is_classifier(name: str) -> bool:
     return re.fullmatch(rf"(backbone\.)?({'|'.join(CLASSIFIERS)})(\..+)?", name) is not None
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    learning = [value for value in model.parameters() if value.requires_grad]
-    model.eval()
-    for value in learning:  # torch's counter fails on views of them
-        value.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for value in learning:
-            value.requires_grad_(True)
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def explicit_attention(model: nn.Module) -> Iterator[None]:
+def explicit_attention(model: nn.Module) -> AbstractContextManager[None]:
     """Replace fused attention by its separate products for the time being."""
-    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
-    for module in fused:
-        module.fused_attn = False
-    try:
-        yield
-    finally:
-        for module in fused:
-            module.fused_attn = True
+    return temporarily("fused_attn", False, model.modules())
 
 
 @dataclass(frozen=True)
@@ -101,8 +77,7 @@ class BlockCost:
     """What one block of a plain ViT costs, as a function of its heads and tokens: :func:`count` in closed form.
 
     Attributes:
-        width: Embedding width.
-        head_dim: Width of a head.
+        width, head_dim: Width of the embedding and of a head.
         inward: Linear maps from the embedding to the width of all heads per query: query, and gate if there is one.
         mlp: Operations of the MLP per token.
         head_params: Parameters that a head owns.
@@ -130,14 +105,7 @@ class BlockCost:
         )
 
     def macs(self, heads: int, queries: int, keys: int, rows: int) -> int:
-        """Operations of one image.
-
-        Args:
-            heads: Heads of the attention.
-            queries: Tokens that ask.
-            keys: Tokens that are asked.
-            rows: Tokens that pass the MLP.
-        """
+        """Operations of one image, of whose tokens some are queries, some are keys and some pass the MLP (rows)."""
         across = heads * self.head_dim
         linear = queries * (self.inward + 1) + keys * 2  # query (and gate), output; key and value
         return linear * self.width * across + 2 * queries * keys * across + rows * self.mlp

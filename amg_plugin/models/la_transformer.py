@@ -16,31 +16,15 @@ PART_WEIGHT = 8.0
 
 
 def part_averages(tokens: Tensor, num_prefix_tokens: int, parts: int) -> Tensor:
-    """Average the patch tokens over consecutive groups.
-
-    Args:
-        tokens: ``[B, prefix + patches, D]``.
-        num_prefix_tokens: Leading tokens that belong to no part.
-        parts: Number of groups.
-
-    Returns:
-        ``[B, parts, D]``.
-    """
+    """Averages ``[B, parts, D]`` over consecutive groups of the patches among tokens ``[B, prefix + patches, D]``."""
     patches = tokens[:, num_prefix_tokens:].transpose(1, 2)
     return F.adaptive_avg_pool1d(patches, parts).transpose(1, 2)
 
 
 class PartClassifier(nn.Module):
-    """Linear layer to 256, batch norm, dropout, linear layer to the identities.
+    """Linear layer to a hidden width, batch norm, dropout, linear layer to the identities."""
 
-    Args:
-        num_features: Width of a part.
-        num_classes: Number of identities.
-        hidden: Width in between.
-        dropout: Rate of the dropout.
-    """
-
-    def __init__(self, num_features: int, num_classes: int, hidden: int = HIDDEN, dropout: float = 0.5) -> None:
+    def __init__(self, num_features: int, num_classes: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.reduce = nn.Linear(num_features, hidden)
         self.norm = nn.BatchNorm1d(hidden)
@@ -61,10 +45,6 @@ class LATransformer(ReIDModel):
 
     In eval mode features ``[B, parts * D]``: the part averages, each of length 1 / sqrt(parts). In training mode a list
     of logits, one per part, of the part mixed with the class token; with the loss ``triplet`` also the features.
-
-    Args:
-        spec: What to build; ``spec.head`` is ``"parts"``.
-        pretrained: Take timm's weights for the backbone.
 
     Raises:
         ConfigError: If there are fewer patches than parts, or the ViT has no class token.

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import build_backbone, pooled_features
-from amg_plugin.models.vit import unwrap as unwrap
 
 
 class FrozenBiasBatchNorm1d(nn.BatchNorm1d):
@@ -18,9 +17,6 @@ class FrozenBiasBatchNorm1d(nn.BatchNorm1d):
 
     torchreid opens every parameter for training at each epoch, so the bias is a buffer and not a frozen parameter.
     Its state-dict key is the same.
-
-    Args:
-        num_features: Width of the features.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -80,11 +76,9 @@ class ReIDModel(nn.Module):
         """Called when the backbone has got other weights; a place for networks that copy parts of it."""
 
     def branch_features(self, images: Tensor, *labels: Tensor | None) -> Any:
-        """Features before the neck, of each branch where a network has several.
+        """Features before the neck, of each branch where a network has several, of images ``[B, 3, height, width]``.
 
-        Args:
-            images: ``[B, 3, height, width]``.
-            labels: Cameras and views, for networks that use them.
+        ``labels`` are cameras and views, for networks that use them.
         """
         return at_least_float32(pooled_features(self.backbone, self.backbone.forward_features(images)))
 
@@ -118,10 +112,6 @@ class ReIDModel(nn.Module):
 
         In training they are behind the necks in training mode: a loss on them cannot be lowered by the scale of what
         goes into the necks, as it could with running statistics, which follow a step later.
-
-        Args:
-            features: Before the necks.
-            necked: Behind them.
         """
         if self.feature_observer is not None:
             self.feature_observer(self._joined(necked if self.spec.neck_feat == "after" else features))

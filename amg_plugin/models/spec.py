@@ -9,9 +9,7 @@ from yacs.config import CfgNode
 
 from amg_plugin.config.schema import check_value
 from amg_plugin.errors import CheckpointError, ConfigError
-from amg_plugin.models.jigsaw import JigsawSpec
-from amg_plugin.models.reducers.spec import ReducerSpec
-from amg_plugin.models.side_information import SideInformationSpec
+from amg_plugin.registries import REDUCERS
 
 #: Names that ``model.name`` takes, and what timm calls the ViT that each stands for.
 ARCHITECTURES = {
@@ -19,7 +17,101 @@ ARCHITECTURES = {
     "vit_amg_small": "vit_small_patch16_224",
     "vit_amg_tiny": "vit_tiny_patch16_224",
 }
-DEFAULT_IMAGE_SIZE = (256, 128)
+_IMAGE_SIZE = (256, 128)
+
+
+@dataclass(frozen=True)
+class SideInformationSpec:
+    """Size and use of TransReID's side information embedding.
+
+    Attributes:
+        cameras: Training cameras; 0 means that cameras do not count.
+        views: Training views; 0 means that views do not count.
+        coefficient: Factor of the embedding.
+        unseen: What an image of an unknown camera or view gets: ``"none"`` (nothing) or ``"mean"`` (the mean vector).
+        camera_table: Which cameras the rows stand for: camera numbers by training data set, in the order of the rows;
+            empty if unknown (imported networks).
+    """
+
+    cameras: int = 0
+    views: int = 0
+    coefficient: float = 3.0
+    unseen: str = "none"
+    camera_table: dict[str, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.cameras < 0 or self.views < 0 or self.cameras + self.views == 0:
+            raise ConfigError(
+                f"Side information of {self.cameras} cameras and {self.views} views is impossible; "
+                "at least one of them is needed."
+            )
+        check_value("amg.sie.unseen", self.unseen)
+        table = {str(name): [int(number) for number in numbers] for name, numbers in self.camera_table.items()}
+        object.__setattr__(self, "camera_table", table)  # plain data, for checkpoints
+        named = sum(map(len, table.values()))
+        if table and named != self.cameras:
+            raise ConfigError(f"Side information of {self.cameras} cameras cannot name {named} of them.")
+
+    @property
+    def rows(self) -> int:
+        """Number of learned vectors."""
+        return max(self.cameras, 1) * max(self.views, 1)
+
+
+@dataclass(frozen=True)
+class JigsawSpec:
+    """TransReID's jigsaw module: patches are rolled by ``shift - 1`` places, dealt out over groups, cut into parts."""
+
+    parts: int = 4
+    shift: int = 5
+    groups: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ConfigError(f"amg.jpm.{name} {value} is impossible; at least 1 is needed.")
+
+
+@dataclass(frozen=True)
+class ReducerSpec:
+    """A token reducer and the number of tokens that it leaves, prefix tokens not counted.
+
+    Attributes:
+        method: A name of :data:`amg_plugin.registries.REDUCERS`.
+        tokens: Per block, the tokens that leave it. For ``evit`` the token that the dropped ones are fused into counts.
+        saving: Share of the dense network's MACs that was asked for.
+    """
+
+    method: str
+    tokens: tuple[int, ...]
+    saving: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(int(count) for count in self.tokens))
+        REDUCERS.row(self.method)
+
+    def entering(self, num_patches: int) -> list[int]:
+        """Per block, the tokens that enter it."""
+        return [num_patches, *self.tokens[:-1]]
+
+    def check(self, depth: int, num_patches: int) -> None:
+        """Check that a ViT can do it.
+
+        Raises:
+            ConfigError: If the blocks are not as many, or a block cannot leave as few tokens or leaves more than enter.
+        """
+        if len(self.tokens) != depth:
+            raise ConfigError(f"The reducer lists tokens for {len(self.tokens)} blocks, the model has {depth}.")
+        fewest = REDUCERS.load(self.method)().fewest
+        for block, (before, after) in enumerate(zip(self.entering(num_patches), self.tokens, strict=True)):
+            if not fewest(before) <= after <= before:
+                raise ConfigError(
+                    f"The reducer '{self.method}' cannot leave {after} of {before} tokens in block {block}; allowed: "
+                    f"{fewest(before)} to {before}."
+                )
+
+
+_PARTS = {"side_information": SideInformationSpec, "jigsaw": JigsawSpec, "reducer": ReducerSpec}
 
 
 @dataclass(frozen=True)
@@ -39,10 +131,8 @@ class ModelSpec:
         layer_norm_eps: Added to variances in layer norms; None for timm's.
         head: ``"bnneck"`` or ``"parts"`` (LA-Transformer).
         parts: Parts of the head ``"parts"``.
-        part_hidden: Hidden width of its classifiers; 0 means the published one.
-        part_dropout: Dropout rate of its classifiers.
-        side_information: TransReID's camera and view embedding, or None.
-        jigsaw: TransReID's jigsaw patch module, or None.
+        part_hidden, part_dropout: Hidden width (0 means the published one) and dropout rate of its classifiers.
+        side_information, jigsaw: TransReID's camera and view embedding and jigsaw patch module, or None.
         reducer: Token merging or dropping to compare AMG with, or None.
     """
 
@@ -68,16 +158,11 @@ class ModelSpec:
         object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
         if not isinstance(self.stride, int):
             object.__setattr__(self, "stride", tuple(int(step) for step in self.stride))
-        for name, kind in (
-            ("side_information", SideInformationSpec),
-            ("jigsaw", JigsawSpec),
-            ("reducer", ReducerSpec),
-        ):
+        for name, kind in _PARTS.items():
             if isinstance(value := getattr(self, name), dict):
                 object.__setattr__(self, name, kind(**value))
-        check_value("loss.name", self.loss)
-        check_value("amg.neck_feat", self.neck_feat)
-        check_value("amg.head", self.head)
+        for key, value in (("loss.name", self.loss), ("amg.neck_feat", self.neck_feat), ("amg.head", self.head)):
+            check_value(key, value)
         if self.head == "parts" and (self.side_information or self.jigsaw):
             raise ConfigError("amg.head 'parts' cannot be joined with side information (amg.sie) or amg.jpm.")
         if self.reducer and (self.head == "parts" or self.side_information or self.jigsaw):
@@ -115,14 +200,10 @@ def spec_from_config(amg: CfgNode, *, num_classes: int, loss: str, default_arch:
     """Describe the network that an ``amg`` configuration node stands for.
 
     Args:
-        amg: The node, see :mod:`amg_plugin.config.load`; ``amg.sie.cameras`` -1 counts as 1, see
-            :func:`amg_plugin.runs.setup.build_model`.
+        amg: The node; ``amg.sie.cameras`` -1 counts as 1, see :func:`amg_plugin.runs.setup.build_model`.
         num_classes: Number of training identities.
         loss: ``"softmax"`` or ``"triplet"``.
         default_arch: timm's name that counts where ``amg.arch`` is empty.
-
-    Returns:
-        The description; nothing is built.
     """
     overrides = {key: value for key, value in dict(amg.override).items() if value}
     attention_scale = overrides.pop("attention_scale", None)
@@ -137,7 +218,7 @@ def spec_from_config(amg: CfgNode, *, num_classes: int, loss: str, default_arch:
         jigsaw = JigsawSpec(amg.jpm.parts, amg.jpm.shift, amg.jpm.groups)
     return ModelSpec(
         arch=amg.arch or default_arch,
-        image_size=tuple(amg.image_size) or DEFAULT_IMAGE_SIZE,
+        image_size=tuple(amg.image_size) or _IMAGE_SIZE,
         num_classes=num_classes,
         stride=amg.stride,
         loss=loss,

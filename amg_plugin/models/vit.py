@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,20 +17,14 @@ from torch import Tensor, nn
 from amg_plugin.errors import AMGError, ConfigError, InputError, UnsupportedModelError
 from amg_plugin.models.attention import PrunableAttention, PrunableBlock
 
-logger = logging.getLogger(__name__)
-
-PLAIN_MODELS = (VisionTransformer, VisionTransformerDistilled)
+_PLAIN = (VisionTransformer, VisionTransformerDistilled)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture of the literature that timm has no name for: a departure from one of timm's models.
+    """An architecture of the literature that timm has no name for: how it departs from one of timm's, the base.
 
-    Attributes:
-        base: timm's name.
-        overrides: Arguments that differ from timm's.
-        attention_scale: Factor of query times key; None for timm's own.
-        pretrained: Whether timm's weights of the base fit.
+    ``pretrained`` says whether timm's weights of the base fit.
     """
 
     base: str
@@ -55,11 +49,8 @@ PUBLISHED: dict[str, Architecture] = {
 class OverlappingPatchEmbed(PatchEmbed):
     """timm's patch embedding with a stride smaller than the patch.
 
-    A border that no whole patch fits into is dropped, as in TransReID (ICCV 2021).
-
-    Args:
-        stride: Pixels between the edges of neighbouring patches, one number or (vertical, horizontal).
-        **kwargs: As timm's ``PatchEmbed``.
+    A border that no whole patch fits into is dropped, as in TransReID (ICCV 2021). The stride is one number of pixels
+    or (vertical, horizontal); the other arguments are those of timm's ``PatchEmbed``.
     """
 
     def __init__(self, *, stride: int | tuple[int, int], **kwargs: Any) -> None:
@@ -69,11 +60,11 @@ class OverlappingPatchEmbed(PatchEmbed):
 
     def _init_img_size(self, img_size: Any) -> Any:
         size, grid, count = super()._init_img_size(img_size)
-        if size is None:
-            return size, grid, count
-        check_image_size(size, self.patch_size, self.stride)
-        grid = self.dynamic_feat_size(size)
-        return size, grid, grid[0] * grid[1]
+        if size is not None:
+            _check_image_size(size, self.patch_size, self.stride)
+            grid = self.dynamic_feat_size(size)
+            count = grid[0] * grid[1]
+        return size, grid, count
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches for an image of (height, width) pixels."""
@@ -98,21 +89,10 @@ def build_backbone(
     attention_scale: float | None = None,
     layer_norm_eps: float | None = None,
 ) -> VisionTransformer:
-    """Build a prunable ViT by ``timm.create_model``.
+    """Build a prunable ViT by ``timm.create_model``, without a classifier.
 
-    Args:
-        arch: Name of a timm model, for example ``vit_base_patch16_224`` or ``vit_small_patch14_dinov2``, or one of
-            :data:`PUBLISHED`.
-        image_size: (height, width) in pixels.
-        stride: Patch stride in pixels, one number or (vertical, horizontal); 0 means the patch size.
-        pretrained: Take timm's weights (downloaded by timm, or from its cache); the position embedding is fitted.
-        drop_path: Stochastic depth rate.
-        overrides: Further arguments of timm's model, for example ``{"depth": 4}``.
-        attention_scale: Factor of query times key; None for the architecture's own.
-        layer_norm_eps: Added to variances in layer norms; None for timm's.
-
-    Returns:
-        The backbone, without a classifier.
+    The arguments are fields of :class:`amg_plugin.models.spec.ModelSpec`; ``arch`` is a name of timm's or one of
+    :data:`PUBLISHED`. With ``pretrained`` timm's weights are taken and the position embedding is fitted.
 
     Raises:
         ConfigError: If the name, the image size or the stride is impossible.
@@ -133,8 +113,8 @@ def build_backbone(
         kwargs["embed_layer"] = partial(OverlappingPatchEmbed, stride=stride)
     # Without weights first: what cannot work is refused before anything is downloaded.
     model = _create(arch, kwargs)
-    check_plain(model)
-    check_image_size(image_size, model.patch_embed.patch_size, stride)
+    _check_plain(model)
+    _check_image_size(image_size, model.patch_embed.patch_size, stride)
     model = make_prunable(_create_pretrained(arch, kwargs) if pretrained else model)
     for block in model.blocks if attention_scale is not None else ():
         block.attn.scale = attention_scale
@@ -175,14 +155,10 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
-def check_plain(model: nn.Module) -> None:
-    """Refuse everything that is not a plain ViT, by class name.
-
-    Raises:
-        UnsupportedModelError: If the model, a block or an attention module is of another class.
-    """
+def _check_plain(model: nn.Module) -> None:
+    """Refuse everything that is not a plain ViT, by class name."""
     allowed = "VisionTransformer or VisionTransformerDistilled of timm whose blocks are Block with Attention"
-    if type(model) not in PLAIN_MODELS:
+    if type(model) not in _PLAIN:
         raise UnsupportedModelError(f"{type(model).__name__} is not a plain ViT; allowed: {allowed}.")
     if not isinstance(model.patch_embed, PatchEmbed):
         raise UnsupportedModelError(
@@ -197,15 +173,8 @@ def check_plain(model: nn.Module) -> None:
             )
 
 
-def check_image_size(
-    image_size: tuple[int, int], patch_size: tuple[int, int], stride: int | tuple[int, int] = 0
-) -> None:
-    """Check that patches fit the image.
-
-    Raises:
-        ConfigError: If the image is smaller than a patch, or not a multiple of it without overlap, or the stride is
-            larger than the patch.
-    """
+def _check_image_size(image_size: tuple[int, int], patch_size: tuple[int, int], stride: int | tuple[int, int]) -> None:
+    """Refuse images smaller than a patch, or not a multiple of it without overlap, and strides beyond the patch."""
     for name, side, patch, step in zip(("height", "width"), image_size, patch_size, _pair(stride), strict=True):
         if side < patch:
             raise ConfigError(
@@ -229,10 +198,23 @@ def make_prunable(model: VisionTransformer) -> VisionTransformer:
     Raises:
         UnsupportedModelError: If the model is not plain.
     """
-    check_plain(model)
+    _check_plain(model)
     for block in model.blocks:
         PrunableBlock.convert(block)
     return model
+
+
+@contextmanager
+def temporarily(name: str, value: Any, owners: Iterable[Any]) -> Iterator[None]:
+    """Give an attribute of those owners that have it another value for the time being."""
+    before = [(owner, getattr(owner, name)) for owner in owners if hasattr(owner, name)]
+    try:
+        for owner, _ in before:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, old in before:
+            setattr(owner, name, old)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -248,7 +230,7 @@ def backbone_of(model: nn.Module) -> VisionTransformer:
     """
     model = unwrap(model)
     model = getattr(model, "backbone", model)
-    check_plain(model)
+    _check_plain(model)
     return model
 
 

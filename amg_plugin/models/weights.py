@@ -21,8 +21,8 @@ from amg_plugin.errors import CheckpointError, InputError
 
 logger = logging.getLogger(__name__)
 
-#: Entries under which training programs keep the state dict.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "teacher")
+# Entries under which training programs keep the state dict.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "teacher")
 _PREFIXES = ("module.", "backbone.", "base.")
 _CLASSIFIERS = ("head.", "head_dist.", "fc.", "mask_token", "pre_logits.")
 _KINDS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
@@ -38,11 +38,7 @@ _NUMPY_NUMBERS: list[Any] = [
 
 
 def check_weight_file(path: str | Path) -> Path:
-    """Check that a weight file is there.
-
-    Raises:
-        CheckpointError: If it is not.
-    """
+    """Raise a CheckpointError if a weight file is not there."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"The weight file '{path}' does not exist; give a local .pth or .safetensors file.")
@@ -53,13 +49,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the state dict of a file, as data only; training checkpoints of other programs too.
 
     Pickles are read with ``weights_only=True`` and may hold tensors, parameters (also boolean ones), plain containers
-    and numbers, numpy's included. Numbers next to the tensors are left out.
-
-    Args:
-        path: A ``.pth``/``.pt`` or ``.safetensors`` file.
-
-    Returns:
-        Tensors by name, on the CPU.
+    and numbers, numpy's included. Numbers next to the tensors are left out. Tensors are on the CPU.
 
     Raises:
         CheckpointError: If the file is missing, holds anything else than data, or no state dict.
@@ -85,7 +75,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
+    for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
@@ -108,16 +98,10 @@ def check_fit(
     message: str = "The weights do not fit the model",
     optional: Collection[str] = (),
 ) -> None:
-    """Check that tensors are those of a state dict: all of them, no others, of the same shapes.
-
-    Args:
-        expected: The state dict.
-        given: What is there.
-        message: How an error begins.
-        optional: Names that may be missing.
+    """Check that tensors are those of a state dict: all of them but optional ones, no others, of the same shapes.
 
     Raises:
-        CheckpointError: Naming tensors that are missing, unknown or of another shape.
+        CheckpointError: Beginning with ``message``, naming tensors that are missing, unknown or of another shape.
     """
     if foreign := sorted(str(name) for name, value in given.items() if not isinstance(value, Tensor)):
         raise CheckpointError(f"{message}: '{foreign[0]}' is not a tensor.")

@@ -10,10 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from amg_plugin.errors import CheckpointError
-from amg_plugin.models.jigsaw import JigsawSpec
 from amg_plugin.models.la_transformer import LATransformer
-from amg_plugin.models.side_information import SideInformationSpec
-from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.spec import JigsawSpec, ModelSpec, SideInformationSpec
 from amg_plugin.models.transreid import TransReID
 from amg_plugin.models.vit import build_backbone
 from amg_plugin.paper.state_dicts import MASK, PublishedFile

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 from amg_plugin.errors import CheckpointError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.la_transformer import part_averages
-from amg_plugin.models.reducers.spec import ReducerSpec
-from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.spec import ModelSpec, ReducerSpec
 from amg_plugin.models.weights import load_strictly
 from amg_plugin.paper import load_la_vit, load_transreid
 from amg_plugin.paper.accounting import published_accounting

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from amg_plugin.models.jigsaw import JigsawSpec
-from amg_plugin.models.side_information import SideInformationSpec
-from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.spec import JigsawSpec, ModelSpec, SideInformationSpec
 
 MARKET, DUKE = "Market-1501", "Occluded-Duke"
 _IDENTITIES = {MARKET: 751, DUKE: 702}

@@ -70,7 +70,7 @@ def vit_amg_tiny(num_classes: int, loss: str = "softmax", pretrained: bool = Tru
 
 def _build(name: str, num_classes: int, loss: str, pretrained: bool) -> ReIDModel:
     from amg_plugin.models.build import build_network
-    from amg_plugin.models.reducers.solve import fit_reducer
+    from amg_plugin.models.solve import fit_reducer
     from amg_plugin.models.spec import ARCHITECTURES, spec_from_config
 
     amg = active_amg_config()

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from yacs.config import CfgNode
 
 from amg_plugin.errors import RunError
-from amg_plugin.pruning.budget import Goal, closest_cut, narrowed
-from amg_plugin.pruning.plan import PruningPlan
+from amg_plugin.pruning.budget import Goal, closest_cut
+from amg_plugin.pruning.plan import Limits, PruningPlan
 from amg_plugin.pruning.schedule import Cut
 from amg_plugin.pruning.scorers import Calibration
-from amg_plugin.pruning.selection import select_heads, select_tokens
+from amg_plugin.pruning.selection import SELECTORS
 from amg_plugin.pruning.surgery import apply_plan, current_plan, prunable_blocks
 from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS, ScorerRow
 
-logger = logging.getLogger(__name__)
+_SCORERS = {"heads": HEAD_SCORERS, "tokens": TOKEN_SCORERS}
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,10 @@ class PruningRules:
     """How scores become choices.
 
     Attributes:
-        head_scorer: A registered head scorer.
-        token_scorer: A registered token scorer.
-        layer_growth: Weight growth per block of head scores (g), for scorers that are weighted.
-        layer_decay: Weight decay per block of token scores (d), for scorers that are weighted.
-        min_heads: Heads that every block keeps.
-        min_tokens: Patch tokens that every block keeps.
+        head_scorer, token_scorer: Names of registered scorers.
+        layer_growth, layer_decay: Growth of head scores (g) and decay of token scores (d) per block, for scorers that
+            are weighted.
+        min_heads, min_tokens: What every block keeps.
     """
 
     head_scorer: str = "amg"
@@ -52,14 +49,13 @@ class PruningRules:
             min_tokens=amg.min_tokens_per_block,
         )
 
-    @property
-    def floors(self) -> dict[str, int]:
-        """What every block keeps."""
-        return {"heads": self.min_heads, "tokens": self.min_tokens}
+    def limits(self, model: nn.Module) -> Limits:
+        """What may go from a network."""
+        return Limits(prunable_blocks(model), self.min_heads, self.min_tokens)
 
     def scorer(self, target: str) -> ScorerRow:
         """The scorer of ``"heads"`` or ``"tokens"``."""
-        return HEAD_SCORERS.row(self.head_scorer) if target == "heads" else TOKEN_SCORERS.row(self.token_scorer)
+        return _SCORERS[target].row(self.head_scorer if target == "heads" else self.token_scorer)
 
     def weight(self, target: str) -> float:
         """Growth or decay per block that applies to the scorer of ``"heads"`` or ``"tokens"``."""
@@ -82,31 +78,19 @@ def plan_cut(
     Returns:
         The narrower plan; the same plan if nothing is left to remove.
     """
-    plan, blocks, target = current_plan(model), prunable_blocks(model), cut.target
-    left = [plan.left(target)[block] for block in blocks]
-    dense = sum(plan.num_heads[block] if target == "heads" else plan.num_patches for block in blocks)
+    plan, limits, target = current_plan(model), rules.limits(model), cut.target
+    left, dense = limits.left(plan, target), limits.dense(plan, target)
     count = cut.removed_after(dense) - (dense - sum(left))
     if (count <= 0) if goal is None else (goal.cost.saving(plan) >= goal.saving):
         return plan
-    scores = _scores(model, target, rules, calibration, left, blocks)
-    weight, floor = rules.weight(target), rules.floors[target]
-    if goal is not None:
-        return closest_cut(plan, target, blocks, scores, weight=weight, floor=floor, goal=goal)
-    logger.debug("%d %s chosen for removal", count, target)
-    select = select_heads if target == "heads" else select_tokens
-    return narrowed(plan, target, blocks, select(scores, count, weight, floor))
-
-
-def _scores(
-    model: nn.Module, target: str, rules: PruningRules, calibration: Calibration, sizes: list[int], blocks: list[int]
-) -> list[Tensor]:
-    """Scores of the heads or tokens that are left, per block; scorers may be a user's."""
-    table = HEAD_SCORERS if target == "heads" else TOKEN_SCORERS
+    table, weight = _SCORERS[target], rules.weight(target)
     name = rules.scorer(target).name
-    scores = table.load(name)(model, calibration, blocks)
-    if [getattr(values, "shape", None) for values in scores] != [(size,) for size in sizes]:
-        raise RunError(f"The {table.kind} '{name}' must give one tensor per block with {sizes} scores of its {target}.")
-    return scores
+    scores = table.load(name)(model, calibration, limits.blocks)
+    if [getattr(values, "shape", None) for values in scores] != [(size,) for size in left]:  # of a user, perhaps
+        raise RunError(f"The {table.kind} '{name}' must give one tensor per block with {left} scores of its {target}.")
+    if goal is not None:
+        return closest_cut(plan, target, scores, weight, limits, goal)
+    return limits.narrow(plan, target, SELECTORS[target](scores, count, weight, limits.floor(target)))
 
 
 def carry_out(

@@ -7,15 +7,16 @@ by and large, those in the middle of the image, in every block the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from amg_plugin.errors import InputError
-from amg_plugin.pruning.budget import FLOORS, Goal, PlanCost, closest, narrowed
-from amg_plugin.pruning.plan import PruningPlan
+from amg_plugin.pruning.budget import Goal, Goals, PlanCost, closest
+from amg_plugin.pruning.plan import Limits, PruningPlan
 from amg_plugin.pruning.selection import removal_count
 
-#: Share that the first and the last block lose, relative to the rate; linear in between.
-FIRST_BLOCK, LAST_BLOCK = 0.3, 1.7
+# Share that the first and the last block lose, relative to the rate; linear in between.
+_FIRST_BLOCK, _LAST_BLOCK = 0.3, 1.7
 
 
 def example_plan(dense: PruningPlan, grid: tuple[int, int], head_rate: float, token_rate: float) -> PruningPlan:
@@ -33,69 +34,36 @@ def example_plan(dense: PruningPlan, grid: tuple[int, int], head_rate: float, to
     rows, columns = grid
     if rows * columns != dense.num_patches:
         raise InputError(f"A grid of {rows}x{columns} patches does not fit {dense.num_patches} patches.")
-    counts = [
-        _count(head_rate, sum(dense.num_heads), dense.depth, "heads"),
-        _count(token_rate, dense.num_patches * dense.depth, dense.depth, "tokens"),
-    ]
-    plan, blocks = dense, range(dense.depth)
-    for target, count in zip(("heads", "tokens"), counts, strict=True):
-        plan = example_cut(plan, grid, target, blocks, count)
+    plan, limits = dense, Limits(range(dense.depth))
+    for target, rate in (("heads", head_rate), ("tokens", token_rate)):
+        total = limits.dense(dense, target)
+        if not 0 <= rate < 1:
+            raise InputError(f"The rate {rate} of {target} is impossible; allowed: at least 0 and less than 1.")
+        if (count := removal_count(rate, total)) > total - dense.depth:
+            raise InputError(f"The rate {rate} of {target} would leave a block without any.")
+        plan = example_cut(plan, grid, target, limits, count)
     return plan
 
 
-def example_cut(
-    plan: PruningPlan, grid: tuple[int, int], target: str, blocks: Sequence[int], count: int, floor: int = 1
-) -> PruningPlan:
-    """Take away a number of heads or (block, position) pairs, spread as in :func:`example_plan`.
-
-    Args:
-        plan: Where the network stands.
-        grid: (rows, columns) of patches.
-        target: ``"heads"`` or ``"tokens"``.
-        blocks: Numbers of the prunable blocks.
-        count: How many go; no more than the floor allows.
-        floor: What every block keeps.
-    """
-    kept = plan.left(target)
-    left = [kept[block] for block in blocks]
+def example_cut(plan: PruningPlan, grid: tuple[int, int], target: str, limits: Limits, count: int) -> PruningPlan:
+    """Take away a number of heads or (block, position) pairs, spread as in :func:`example_plan`."""
+    left = limits.left(plan, target)
     chosen = []
-    for block, total, gone in zip(blocks, left, _spread(left, count, floor), strict=True):
+    for block, total, gone in zip(limits.blocks, left, _spread(left, count, limits.floor(target)), strict=True):
         order = list(range(total))
         if target == "tokens":
             order.sort(key=lambda index, places=plan.tokens[block]: (_distance(places[index], *grid), places[index]))
         chosen.append(sorted(order[: total - gone]))
-    return narrowed(plan, target, blocks, chosen)
+    return limits.narrow(plan, target, chosen)
 
 
 def example_for_budget(
-    plan: PruningPlan,
-    grid: tuple[int, int],
-    steps: Sequence[tuple[str, float]],
-    blocks: Sequence[int],
-    cost: PlanCost,
-    floors: Mapping[str, int] = FLOORS,
+    plan: PruningPlan, grid: tuple[int, int], goals: Goals, limits: Limits, cost: PlanCost
 ) -> PruningPlan:
-    """A plan that saves a share of the MACs, spread as in :func:`example_plan`.
-
-    Args:
-        plan: Where the network stands.
-        grid: (rows, columns) of patches.
-        steps: Targets, and the share of the dense network's MACs that is to be saved after each.
-        blocks: Numbers of the prunable blocks.
-        cost: Of the network.
-        floors: Heads and patch tokens that every block keeps.
-
-    Returns:
-        The plan whose saving is closest to the last step's.
-    """
-    for target, saving in steps:
-        kept, floor = plan.left(target), floors[target]
-        most = sum(max(kept[block] - floor, 0) for block in blocks)
-
-        def after(count: int, plan: PruningPlan = plan, target: str = target, floor: int = floor) -> PruningPlan:
-            return example_cut(plan, grid, target, blocks, count, floor)
-
-        plan = closest(after, most, Goal(cost, saving))
+    """The plan, spread as in :func:`example_plan`, whose saving of MACs is closest to the last of some goals."""
+    for target, saving in goals:
+        after = partial(example_cut, plan, grid, target, limits)
+        plan = closest(after, limits.removable(plan, target), Goal(cost, saving))
     return plan
 
 
@@ -105,19 +73,10 @@ def _distance(place: int, rows: int, columns: int) -> float:
     return ((row + 0.5) / rows - 0.5) ** 2 + ((column + 0.5) / columns - 0.5) ** 2
 
 
-def _count(rate: float, total: int, depth: int, what: str) -> int:
-    """How many a rate stands for."""
-    if not 0 <= rate < 1:
-        raise InputError(f"The rate {rate} of {what} is impossible; allowed: at least 0 and less than 1.")
-    if (count := removal_count(rate, total)) > total - depth:
-        raise InputError(f"The rate {rate} of {what} would leave a block without any.")
-    return count
-
-
 def _spread(totals: Sequence[int], count: int, floor: int) -> list[int]:
     """How many go per block: rising with depth, exact in total."""
     depth, rate = len(totals), count / sum(totals)
-    weights = [FIRST_BLOCK + (LAST_BLOCK - FIRST_BLOCK) * block / max(depth - 1, 1) for block in range(depth)]
+    weights = [_FIRST_BLOCK + (_LAST_BLOCK - _FIRST_BLOCK) * block / max(depth - 1, 1) for block in range(depth)]
     gone = [0] * depth
     for _ in range(count):
         # The block that is furthest behind its share is next.

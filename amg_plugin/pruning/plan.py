@@ -12,7 +12,7 @@ from typing import Any
 from amg_plugin.errors import PlanError
 from amg_plugin.registries import TOKEN_VARIANTS
 
-VERSION = 1
+_VERSION = 1
 Indices = tuple[tuple[int, ...], ...]
 
 
@@ -25,8 +25,7 @@ class PruningPlan:
 
     Attributes:
         variant: What removing a token means: ``"kv"`` (its key and value) or ``"block"`` (the whole block).
-        num_heads: Heads per block of the dense model.
-        num_patches: Patch tokens of the dense model.
+        num_heads, num_patches: Heads per block and patch tokens of the dense model.
         heads: Per block, the kept heads of the dense model, ascending, at least one.
         tokens: Per block, the kept patch positions, ascending, at least one.
         heads_known: False if only the number of kept heads is known, as for checkpoints that do not record which ones
@@ -64,20 +63,8 @@ class PruningPlan:
 
     @classmethod
     def dense(cls, num_heads: Sequence[int], num_patches: int, variant: str = "block") -> PruningPlan:
-        """The plan that keeps everything.
-
-        Args:
-            num_heads: Heads per block.
-            num_patches: Patch tokens of an image.
-            variant: Meaning of later token removals.
-        """
-        return cls(
-            variant=variant,
-            num_heads=tuple(num_heads),
-            num_patches=num_patches,
-            heads=tuple(tuple(range(count)) for count in num_heads),
-            tokens=tuple(tuple(range(num_patches)) for _ in num_heads),
-        )
+        """The plan that keeps everything; ``variant`` is the meaning of later token removals."""
+        return cls(variant, num_heads, num_patches, map(range, num_heads), [range(num_patches)] * len(num_heads))
 
     @property
     def depth(self) -> int:
@@ -129,11 +116,9 @@ class PruningPlan:
             heads: Per block, which of the heads left here to keep, as indices into them (what ``select_heads`` gives).
             tokens: The same for the patch tokens (what ``select_tokens`` gives).
         """
-        return replace(
-            self,
-            heads=self.heads if heads is None else _pick(self.heads, heads, "heads"),
-            tokens=self.tokens if tokens is None else _pick(self.tokens, tokens, "tokens"),
-        )
+        chosen = {"heads": heads, "tokens": tokens}
+        picked = {name: _pick(getattr(self, name), one, name) for name, one in chosen.items() if one is not None}
+        return replace(self, **picked)
 
     def contains(self, other: PruningPlan) -> bool:
         """Whether ``other`` can be reached from here by removing only."""
@@ -144,15 +129,7 @@ class PruningPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {
-            "version": VERSION,
-            "variant": self.variant,
-            "num_heads": list(self.num_heads),
-            "num_patches": self.num_patches,
-            "heads": [list(kept) for kept in self.heads],
-            "tokens": [list(kept) for kept in self.tokens],
-            "heads_known": self.heads_known,
-        }
+        return json.loads(self.to_json())
 
     @classmethod
     def from_dict(cls, data: Any) -> PruningPlan:
@@ -163,30 +140,22 @@ class PruningPlan:
         """
         if not isinstance(data, dict):
             raise PlanError("A pruning plan must be a dictionary.")
-        if data.get("version") != VERSION:
-            raise PlanError(
-                f"The pruning plan has version {data.get('version')!r}; this release reads version {VERSION}."
-            )
-        fields = {name: value for name, value in data.items() if name != "version"}
-        heads_known = fields.pop("heads_known", True)
-        if not isinstance(heads_known, bool):
-            raise PlanError(f"heads_known of a pruning plan must be true or false, not {heads_known!r}.")
+        fields = dict(data)
+        if (version := fields.pop("version", None)) != _VERSION:
+            raise PlanError(f"The pruning plan has version {version!r}; this release reads version {_VERSION}.")
         try:
-            return cls(
-                variant=fields.pop("variant"),
-                num_heads=_integers(fields.pop("num_heads")),
-                num_patches=_integers([fields.pop("num_patches")])[0],
-                heads=tuple(_integers(kept) for kept in fields.pop("heads")),
-                tokens=tuple(_integers(kept) for kept in fields.pop("tokens")),
-                heads_known=heads_known,
-                **fields,
-            )
+            if not isinstance(fields.get("heads_known", True), bool):
+                raise TypeError(f"heads_known must be true or false, not {fields['heads_known']!r}")
+            for numbers in (fields["num_heads"], [fields["num_patches"]], *fields["heads"], *fields["tokens"]):
+                if not all(type(number) is int for number in numbers):
+                    raise TypeError("indices must be whole numbers")
+            return cls(**fields)
         except (KeyError, TypeError) as error:
             raise PlanError(f"The pruning plan is malformed: {error}.") from error
 
     def to_json(self, indent: int | None = None) -> str:
         """JSON text with sorted keys."""
-        return json.dumps(self.to_dict(), indent=indent, sort_keys=True)
+        return json.dumps({"version": _VERSION, **vars(self)}, indent=indent, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
@@ -216,7 +185,37 @@ def _pick(current: Indices, chosen: Sequence[Sequence[int]], what: str) -> Indic
     return tuple(tuple(kept[index] for index in sorted(picks)) for kept, picks in zip(current, chosen, strict=True))
 
 
-def _integers(values: Any) -> tuple[int, ...]:
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        raise TypeError("indices must be whole numbers")
-    return tuple(values)
+@dataclass(frozen=True)
+class Limits:
+    """What may go: heads and patch tokens of the prunable blocks, each of which keeps some.
+
+    Attributes:
+        blocks: Numbers of the prunable blocks.
+        heads, tokens: What each of them keeps, at least.
+    """
+
+    blocks: Sequence[int]
+    heads: int = 1
+    tokens: int = 1
+
+    def floor(self, target: str) -> int:
+        """What a block keeps of ``"heads"`` or ``"tokens"``, at least."""
+        return self.heads if target == "heads" else self.tokens
+
+    def dense(self, plan: PruningPlan, target: str) -> int:
+        """Number of heads or tokens that the prunable blocks have in the dense model."""
+        return sum(plan.num_heads[block] if target == "heads" else plan.num_patches for block in self.blocks)
+
+    def left(self, plan: PruningPlan, target: str) -> list[int]:
+        """Number of heads or tokens that are left in each prunable block."""
+        kept = plan.left(target)
+        return [kept[block] for block in self.blocks]
+
+    def removable(self, plan: PruningPlan, target: str) -> int:
+        """Number of heads or tokens that can go in all."""
+        return sum(max(count - self.floor(target), 0) for count in self.left(plan, target))
+
+    def narrow(self, plan: PruningPlan, target: str, chosen: Sequence[Sequence[int]]) -> PruningPlan:
+        """``plan`` with a choice for each prunable block: what to keep, as indices into what is left."""
+        choice = dict(zip(self.blocks, chosen, strict=True))
+        return plan.narrow(**{target: [choice.get(block, range(size)) for block, size in enumerate(plan.left(target))]})

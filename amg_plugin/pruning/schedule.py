@@ -13,22 +13,16 @@ from typing import Any
 
 from amg_plugin.errors import ConfigError
 from amg_plugin.pruning.budget import Budget
-from amg_plugin.pruning.plan import PruningPlan
-from amg_plugin.pruning.selection import removal_count
-
-TARGETS = ("heads", "tokens")
+from amg_plugin.pruning.plan import Limits, PruningPlan
+from amg_plugin.pruning.selection import SELECTORS, removal_count
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of equal cuts.
+    """A run of equal cuts, with epochs of fine-tuning after each.
 
-    Attributes:
-        target: ``"heads"`` or ``"tokens"``.
-        rate: Share of the dense model's heads or (block, position) pairs that the stage removes; None if a budget
-            decides.
-        iterations: Number of cuts.
-        epochs: Epochs of fine-tuning after each cut.
+    The rate is the share of the dense model's heads or (block, position) pairs that the stage removes; None if a budget
+    decides.
     """
 
     target: str
@@ -37,8 +31,8 @@ class Stage:
     epochs: int = 0
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise ConfigError(f"amg.schedule target '{self.target}' is unknown; allowed: {', '.join(TARGETS)}.")
+        if self.target not in SELECTORS:
+            raise ConfigError(f"amg.schedule target '{self.target}' is unknown; allowed: {', '.join(SELECTORS)}.")
         if self.rate is not None and not 0 <= self.rate < 1:
             raise ConfigError(f"amg.schedule rate {self.rate} is outside [0, 1).")
         if self.iterations < 1 or self.epochs < 0:
@@ -51,11 +45,8 @@ class Cut:
 
     Attributes:
         epoch: Epoch before which it happens, from 0.
-        stage: Number of its stage.
-        iteration: Number within the stage, from 0.
-        target: ``"heads"`` or ``"tokens"``.
-        share_before: Sum of the rates of earlier stages for the same target.
-        share_after: The same with this stage's rate.
+        stage, iteration: Number of its stage, and within the stage, from 0.
+        share_before, share_after: Sum of the rates of earlier stages for the same target, without and with this one's.
         iterations: Cuts of the stage.
         progress: With a budget, the share of its saving that is reached once this cut is done; else None.
     """
@@ -105,7 +96,7 @@ class PruningSchedule:
         if any((stage.rate is None) == (budget is None) for stage in self.stages):
             raise ConfigError("The stages of amg.schedule give rates, or amg.target_macs_saving decides: one of both.")
         progress = 0.0
-        epoch, shares = 0, dict.fromkeys(TARGETS, 0.0)
+        epoch, shares = 0, dict.fromkeys(SELECTORS, 0.0)
         for number, stage in enumerate(self.stages):
             before = shares[stage.target]
             shares[stage.target] = before + (stage.rate or 0.0)
@@ -170,13 +161,8 @@ class PruningSchedule:
         end = min((value for value in starts if value > epoch), default=self.total_epochs)
         return start, max(end - start, 0)
 
-    def check_feasible(self, plan: PruningPlan, blocks: Sequence[int], floors: Mapping[str, int]) -> None:
-        """Check before any work starts that the floors leave enough to remove.
-
-        Args:
-            plan: The plan of the model at the start.
-            blocks: Numbers of the prunable blocks.
-            floors: Heads and patch tokens that every block keeps.
+    def check_feasible(self, plan: PruningPlan, limits: Limits) -> None:
+        """Check before any work starts that the limits leave enough of a plan to remove.
 
         Raises:
             ConfigError: If a rate cannot be met, the message says what is feasible; if the model has lost more than the
@@ -184,31 +170,26 @@ class PruningSchedule:
                 token; if a fresh schedule would remove nothing from a pruned model.
         """
         removes = plan.is_dense or self.done > 0
-        for target, floor in floors.items():
-            dense = [plan.num_heads[block] if target == "heads" else plan.num_patches for block in blocks]
-            per_block = plan.left(target)
-            left = [per_block[block] for block in blocks]
-            wanted = removal_count(self.shares[target], sum(dense))
+        for target, share in self.shares.items():
+            dense, left, floor = limits.dense(plan, target), limits.left(plan, target), limits.floor(target)
+            wanted, gone = removal_count(share, dense), dense - sum(left)
             # A block may be below the floor already, if earlier cuts had a lower one.
-            feasible = sum(dense) - sum(min(count, floor) for count in left)
+            feasible = dense - sum(min(count, floor) for count in left)
             if wanted > feasible:
-                rate = math.ceil(1000 * feasible / sum(dense)) / 1000
-                if removal_count(rate, sum(dense)) > feasible:
-                    rate = math.floor(1000 * feasible / sum(dense)) / 1000
+                rate = math.ceil(1000 * feasible / dense) / 1000
+                if removal_count(rate, dense) > feasible:
+                    rate = math.floor(1000 * feasible / dense) / 1000
                 raise ConfigError(
-                    f"amg.schedule asks for {wanted} of {sum(dense)} {target} to go, but amg.min_{target}_per_block "
+                    f"amg.schedule asks for {wanted} of {dense} {target} to go, but amg.min_{target}_per_block "
                     f"{floor} allows {feasible}, a rate of {rate:.3f} at most."
                 )
-            gone = sum(dense) - sum(left)
-            if self.shares[target] and wanted < gone:
+            if share and wanted < gone:
                 raise ConfigError(
-                    f"amg.schedule asks for {wanted} of {sum(dense)} {target} to go, counted from the dense model, but "
-                    f"the model has lost {gone} already; more than {gone / sum(dense):.3f} is needed, or no such stage."
+                    f"amg.schedule asks for {wanted} of {dense} {target} to go, counted from the dense model, but "
+                    f"the model has lost {gone} already; more than {gone / dense:.3f} is needed, or no such stage."
                 )
-            if self.shares[target] and not wanted:
-                raise ConfigError(
-                    f"amg.schedule removes nothing: {self.shares[target]:g} of {sum(dense)} {target} is less than one."
-                )
+            if share and not wanted:
+                raise ConfigError(f"amg.schedule removes nothing: {share:g} of {dense} {target} is less than one.")
             removes |= wanted > gone
         if not removes:
             raise ConfigError(

@@ -8,15 +8,14 @@ with small ones. It may run the calibration batches, and leaves the model as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.models.vit import backbone_of
+from amg_plugin.models.vit import backbone_of, temporarily
 from amg_plugin.pruning.recorder import AttentionMapRecorder, TokenGradientRecorder
 from amg_plugin.pruning.scores import head_entropy
 from amg_plugin.pruning.surgery import current_plan
@@ -45,10 +44,7 @@ class Calibration:
     normalize_entropy: bool = False
 
 
-Scorer = Callable[[nn.Module, Calibration, Sequence[int]], list[Tensor]]
-
-
-def mean_attention(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+def _mean_attention(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
     """Mean attention ``[H, Q, K]`` of each block in ``blocks`` over one calibration pass."""
     with AttentionMapRecorder(model, blocks) as recorder, torch.no_grad():
         for batch in calibration.batches():
@@ -61,7 +57,7 @@ def mean_attention(model: nn.Module, calibration: Calibration, blocks: Sequence[
 
 def entropy_of_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
     """AMG: entropy of the mean attention map (arXiv 2304.01452)."""
-    return [head_entropy(maps, calibration.normalize_entropy) for maps in mean_attention(model, calibration, blocks)]
+    return [head_entropy(maps, calibration.normalize_entropy) for maps in _mean_attention(model, calibration, blocks)]
 
 
 def magnitude_of_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
@@ -78,26 +74,13 @@ def magnitude_of_heads(model: nn.Module, calibration: Calibration, blocks: Seque
 
 def random_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
     """Ablation: uniform random scores, fixed by the seed."""
-    attentions = [backbone_of(model).blocks[block].attn for block in blocks]
-    return _random([attention.num_heads for attention in attentions], calibration.seed)
-
-
-@contextmanager
-def _parameters_frozen(model: nn.Module) -> Iterator[None]:
-    """Leave out the gradients of parameters, which no score needs."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    return _random(current_plan(model).heads_per_block, calibration.seed, blocks)
 
 
 def importance_of_tokens(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
     """AMG: similarity times first-order gradient (arXiv 2304.01452)."""
-    with _parameters_frozen(model), TokenGradientRecorder(model, blocks) as recorder:
+    frozen = temporarily("requires_grad", False, model.parameters())  # no score needs their gradients
+    with frozen, TokenGradientRecorder(model, blocks) as recorder:
         for batch in calibration.batches():
             calibration.loss(batch).backward()
             recorder.end_batch(calibration.reduce)
@@ -107,18 +90,16 @@ def importance_of_tokens(model: nn.Module, calibration: Calibration, blocks: Seq
 def class_attention_of_tokens(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
     """Ablation: mean attention that the class token pays (all queries where there is no class token)."""
     backbone = backbone_of(model)
-    prefix = backbone.num_prefix_tokens
-    maps = mean_attention(model, calibration, blocks)
     queries = slice(0, 1) if backbone.has_class_token else slice(None)
-    return [values[:, queries, prefix:].mean((0, 1)) for values in maps]
+    maps = _mean_attention(model, calibration, blocks)
+    return [values[:, queries, backbone.num_prefix_tokens :].mean((0, 1)) for values in maps]
 
 
 def random_tokens(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
     """Ablation: uniform random scores, fixed by the seed."""
-    counts = current_plan(model).tokens_per_block
-    return _random([counts[block] for block in blocks], calibration.seed)
+    return _random(current_plan(model).tokens_per_block, calibration.seed, blocks)
 
 
-def _random(sizes: Sequence[int], seed: int) -> list[Tensor]:
+def _random(sizes: Sequence[int], seed: int, blocks: Sequence[int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.rand(size, generator=generator, dtype=torch.float64) for size in sizes]
+    return [torch.rand(sizes[block], generator=generator, dtype=torch.float64) for block in blocks]

@@ -75,6 +75,10 @@ def select_tokens(scores: Sequence[Tensor], count: int, layer_decay: float, min_
     return _remove(weighted, count, min_tokens, largest=False, what="tokens")
 
 
+#: By what is removed.
+SELECTORS = {"heads": select_heads, "tokens": select_tokens}
+
+
 def _remove(scores: list[Tensor], count: int, floor: int, *, largest: bool, what: str) -> list[list[int]]:
     if floor < 1:
         raise InputError(f"A block must keep at least 1 of its {what}, a floor of {floor} is not allowed.")

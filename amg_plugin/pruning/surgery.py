@@ -13,16 +13,13 @@ from amg_plugin.models.attention import HeadSubsetNorm, PrunableAttention
 from amg_plugin.models.vit import backbone_of, make_prunable
 from amg_plugin.pruning.plan import PruningPlan
 
-_ATTRIBUTE = "plan"
-
 
 def current_plan(model: nn.Module) -> PruningPlan:
     """The plan of ``model`` (a ViT, or a network with a ``backbone``); dense if it was never pruned."""
     backbone = backbone_of(model)
-    plan = getattr(backbone, _ATTRIBUTE, None)
-    if plan is None:
-        plan = PruningPlan.dense([block.attn.num_heads for block in backbone.blocks], backbone.patch_embed.num_patches)
-    return plan
+    if plan := getattr(backbone, "plan", None):
+        return plan
+    return PruningPlan.dense([block.attn.num_heads for block in backbone.blocks], backbone.patch_embed.num_patches)
 
 
 def prunable_blocks(model: nn.Module) -> list[int]:
@@ -60,10 +57,10 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     for index, block in enumerate(backbone.blocks):
         if plan.heads[index] != current.heads[index]:
             place = {head: position for position, head in enumerate(current.heads[index])}
-            keep_heads(block.attn, [place[head] for head in plan.heads[index]])
+            _keep_heads(block.attn, [place[head] for head in plan.heads[index]])
         if plan.tokens[index] != current.tokens[index] or plan.variant != current.variant:
             _keep_tokens(backbone, index, plan)
-    setattr(backbone, _ATTRIBUTE, plan)
+    backbone.plan = plan
     return model
 
 
@@ -91,26 +88,17 @@ def _check_prunable(model: nn.Module, plan: PruningPlan) -> None:
 
 
 def _keep_tokens(backbone: VisionTransformer, index: int, plan: PruningPlan) -> None:
-    prefix = backbone.num_prefix_tokens
-    kept = plan.tokens[index]
-    positions = None
+    prefix, kept, positions = backbone.num_prefix_tokens, plan.tokens[index], None
     if len(kept) < plan.num_patches:
         positions = [*range(prefix), *(prefix + position for position in kept)]
     backbone.blocks[index].keep_tokens(positions, prefix + plan.num_patches, plan.variant)
 
 
-def keep_heads(attention: PrunableAttention, kept: Sequence[int]) -> None:
-    """Slice everything that a head owns.
-
-    Args:
-        attention: The module, changed in place.
-        kept: Positions of the heads to keep among those it has, ascending.
-
-    Raises:
-        PlanError: If the module normalises over all heads with something else than LayerNorm.
-    """
-    _check_norm(attention)
-    rows = _rows(kept, attention.head_dim, attention.qkv.weight.device)
+def _keep_heads(attention: PrunableAttention, kept: Sequence[int]) -> None:
+    """Slice everything that a head owns, in place; ``kept`` are positions among the heads it has, ascending."""
+    device = attention.qkv.weight.device
+    first = torch.tensor(list(kept), dtype=torch.int64, device=device) * attention.head_dim
+    rows = (first[:, None] + torch.arange(attention.head_dim, device=device)).flatten()
     width = attention.attn_dim
     _slice_linear(attention.qkv, torch.cat([rows + part * width for part in range(3)]), dim=0)
     _slice_linear(attention.proj, rows, dim=1)
@@ -132,11 +120,6 @@ def _check_norm(attention: nn.Module) -> None:
             f"Heads cannot be removed from an attention that normalises over all heads with "
             f"{type(attention.norm).__name__}; LayerNorm is allowed."
         )
-
-
-def _rows(kept: Sequence[int], head_dim: int, device: torch.device) -> Tensor:
-    first = torch.tensor(list(kept), dtype=torch.int64, device=device) * head_dim
-    return (first[:, None] + torch.arange(head_dim, device=device)).flatten()
 
 
 def _slice_linear(linear: nn.Linear, index: Tensor, dim: int) -> None:

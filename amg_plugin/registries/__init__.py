@@ -76,10 +76,10 @@ for _table, _name, _function, _line in (
 ):
     _table.register(_name, f"amg_plugin.pruning.scorers:{_function}", summary=_line, weighted=_name == "amg")
 for _name, _class, _line in (
-    ("tome", "merging:TokenMerging", "token merging (arXiv 2210.09461)"),
-    ("evit", "dropping:TokenDropping", "token dropping (arXiv 2202.07800)"),
+    ("tome", "TokenMerging", "token merging (arXiv 2210.09461)"),
+    ("evit", "TokenDropping", "token dropping (arXiv 2202.07800)"),
 ):
-    REDUCERS.register(_name, f"amg_plugin.models.reducers.{_class}", summary=_line)
+    REDUCERS.register(_name, f"amg_plugin.models.reducers:{_class}", summary=_line)
 for _name, _class, _line in (
     ("synthetic_reid", "SyntheticReID", "people drawn as coloured figures (amg-reid demo)"),
     ("occluded_duke", "OccludedDuke", "Occluded-DukeMTMC (ICCV 2019)"),

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from amg_plugin.models import complexity
-from amg_plugin.models.reid import unwrap
+from amg_plugin.models.vit import unwrap
 from amg_plugin.pruning import current_plan
 from amg_plugin.utils.files import write_text
 

@@ -19,10 +19,9 @@ from amg_plugin.data.manager import build_test_loaders
 from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.evaluation.evaluator import Evaluator
 from amg_plugin.evaluation.protocol import Protocol
-from amg_plugin.models.build import build_network
-from amg_plugin.models.differences import differences
-from amg_plugin.models.reducers.solve import fit_reducer
+from amg_plugin.models.build import build_network, differences
 from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.solve import fit_reducer
 from amg_plugin.models.spec import ARCHITECTURES, ModelSpec, spec_from_config
 from amg_plugin.models.weights import check_weight_file
 from amg_plugin.plugin.registry import ENGINES, build_engine, register

@@ -88,7 +88,7 @@ def test_networks_that_choose_tokens_for_each_image_are_refused(refused, trained
 
     from amg_plugin.checkpoint import read_checkpoint, save_checkpoint
     from amg_plugin.models.build import build_network
-    from amg_plugin.models.reducers.spec import ReducerSpec
+    from amg_plugin.models.spec import ReducerSpec
 
     spec = replace(read_checkpoint(trained.last).spec, reducer=ReducerSpec("tome", (8, 6)))
     save_checkpoint(tmp_path / "tome.pth", build_network(spec))

@@ -4,7 +4,7 @@ from published_state import la_transformer, randomised, transreid
 
 from amg_plugin.checkpoint import save_checkpoint
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reducers.solve import with_reducer
+from amg_plugin.models.solve import with_reducer
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.utils.preprocessing import Preprocessing

@@ -19,7 +19,7 @@ from amg_plugin.engine import AMGPruningHook, DistillationHook, Hook
 from amg_plugin.errors import ConfigError
 from amg_plugin.evaluation.evaluator import Evaluator
 from amg_plugin.evaluation.protocol import Protocol
-from amg_plugin.models.side_information import SideInformationSpec
+from amg_plugin.models.spec import SideInformationSpec
 from amg_plugin.plugin.active import using_amg_config
 from amg_plugin.pruning.cut import PruningRules
 from amg_plugin.pruning.schedule import PruningSchedule

@@ -13,8 +13,7 @@ from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.losses import feature_loss
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.build import build_network
-from amg_plugin.models.jigsaw import JigsawSpec
-from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.spec import JigsawSpec, ModelSpec
 
 NETWORKS = {
     "plain, after the neck": {"neck_feat": "after"},

@@ -4,10 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from amg_plugin.models.differences import differences
-from amg_plugin.models.jigsaw import JigsawSpec
-from amg_plugin.models.side_information import SideInformationSpec
-from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.build import differences
+from amg_plugin.models.spec import JigsawSpec, ModelSpec, SideInformationSpec
 
 PLAIN = ModelSpec("vit_tiny_patch16_224", (64, 32), 5)
 FULL = replace(PLAIN, side_information=SideInformationSpec(cameras=3), jigsaw=JigsawSpec(parts=2))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from amg_plugin.errors import ConfigError
-from amg_plugin.models.jigsaw import JigsawBranch, JigsawSpec, jigsaw_parts
+from amg_plugin.models.spec import JigsawSpec
+from amg_plugin.models.transreid import JigsawBranch, jigsaw_parts
 from amg_plugin.models.vit import build_backbone
 
 

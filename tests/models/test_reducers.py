@@ -8,12 +8,9 @@ from amg_plugin.checkpoint import load_model, save_checkpoint
 from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
-from amg_plugin.models.jigsaw import JigsawSpec
-from amg_plugin.models.reducers import ReducerSpec, TokenReducer
-from amg_plugin.models.reducers.dropping import class_attention, drop
-from amg_plugin.models.reducers.merging import match, merge, proportional_bias
-from amg_plugin.models.reducers.solve import TOLERANCE, with_reducer
-from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.reducers import TokenReducer, class_attention, drop, match, merge, proportional_bias
+from amg_plugin.models.solve import TOLERANCE, with_reducer
+from amg_plugin.models.spec import JigsawSpec, ModelSpec, ReducerSpec
 from amg_plugin.pruning import AttentionMapRecorder
 from amg_plugin.registries import REDUCERS, register_reducer
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from amg_plugin.errors import ConfigError
-from amg_plugin.models.side_information import SideInformation, SideInformationSpec
+from amg_plugin.models.spec import SideInformationSpec
+from amg_plugin.models.transreid import SideInformation
 
 
 def module_of(**options):

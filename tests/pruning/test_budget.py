@@ -11,12 +11,9 @@ from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
 from amg_plugin.models.complexity import BlockCost
-from amg_plugin.models.jigsaw import JigsawSpec
-from amg_plugin.models.side_information import SideInformationSpec
-from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.spec import JigsawSpec, ModelSpec, SideInformationSpec
 from amg_plugin.pruning import PruningPlan, apply_plan
 from amg_plugin.pruning.budget import (
-    FLOORS,
     PREVIEWED,
     TOLERANCE,
     Budget,
@@ -28,6 +25,7 @@ from amg_plugin.pruning.budget import (
     expected_plan,
 )
 from amg_plugin.pruning.cut import prunable_blocks
+from amg_plugin.pruning.plan import Limits
 from amg_plugin.pruning.schedule import PruningSchedule, Stage
 
 NETWORKS = {
@@ -55,7 +53,7 @@ def counted(model):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_closed_form_equals_what_is_counted(name, variant):
     model = network(name)
-    cost = PlanCost.of(model, counted(model))
+    cost = PlanCost.of(model)
     plan = PruningPlan.dense([3] * len(model.backbone.blocks), model.backbone.patch_embed.num_patches, variant)
     assert cost.macs(plan) == cost.dense == counted(model)
     generator = torch.Generator().manual_seed(1)
@@ -71,7 +69,7 @@ def test_the_closed_form_equals_what_is_counted(name, variant):
     params = sum(p.numel() for p in model.parameters())
     apply_plan(model, pruned)
     assert cost.macs(pruned) == counted(model)
-    assert PlanCost.of(model, counted(model)).dense == cost.dense
+    assert PlanCost.of(model).dense == cost.dense
     gone = sum((3 - len(kept)) * block.head_params for kept, block in zip(pruned.heads, cost.blocks, strict=True))
     assert params - sum(p.numel() for p in model.parameters()) == gone
 
@@ -94,14 +92,14 @@ FORMS = {
 
 def pruned_by(plan, cost, schedule, generator, concentration):
     """Carries out a schedule with random scores, which favour some blocks."""
-    blocks = range(plan.depth)
+    limits = Limits(range(plan.depth))
     for cut in schedule.cuts:
         kept = plan.heads_per_block if cut.target == "heads" else plan.tokens_per_block
         scores = [
             torch.rand(size, generator=generator) + concentration * torch.rand(1, generator=generator) for size in kept
         ]
         goal = Goal(cost, schedule.goal(cut))
-        plan = closest_cut(plan, cut.target, blocks, scores, weight=0.0, floor=1, goal=goal)
+        plan = closest_cut(plan, cut.target, scores, 0.0, limits, goal)
     return plan
 
 
@@ -122,8 +120,8 @@ def test_whatever_the_scores_the_saving_ends_within_half_a_point(
     plan, cost = synthetic(depth, heads, patches, variant=variant)
     # What floors of a third would save, which random scores can reach as well.
     floors = [("heads", 1.0), ("tokens", 1.0)]
-    third = {"heads": heads - heads // 3, "tokens": patches * 2 // 3}
-    limit = cost.saving(expected_plan(plan, floors, range(depth), cost, third))
+    third = Limits(range(depth), heads - heads // 3, patches * 2 // 3)
+    limit = cost.saving(expected_plan(plan, floors, third, cost))
     budget = Budget(share * min(limit, 0.3 if variant == "block" else 0.12), balance)
     schedule = PruningSchedule(FORMS[form], 0, budget)
     end = pruned_by(plan, cost, schedule, torch.Generator().manual_seed(seed), concentration)
@@ -184,9 +182,8 @@ def test_a_stage_that_the_balance_needs_must_be_there(target, missing):
 def budget_check(plan, cost, saving, balance, **floors):
     stages = [stage for stage, weight in ((Stage("heads"), balance), (Stage("tokens"), 1 - balance)) if weight]
     budget = Budget(saving, balance)
-    return check_budget(
-        plan, budget, PruningSchedule(stages, 0, budget).goals(), range(plan.depth), cost, {**FLOORS, **floors}
-    )
+    limits = Limits(range(plan.depth), **floors)
+    return check_budget(plan, budget, PruningSchedule(stages, 0, budget).goals(), limits, cost)
 
 
 def test_a_feasible_budget_passes_and_gives_the_expected_plan():
@@ -227,7 +224,7 @@ def test_the_preview_shows_every_balance_and_what_it_saves():
     plan, cost = synthetic()
     budget = Budget(0.3, 0.4)
     goals = PruningSchedule([Stage("heads", iterations=2), Stage("tokens")], 0, budget).goals()
-    rows = choices(plan, budget, goals, range(plan.depth), cost)
+    rows = choices(plan, budget, goals, Limits(range(plan.depth)), cost)
     assert [row.balance for row in rows] == sorted([*PREVIEWED, 0.4])
     heads = [sum(row.plan.heads_per_block) for row in rows]
     assert heads == sorted(heads, reverse=True)
@@ -243,6 +240,6 @@ def test_the_preview_shows_every_balance_and_what_it_saves():
 def test_blocks_that_may_not_be_pruned_stay_as_they_are():
     plan, cost = synthetic()
     goals = [("heads", 0.05), ("tokens", 0.2)]
-    end = expected_plan(plan, goals, range(plan.depth - 1), cost)
+    end = expected_plan(plan, goals, Limits(range(plan.depth - 1)), cost)
     assert (end.heads[-1], end.tokens[-1]) == (plan.heads[-1], plan.tokens[-1])
     assert cost.saving(end) == pytest.approx(0.2, abs=TOLERANCE)

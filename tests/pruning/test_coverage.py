@@ -9,7 +9,7 @@ from masked_reference import build_tiny, images_for, random_choice
 
 from amg_plugin.models.vit import pooled_features
 from amg_plugin.pruning import AttentionMapRecorder, apply_plan, current_plan
-from amg_plugin.pruning.coverage import CoveredAttentionRecorder, attention_share
+from amg_plugin.pruning.recorder import CoveredAttentionRecorder, attention_share
 
 PATCHES, PREFIX = 15, 5
 

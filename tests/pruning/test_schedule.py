@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from amg_plugin.errors import ConfigError
 from amg_plugin.pruning import PruningPlan
-from amg_plugin.pruning.budget import FLOORS
+from amg_plugin.pruning.plan import Limits
 from amg_plugin.pruning.schedule import PruningSchedule, Stage
 from amg_plugin.pruning.selection import removal_count
 
@@ -129,7 +129,7 @@ def test_without_stages_there_is_only_the_final_phase():
 
 def feasibility(stages, plan, min_heads=1, min_tokens=1, blocks=None):
     blocks = range(plan.depth) if blocks is None else blocks
-    PruningSchedule(stages, 0).check_feasible(plan, blocks, {"heads": min_heads, "tokens": min_tokens})
+    PruningSchedule(stages, 0).check_feasible(plan, Limits(blocks, min_heads, min_tokens))
 
 
 def test_a_feasible_schedule_passes():
@@ -185,9 +185,9 @@ def test_a_schedule_that_removes_nothing_more_is_refused_unless_it_is_under_way(
     plan = PruningPlan.dense([4, 4], 10).narrow(heads=[[0, 1], [0, 1]])
     schedule = PruningSchedule([Stage("heads", 0.5, iterations=2)], 0)
     with pytest.raises(ConfigError, match="nothing that the model has not lost already"):
-        schedule.check_feasible(plan, [0, 1], FLOORS)
+        schedule.check_feasible(plan, Limits([0, 1]))
     schedule.load_state_dict({"done": 2})
-    schedule.check_feasible(plan, [0, 1], FLOORS)
+    schedule.check_feasible(plan, Limits([0, 1]))
 
 
 @pytest.mark.parametrize("target", ["heads", "tokens"])

@@ -25,8 +25,9 @@ from amg_plugin.deploy.fast.flow import Flow, token_flow
 from amg_plugin.deploy.fast.layers import FastBlock, FastLinear, Gather, can_pack
 from amg_plugin.errors import InputError
 from amg_plugin.models.la_transformer import LATransformer, part_averages
-from amg_plugin.models.reid import ReIDModel, at_least_float32, unwrap
+from amg_plugin.models.reid import ReIDModel, at_least_float32
 from amg_plugin.models.transreid import TransReID
+from amg_plugin.models.vit import unwrap
 from amg_plugin.pruning import current_plan
 
 

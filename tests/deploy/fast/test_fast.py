@@ -15,7 +15,7 @@ from amg_plugin.deploy.fast.layers import FastLinear, can_pack
 from amg_plugin.errors import InputError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
-from amg_plugin.models.reducers.spec import ReducerSpec
+from amg_plugin.models.spec import ReducerSpec
 from amg_plugin.pruning import apply_plan, current_plan
 
 LIMIT = 1e-5

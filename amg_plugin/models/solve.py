@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -12,9 +13,8 @@ from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
 from amg_plugin.models.complexity import BlockCost
-from amg_plugin.models.reducers.method import TokenReducer
-from amg_plugin.models.reducers.spec import ReducerSpec
-from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.reducers import TokenReducer
+from amg_plugin.models.spec import ModelSpec, ReducerSpec
 from amg_plugin.registries import REDUCERS
 
 #: Largest distance between the saving that was asked for and the counted one, as a share of the dense MACs.
@@ -67,11 +67,7 @@ def with_reducer(spec: ModelSpec, method: str, saving: float) -> ModelSpec:
 
 
 def fit_reducer(spec: ModelSpec, amg: CfgNode) -> ModelSpec:
-    """Give a network the reducer that the configuration asks for.
-
-    Args:
-        spec: The network, of a configuration or of a checkpoint.
-        amg: The node; ``amg.reducer`` and ``amg.target_macs_saving`` count.
+    """Give a network, of a configuration or a checkpoint, the reducer that the ``amg`` node asks for.
 
     Raises:
         CheckpointError: If the network has another reducer.
@@ -101,14 +97,8 @@ def _common(reducer: TokenReducer, patches: int, depth: int, saved: Callable, sa
             counts.append(left)
         return counts
 
-    low, high = 0, _STEPS  # strength 0 saves nothing
-    while low < high:
-        middle = (low + high + 1) // 2
-        if saved(tokens(middle)) <= saving:
-            low = middle
-        else:
-            high = middle - 1
-    return tokens(low)
+    # Strength 0 saves nothing, so that every step up to the number of those that fit does.
+    return tokens(bisect_right(range(1, _STEPS + 1), saving, key=lambda step: saved(tokens(step))))
 
 
 def _refine(start: list[int], reducer: TokenReducer, patches: int, saved: Callable, saving: float) -> list[int]:

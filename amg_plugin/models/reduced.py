@@ -6,8 +6,7 @@ from torch import Tensor
 
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.attention import PrunableBlock
-from amg_plugin.models.reducers.merging import proportional_bias
-from amg_plugin.models.reducers.method import TokenReducer
+from amg_plugin.models.reducers import TokenReducer, proportional_bias
 from amg_plugin.models.reid import ReIDModel, at_least_float32
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
@@ -15,14 +14,9 @@ from amg_plugin.registries import REDUCERS
 
 
 class ReducedBlock(PrunableBlock):
-    """A block that leaves fewer tokens than it takes; the reduction stands between attention and MLP.
+    """A block that leaves ``leaving`` tokens behind the ``prefix``; the reduction stands between attention and MLP.
 
     Made out of an existing block by :meth:`convert`, never constructed.
-
-    Attributes:
-        reducer: What takes tokens away.
-        leaving: Tokens behind the prefix that leave the block.
-        prefix: Leading tokens that always stay.
     """
 
     reducer: TokenReducer
@@ -37,15 +31,7 @@ class ReducedBlock(PrunableBlock):
         return module
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Run the block.
-
-        Args:
-            x: Tokens ``[B, N, D]``.
-            sizes: Patches that each token stands for, ``[B, N]``; None for one each.
-
-        Returns:
-            Tokens ``[B, prefix + leaving, D]`` and their sizes; the sizes stay None as long as nothing is merged.
-        """
+        """Run the block; tokens and sizes as in :meth:`TokenReducer.reduce`, None as long as nothing is merged."""
         fewer = x.shape[1] - self.prefix - self.leaving
         with_map = self.reducer.needs_attention and fewer > 0
         bias = None if sizes is None else proportional_bias(sizes)
@@ -57,13 +43,7 @@ class ReducedBlock(PrunableBlock):
 
 
 class ReducedReIDModel(ReIDModel):
-    """A :class:`ReIDModel` whose tokens are merged or dropped as ``spec.reducer`` says.
-
-    The state dict is that of the network without a reducer.
-
-    Args:
-        spec: What to build.
-        pretrained: Take timm's weights for the backbone.
+    """A :class:`ReIDModel` whose tokens are merged or dropped as ``spec.reducer`` says; its state dict is the same.
 
     Raises:
         ConfigError: If the ViT has no class token, or cannot leave as few tokens.
