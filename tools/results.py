@@ -32,7 +32,7 @@ import numpy as np
 
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.runs import result as report
-from amg_plugin.runs.targets import ATTENTION, as_markdown, further_tables
+from amg_plugin.runs.result import ATTENTION, as_markdown, further_tables
 from amg_plugin.utils.files import write_text
 from amg_plugin.utils.tables import markdown_table, per_cent, text_table
 

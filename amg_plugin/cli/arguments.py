@@ -224,11 +224,10 @@ def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float)
     from amg_plugin.config import to_plain_dict
     from amg_plugin.runs import result as report
     from amg_plugin.runs.setup import use_gpu
-    from amg_plugin.runs.targets import as_text, tables
     from amg_plugin.utils.environment import environment
 
     facts = {"config": to_plain_dict(cfg), "seed": cfg.train.seed, **environment(use_gpu(cfg))}
     result = {"command": command, **sections, **facts, "seconds": round(time.time() - started, 1)}
     path = report.write_result(cfg.data.save_dir, result)
-    print("\n" + "\n\n".join([*map(as_text, tables(result)), str(path)]))
+    print("\n" + "\n\n".join([*map(report.as_text, report.tables(result)), str(path)]))
     return result

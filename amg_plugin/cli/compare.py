@@ -48,8 +48,7 @@ add_arguments = adder(
 
 def run(args: Namespace) -> int:
     """Compare; 0 on success."""
-    from amg_plugin.runs.compare import compare, conditions
-    from amg_plugin.runs.comparison_table import render
+    from amg_plugin.runs.compare import compare, conditions, render
     from amg_plugin.utils.files import write_text
 
     cfg = config_from_arguments(args, use_schedule=False)

@@ -29,9 +29,8 @@ def run(args: Namespace) -> int:
     from amg_plugin.checkpoint import LAST_CHECKPOINT, read_checkpoint
     from amg_plugin.config import load_config
     from amg_plugin.data.synthetic.reid import write_synthetic_reid
-    from amg_plugin.runs.prune import prune
     from amg_plugin.runs.setup import prepare
-    from amg_plugin.runs.train import train
+    from amg_plugin.runs.train import prune, train
 
     if args.seed < 0:
         raise InputError(f"--seed {args.seed} is negative; 0 or more is allowed.")
@@ -41,11 +40,10 @@ def run(args: Namespace) -> int:
     # The second half takes its epochs from the schedule.
     pairs = zip(args.opts[::2], args.opts[1::2], strict=False)
     words = [word for pair in pairs if pair[0] != "train.max_epoch" for word in pair]
-    pruned_cfg = load_config(
-        "demo/synthetic_head25_token25", [*shared, "data.save_dir", str(folder / "pruned"), *words]
-    )
+    options = [*shared, "data.save_dir", str(folder / "pruned"), *words]
+    pruned_cfg = load_config("demo/synthetic_head25_token25", options)
 
-    prepare(pruned_cfg)
+    prepare(pruned_cfg)  # what is wrong with it should fail before anything is drawn
     prepare(dense_cfg)
     write_synthetic_reid(root, seed=args.seed)
     with logged(dense_cfg.data.save_dir, "train") as started:

@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
     """Import; 0 on success."""
     from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.paper.importing import Sizes, read_network, save_imported
-    from amg_plugin.runs.description import describe, render
+    from amg_plugin.runs.result import describe, description_text
 
     sizes = Sizes(**{one.name: getattr(args, one.name) for one in fields(Sizes) if one.name != "cameras"})
     model = read_network(args.file, args.source, sizes)
     save_imported(args.out, model, args.source, Path(args.file).name, args.trained_on)
     checkpoint = read_checkpoint(args.out)
-    print(render(checkpoint, describe(checkpoint)))
+    print(description_text(checkpoint, describe(checkpoint)))
     if not checkpoint.plan.heads_known:
         print("\nthe file does not record which heads were kept, only how many")
     print(f"\n{args.out}")

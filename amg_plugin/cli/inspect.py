@@ -16,9 +16,9 @@ add_arguments = adder(CHECKPOINT, JSON)
 def run(args: Namespace) -> int:
     """Print; 0 on success."""
     from amg_plugin.checkpoint import read_checkpoint
-    from amg_plugin.runs.description import describe, render
+    from amg_plugin.runs.result import describe, description_text
 
     checkpoint = read_checkpoint(args.checkpoint)
     content = describe(checkpoint)
-    print(json.dumps(content, indent=1) if args.json else render(checkpoint, content))
+    print(json.dumps(content, indent=1) if args.json else description_text(checkpoint, content))
     return 0

@@ -32,9 +32,9 @@ def run(args: Namespace) -> int:
     """Prune; 0 on success."""
     from amg_plugin.checkpoint import LAST_CHECKPOINT, read_checkpoint
     from amg_plugin.runs import latency_target
-    from amg_plugin.runs.prune import check_reducer, preview, prune
     from amg_plugin.runs.result import write_result
     from amg_plugin.runs.setup import prepare
+    from amg_plugin.runs.train import check_reducer, preview, prune
 
     checkpoint = read_checkpoint(arguments.required_weights(args))
     cfg = arguments.config_from_arguments(args, base=checkpoint.config)

@@ -47,18 +47,21 @@ def run(args: Namespace) -> int:
     exported = file_format(arguments.required_weights(args)) is not None
     _check_files(args, exported)
     from amg_plugin.checkpoint import read_checkpoint
-    from amg_plugin.runs import asymmetric, test
-    from amg_plugin.runs import exported as of_file
+    from amg_plugin.runs import test
+    from amg_plugin.runs.result import write_markdown
     from amg_plugin.runs.setup import prepare
-    from amg_plugin.runs.targets import write_markdown
 
     if exported:
-        file, checkpoint = of_file.read(args.weights)
-        evaluate, subjects = of_file.evaluate_file, (file, checkpoint)
+        from amg_plugin.deploy.exported_file import open_exported
+        from amg_plugin.deploy.networks import as_checkpoint
+
+        file = open_exported(args.weights)
+        checkpoint = as_checkpoint(file.info)
+        evaluate, subjects = test.evaluate_file, (file, checkpoint)
     else:
         checkpoint = read_checkpoint(args.weights)
         if args.gallery_weights is not None:
-            evaluate, subjects = asymmetric.evaluate_pair, (checkpoint, read_checkpoint(args.gallery_weights))
+            evaluate, subjects = test.evaluate_pair, (checkpoint, read_checkpoint(args.gallery_weights))
         else:
             dense = None if args.dense is None else test.read_dense(args.dense, checkpoint)
             evaluate, subjects = test.evaluate_checkpoint, (checkpoint, dense)

@@ -61,7 +61,7 @@ def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
     from amg_plugin.paper.importing import save_imported
     from amg_plugin.paper.zoo import LICENCE, fetch, import_entry, remarks
     from amg_plugin.pruning import current_plan
-    from amg_plugin.runs.description import describe, render
+    from amg_plugin.runs.result import describe, description_text
 
     fetched = fetch(entry, folder, local_file=args.file, refresh=args.refresh)
     record = fetched.record
@@ -69,7 +69,7 @@ def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
     print(f"{fetched.path}\n{record.size} bytes, SHA-256 {record.sha256} ({state})\nlicence: {LICENCE}\n")
     model = import_entry(entry, fetched.path)
     checkpoint = Checkpoint(model.spec, current_plan(model), model.state_dict())
-    print(render(checkpoint, describe(checkpoint)))
+    print(description_text(checkpoint, describe(checkpoint)))
     print("".join(f"\n{sentence}" for sentence in remarks(entry, model)))
     if args.out:
         save_imported(args.out, model, entry.family, fetched.path.name, entry.data_set)

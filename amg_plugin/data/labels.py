@@ -7,7 +7,7 @@ for both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -106,11 +106,7 @@ class TrainingLabels:
         return TrainingCameras.of(self.datamanager)
 
     def check(self, model: nn.Module) -> None:
-        """Check that the network has a row for every training camera, and name the rows if they have no name yet.
-
-        Raises:
-            ConfigError: If there are more cameras than rows, or the data has no labels of views.
-        """
+        """Check that the network has a row for every training camera, and name the rows if they have no name yet."""
         model = unwrap(model)
         side = _side(model)
         if side is None:
@@ -132,15 +128,13 @@ class TrainingLabels:
 
     def of(self, model: nn.Module, batch: Mapping[str, Any], device: torch.device) -> Labels:
         """What ``model`` wants after the images of a training batch: rows of cameras and views ``[B]``, or nothing."""
-        side = _side(model)
-        if side is None:
-            return ()
-        cameras = None
-        if side.cameras:
+
+        def rows(side: SideInformationSpec) -> Tensor:
             camids = torch.as_tensor(batch["camid"])
             places = torch.as_tensor(batch.get("dsetid", torch.zeros_like(camids)))
-            cameras = self.cameras.rows(camids, places, _table(side, self.sources)).to(device)
-        return cameras, _views(side, batch, device)
+            return self.cameras.rows(camids, places, _table(side, self.sources))
+
+        return _labels(_side(model), rows, batch, device)
 
 
 @dataclass
@@ -153,11 +147,7 @@ class TargetLabels:
 
     def of(self, model: nn.Module, camids: Tensor, batch: Mapping[str, Any], device: torch.device) -> Labels:
         """What ``model`` wants after the images of a batch: rows of cameras and views ``[B]``, or nothing."""
-        side = _side(model)
-        if side is None:
-            return ()
-        cameras = self._rows(side, camids.tolist()).to(device) if side.cameras else None
-        return cameras, _views(side, batch, device)
+        return _labels(_side(model), lambda side: self._rows(side, camids.tolist()), batch, device)
 
     def announce_unseen(self, model: nn.Module) -> None:
         """Warn of cameras that training has not seen, unless a warning was given already."""
@@ -190,6 +180,14 @@ def _side(model: nn.Module) -> SideInformationSpec | None:
     return model.spec.side_information if getattr(model, "uses_cameras", False) else None
 
 
-def _views(side: SideInformationSpec, batch: Mapping[str, Any], device: torch.device) -> Tensor | None:
+def _labels(
+    side: SideInformationSpec | None,
+    rows: Callable[[SideInformationSpec], Tensor],
+    batch: Mapping[str, Any],
+    device: torch.device,
+) -> Labels:
+    if side is None:
+        return ()
+    cameras = rows(side).to(device) if side.cameras else None
     views = batch.get(VIEWS) if side.views else None
-    return None if views is None else torch.as_tensor(views).to(device)
+    return cameras, None if views is None else torch.as_tensor(views).to(device)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import load_model
 from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
-from amg_plugin.engine.losses import distillation_loss, feature_loss
 from amg_plugin.errors import ConfigError
+from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import unwrap
 from amg_plugin.pruning import current_plan
 
@@ -33,11 +35,9 @@ class DistillationHook(Hook):
     """
 
     def __init__(self, alpha: float, tau: float, teacher: nn.Module | None = None, features: float = 0.0) -> None:
-        self.features = features
-        self._shown: dict[str, Tensor] = {}
-        self.alpha = alpha
-        self.tau = tau
+        self.alpha, self.tau, self.features = alpha, tau, features
         self.teacher = teacher
+        self._shown: dict[str, Tensor] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> DistillationHook:
@@ -63,21 +63,7 @@ class DistillationHook(Hook):
             self.teacher = copy.deepcopy(student)
         if not current_plan(self.teacher).is_dense:
             raise ConfigError("The teacher is pruned; amg.distill.teacher must be a dense checkpoint.")
-        if self.teacher.spec.image_size != student.spec.image_size:
-            raise ConfigError(
-                f"The teacher is for images of {_size(self.teacher)}, the model for {_size(student)} (height x width); "
-                "amg.distill.teacher must be of the same image size."
-            )
-        if self.teacher.spec.num_classes != student.spec.num_classes:
-            raise ConfigError(
-                f"The teacher knows {self.teacher.spec.num_classes} identities, the training data has "
-                f"{student.spec.num_classes}; amg.distill.teacher must come from the same data."
-            )
-        if (ours := _outputs(student)) != (theirs := _outputs(self.teacher)):
-            raise ConfigError(
-                f"The teacher has {theirs} classifiers, the model {ours}; amg.distill.teacher must have the same head "
-                "(amg.head, amg.parts.number, amg.jpm)."
-            )
+        self._compare(student)
         sides = [getattr(model, "side_information", None) for model in (self.teacher, student)]
         if all(sides):
             sides[0].warn_with(sides[1])
@@ -85,20 +71,40 @@ class DistillationHook(Hook):
             self._watch_features(engine, student)
         self.teacher = self.teacher.to(engine.device).eval().requires_grad_(False)
 
-    def _watch_features(self, engine: HookedEngine, student: nn.Module) -> None:
-        if isinstance(engine.model, nn.DataParallel):
+    def _compare(self, student: nn.Module) -> None:
+        """Check that teacher and student have what the terms of the loss compare."""
+        ours, theirs = student.spec, self.teacher.spec
+        if theirs.image_size != ours.image_size:
+            sizes = ["x".join(map(str, spec.image_size)) for spec in (theirs, ours)]
             raise ConfigError(
-                "amg.distill.features works on one GPU; set CUDA_VISIBLE_DEVICES to one of them, or the weight to 0."
+                f"The teacher is for images of {sizes[0]}, the model for {sizes[1]} (height x width); "
+                "amg.distill.teacher must be of the same image size."
             )
-        if self.teacher.feature_dim != student.feature_dim:
+        if theirs.num_classes != ours.num_classes:
+            raise ConfigError(
+                f"The teacher knows {theirs.num_classes} identities, the training data has {ours.num_classes}; "
+                "amg.distill.teacher must come from the same data."
+            )
+        if _outputs(ours) != _outputs(theirs):
+            raise ConfigError(
+                f"The teacher has {_outputs(theirs)} classifiers, the model {_outputs(ours)}; amg.distill.teacher must "
+                "have the same head (amg.head, amg.parts.number, amg.jpm)."
+            )
+        if self.features and self.teacher.feature_dim != student.feature_dim:
             raise ConfigError(
                 f"The teacher's features have {self.teacher.feature_dim} numbers, the model's {student.feature_dim}; "
                 "amg.distill.features needs the same width."
             )
-        if self.teacher.spec.neck_feat != student.spec.neck_feat:
+        if self.features and theirs.neck_feat != ours.neck_feat:
             raise ConfigError(
-                f"The teacher is evaluated {self.teacher.spec.neck_feat} the neck, the model {student.spec.neck_feat} "
-                "it; amg.distill.features needs the same amg.neck_feat."
+                f"The teacher is evaluated {theirs.neck_feat} the neck, the model {ours.neck_feat} it; "
+                "amg.distill.features needs the same amg.neck_feat."
+            )
+
+    def _watch_features(self, engine: HookedEngine, student: nn.Module) -> None:
+        if isinstance(engine.model, nn.DataParallel):
+            raise ConfigError(
+                "amg.distill.features works on one GPU; set CUDA_VISIBLE_DEVICES to one of them, or the weight to 0."
             )
         for name, model in (("student", student), ("teacher", self.teacher)):
             model.feature_observer = lambda features, name=name: self._shown.__setitem__(name, features)
@@ -118,12 +124,41 @@ class DistillationHook(Hook):
         return terms
 
 
-def _outputs(model: nn.Module) -> int:
-    spec = model.spec
+def _outputs(spec: ModelSpec) -> int:
     if spec.head == "parts":
         return spec.parts
     return 1 + (spec.jigsaw.parts if spec.jigsaw else 0)
 
 
-def _size(model: nn.Module) -> str:
-    return "x".join(map(str, model.spec.image_size))
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the student's features from the teacher's, relative to the teacher's squared length.
+
+    0 for equal features, 1 for a student that gives zeros, whatever the scale of the features.
+
+    Args:
+        student: ``[B, D]``.
+        teacher: ``[B, D]``.
+    """
+    return (student - teacher).square().sum() / teacher.square().sum().clamp_min(torch.finfo(teacher.dtype).tiny)
+
+
+def distillation_loss(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor], tau: float) -> Tensor:
+    """Divergence of the student's softened predictions from the teacher's.
+
+    ``tau^2 KL(softmax(teacher / tau) || softmax(student / tau))``, summed over batch and classes and divided by the
+    number of logits; the mean over classifiers if there are several.
+
+    Args:
+        student: Logits ``[B, C]``, or a list of them.
+        teacher: As ``student``.
+        tau: Temperature.
+    """
+    if isinstance(student, Tensor):
+        student, teacher = [student], [teacher]
+    terms = [
+        F.kl_div(F.log_softmax(ours / tau, dim=1), F.log_softmax(theirs / tau, dim=1), reduction="sum", log_target=True)
+        * tau**2
+        / ours.numel()
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(terms).mean()

@@ -1,16 +1,18 @@
-"""The plugin's image engines: torchreid's with hooks, further losses, results per target and our checkpoints."""
+"""The plugin's image engines: torchreid's with hooks, losses and schedules, results per target and our checkpoints."""
 
 from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from amg_plugin import compat
@@ -18,8 +20,6 @@ from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint
 from amg_plugin.config.load import to_plain_dict
 from amg_plugin.data.labels import TrainingLabels
 from amg_plugin.engine.hooks import Hook
-from amg_plugin.engine.losses import SoftMarginTripletLoss
-from amg_plugin.engine.optim import build_optimizer, build_scheduler
 from amg_plugin.errors import RunError
 from amg_plugin.evaluation.evaluator import Evaluator, draw_rankings
 from amg_plugin.evaluation.protocol import Protocol
@@ -159,7 +159,7 @@ class HookedEngine:
         self.batch = data
         return super().parse_data_for_eval(data)
 
-    def labels_for(self, model: torch.nn.Module) -> tuple[Tensor | None, ...]:
+    def labels_for(self, model: nn.Module) -> tuple[Tensor | None, ...]:
         """What ``model`` wants after the images of the current training batch: rows of cameras and views, or nothing.
 
         Each network has its own table of cameras, so a teacher may ask as well as the student.
@@ -212,31 +212,19 @@ class HookedEngine:
     def _evaluate(self, **given: Any) -> tuple[float, float]:
         # What torchreid's test() calls for each target.
         target = given["dataset_name"]
-        protocol = Protocol(
-            given["dist_metric"],
-            given["normalize_feature"],
-            given["ranks"],
-            given["rerank"],
-            given["use_metric_cuhk03"],
-        )
-        evaluator = _RunEvaluator(self, protocol)
+        names = ("dist_metric", "normalize_feature", "ranks", "rerank", "use_metric_cuhk03")
+        evaluator = _RunEvaluator(self, Protocol(*(given[name] for name in names)))
         draw = None
         if given["visrank"]:
-            size = self.datamanager.height, self.datamanager.width
-            options = {"loaders": evaluator.loaders, "size": size, "folder": given["save_dir"]}
-            draw = partial(draw_rankings, longest=given["visrank_topk"], **options)
+            options = {"size": (self.datamanager.height, self.datamanager.width), "folder": given["save_dir"]}
+            draw = partial(draw_rankings, loaders=self.test_loader, longest=given["visrank_topk"], **options)
         result = self.results[target] = evaluator.score(target, draw)
         return result["rank1"], result["mAP"]
 
     def write_checkpoint(self, path: str | Path) -> None:
         """Write the model as it is now in the plugin's format."""
-        save_checkpoint(
-            path,
-            self.model,
-            config=to_plain_dict(self.cfg),
-            history=self.history,
-            preprocessing=Preprocessing.from_config(self.cfg.data),
-        )
+        facts = {"history": self.history, "preprocessing": Preprocessing.from_config(self.cfg.data)}
+        save_checkpoint(path, self.model, config=to_plain_dict(self.cfg), **facts)
 
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
         """Write the latest model; torchreid's own format cannot be read back for a pruned one."""
@@ -257,17 +245,27 @@ class _RunEvaluator(Evaluator):
         return self.model(images, *labels) if labels else self.engine.extract_features(images)
 
 
-class AMGSoftmaxEngine(HookedEngine, _stock.ImageSoftmaxEngine):
-    """torchreid's ``ImageSoftmaxEngine`` with the plugin's hooks.
+class SoftMarginTripletLoss(nn.Module):
+    """Batch-hard triplet loss with a soft margin, ``log(1 + exp(d_pos - d_neg))`` (arXiv 1703.07737)."""
 
-    Args:
-        datamanager: torchreid's or the plugin's image data manager.
-        model: The network.
-        optimizer: Its optimiser.
-        cfg: The whole configuration.
-        hooks: Listeners.
-        **kwargs: ``scheduler``, ``use_gpu``, ``label_smooth`` as in torchreid.
-    """
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the batch.
+
+        Args:
+            features: ``[B, D]``.
+            labels: Identities ``[B]``.
+        """
+        squares = features.square().sum(1)
+        distances = squares[:, None] + squares[None] - 2 * features @ features.T
+        distances = distances.clamp_min(1e-12).sqrt()
+        same = labels[:, None] == labels[None]
+        hardest_positive = distances.masked_fill(~same, -torch.inf).amax(1)
+        hardest_negative = distances.masked_fill(same, torch.inf).amin(1)
+        return F.softplus(hardest_positive - hardest_negative).mean()
+
+
+class AMGSoftmaxEngine(HookedEngine, _stock.ImageSoftmaxEngine):
+    """torchreid's ``ImageSoftmaxEngine`` with the plugin's hooks; further arguments as torchreid's."""
 
     def task_losses(self, outputs: Any, pids: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Cross entropy."""
@@ -277,7 +275,7 @@ class AMGSoftmaxEngine(HookedEngine, _stock.ImageSoftmaxEngine):
 class AMGTripletEngine(HookedEngine, _stock.ImageTripletEngine):
     """torchreid's ``ImageTripletEngine`` with the plugin's hooks and, by ``amg.soft_margin``, a soft margin.
 
-    Arguments as :class:`AMGSoftmaxEngine`, further ``margin``, ``weight_t`` and ``weight_x`` as in torchreid.
+    Further arguments as torchreid's, ``margin``, ``weight_t`` and ``weight_x`` among them.
     """
 
     def __init__(self, *args: Any, cfg: CfgNode, **kwargs: Any) -> None:
@@ -298,3 +296,64 @@ class AMGTripletEngine(HookedEngine, _stock.ImageTripletEngine):
         if self.weight_x > 0:
             terms["loss_x"] = (self.weight_x, self.compute_loss(self.criterion_x, logits, pids))
         return terms
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """torchreid's optimiser for ``cfg``; biases learn at ``amg.bias_lr_factor`` times the rate."""
+    optimizer = compat.torchreid().optim.build_optimizer(
+        model,
+        **{key: cfg.train[key] for key in ("optim", "lr", "weight_decay", "staged_lr", "base_lr_mult")},
+        new_layers=list(cfg.train.new_layers),
+        momentum=cfg.sgd.momentum,
+        sgd_dampening=cfg.sgd.dampening,
+        sgd_nesterov=cfg.sgd.nesterov,
+        rmsprop_alpha=cfg.rmsprop.alpha,
+        adam_beta1=cfg.adam.beta1,
+        adam_beta2=cfg.adam.beta2,
+    )
+    if cfg.amg.bias_lr_factor != 1:
+        _split_off_biases(optimizer, model, cfg.amg.bias_lr_factor)
+    return optimizer
+
+
+def _split_off_biases(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:
+    biases = {id(value) for name, value in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+    groups = list(optimizer.param_groups)
+    optimizer.param_groups.clear()
+    for group in groups:
+        # Biases first: torchreid reports the rate of the last group.
+        for wanted, rate in ((True, factor * group["lr"]), (False, group["lr"])):
+            chosen = [value for value in group["params"] if (id(value) in biases) == wanted]
+            if chosen:
+                optimizer.add_param_group({**group, "params": chosen, "lr": rate})
+
+
+def build_scheduler(
+    cfg: CfgNode, optimizer: torch.optim.Optimizer, epochs: int, warmup_epochs: int = 0
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """torchreid's schedule over ``epochs``, with a linear warm-up over the first ``warmup_epochs`` of them.
+
+    The warm-up starts at ``amg.warmup_start`` times the rate; ``cosine`` ends at ``amg.min_lr_factor`` times the rate.
+    There is always a schedule: torchreid fails without one when it saves, after the whole training.
+    """
+    remaining = max(epochs - warmup_epochs, 1)
+    if cfg.amg.min_lr_factor:  # torchreid's cosine ends at 0
+        floor = cfg.amg.min_lr_factor
+
+        def factor(epoch: int) -> float:
+            return floor + (1 - floor) * (1 + math.cos(math.pi * min(epoch, remaining) / remaining)) / 2
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    else:
+        scheduler = compat.torchreid().optim.build_lr_scheduler(
+            optimizer,
+            lr_scheduler=cfg.train.lr_scheduler,
+            stepsize=cfg.train.stepsize if isinstance(cfg.train.stepsize, int) else list(cfg.train.stepsize),
+            gamma=cfg.train.gamma,
+            max_epoch=remaining,
+        )
+    if not warmup_epochs:
+        return scheduler
+    start = cfg.amg.warmup_start
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=start, total_iters=warmup_epochs)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, scheduler], milestones=[warmup_epochs])

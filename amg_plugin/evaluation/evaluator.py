@@ -1,4 +1,4 @@
-"""Scores of a network on query and gallery, without anything that trains."""
+"""Scores of a network on query and gallery, and its attention on covered patches, without anything that trains."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from amg_plugin import compat
 from amg_plugin.data.labels import Loaders, TargetLabels
 from amg_plugin.data.layout import TEST_PARTS
+from amg_plugin.data.occlusion.masks import COVERED, Grid, covered_by_masks
 from amg_plugin.evaluation.protocol import Embedded, Protocol, Scores
+from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.vit import backbone_of, unwrap
+from amg_plugin.pruning.recorder import CoveredAttentionRecorder
 
 logger = logging.getLogger(__name__)
+
+Covered = Mapping[str, np.ndarray]
+"""Image -> which of its patches are covered."""
 
 
 class Evaluator:
@@ -64,12 +71,7 @@ class Evaluator:
         return scores
 
     def embed(self, target: str, label: str = "") -> tuple[Embedded, Embedded]:
-        """Features of query and gallery of a target.
-
-        Args:
-            target: Name of the target.
-            label: Text next to the progress bar.
-        """
+        """Features of query and gallery of a target; ``label`` stands next to the progress bar."""
         TargetLabels(target, self.loaders[target], self.sources).announce_unseen(self.model)
         self.model.eval()
         query, gallery = (
@@ -106,15 +108,9 @@ class Evaluator:
 def draw_rankings(
     target: str, matrix: np.ndarray, loaders: Loaders, size: tuple[int, int], folder: str | Path, longest: int
 ) -> None:
-    """Draw the first ranks of every query, by torchreid, into ``folder/visrank_TARGET``.
+    """Draw the first ``longest`` ranks of every query, by torchreid, into ``folder/visrank_TARGET``.
 
-    Args:
-        target: Name of the target.
-        matrix: Distances ``[queries, gallery]``.
-        loaders: Whose images are drawn.
-        size: (height, width) in pixels.
-        folder: Where the run writes.
-        longest: Ranks to draw.
+    ``matrix`` has the distances ``[queries, gallery]``; ``size`` is (height, width) in pixels.
     """
     compat.torchreid().utils.visualize_ranked_results(
         matrix,
@@ -125,3 +121,57 @@ def draw_rankings(
         save_dir=str(Path(folder) / f"visrank_{target}"),
         topk=longest,
     )
+
+
+def covered_targets(loaders: Loaders, model: ReIDModel) -> dict[str, Covered]:
+    """Targets that have masks, with the covered patches of their images, of which ``model`` gives size and grid.
+
+    Raises:
+        DataError: Masks are missing, unreadable or of another size than their images.
+    """
+    if model.spec.reducer is not None:  # masks are laid over keys, which must be the same positions for every image
+        logger.info("attention on covered patches is not reported: the model chooses its tokens image by image")
+        return {}
+    embed = backbone_of(model).patch_embed
+    grid = Grid(tuple(embed.img_size), tuple(embed.patch_size), tuple(getattr(embed, "stride", embed.patch_size)))
+    found = {}
+    for target, parts in loaders.items():
+        images = [item[0] for part in TEST_PARTS for item in parts[part].dataset.data]
+        covered = covered_by_masks(images, grid, f"masks of {target}")
+        if covered:
+            found[target] = covered
+    return found
+
+
+@torch.no_grad()
+def covered_attention(evaluator: Evaluator, target: str, covered: Covered) -> list[dict[str, float]]:
+    """Run all images of a target that have a mask.
+
+    Returns:
+        Per block ``attention`` and ``keys``, see :meth:`CoveredAttentionRecorder.mean`.
+    """
+    model = unwrap(evaluator.model).eval()
+    with CoveredAttentionRecorder(model) as recorder:
+        for part in TEST_PARTS:
+            loader = _with_masks(evaluator.loaders[target][part], covered)
+            for batch in tqdm(loader, desc=f"attention, {target} {part}", leave=False, disable=None):
+                recorder.covered = torch.from_numpy(np.stack([covered[path] for path in batch["impath"]]))
+                model(*evaluator.inputs(target, batch))
+    return recorder.mean()
+
+
+def _with_masks(loader: DataLoader, covered: Covered) -> DataLoader:
+    chosen = [place for place, item in enumerate(loader.dataset.data) if item[0] in covered]
+    same = ("batch_size", "num_workers", "pin_memory")
+    return DataLoader(Subset(loader.dataset, chosen), **{name: getattr(loader, name) for name in same})
+
+
+def covered_section(covered: Covered, shares: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """What ``result.json`` says about one target, out of what :func:`covered_attention` gave per model.
+
+    Returns:
+        ``images``; ``patches``, the share of all patches that is covered, mean over the images; ``threshold``, the
+        share of its area from which a patch counts as covered; ``models``.
+    """
+    patches = float(np.mean([mask.mean() for mask in covered.values()]))
+    return {"images": len(covered), "patches": patches, "threshold": COVERED, "models": dict(shares)}

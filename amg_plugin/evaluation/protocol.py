@@ -61,9 +61,8 @@ class Protocol:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Protocol:
         """Read the nodes ``test`` and ``cuhk03``."""
-        test = cfg.test
-        ranks = tuple(test.ranks)
-        return cls(test.dist_metric, test.normalize_feature, ranks, test.rerank, cfg.cuhk03.use_metric_cuhk03)
+        test, cuhk03 = cfg.test, cfg.cuhk03.use_metric_cuhk03
+        return cls(test.dist_metric, test.normalize_feature, tuple(test.ranks), test.rerank, cuhk03)
 
     def distances(self, query: Embedded, gallery: Embedded) -> np.ndarray:
         """torchreid's distance matrix ``[queries, gallery]``, re-ranked if asked for."""
@@ -79,34 +78,21 @@ class Protocol:
         return torchreid.utils.re_ranking(matrix, measure(q, q), measure(g, g)) if self.rerank else matrix
 
     def score(self, matrix: np.ndarray, query: Embedded, gallery: Embedded) -> Scores:
-        """CMC and mAP by torchreid's ``evaluate_rank``.
-
-        Args:
-            matrix: What :meth:`distances` gave.
-            query: Identities and cameras of its rows.
-            gallery: Identities and cameras of its columns.
+        """CMC and mAP by torchreid's ``evaluate_rank`` of the matrix that :meth:`distances` gave.
 
         Raises:
             DataError: If no query has a match.
         """
         length = longest_cmc(query, gallery, self.use_metric_cuhk03)
+        labels = query.pids, gallery.pids, query.camids, gallery.camids
         cmc, mean_ap = compat.torchreid().metrics.evaluate_rank(
-            matrix,
-            query.pids,
-            gallery.pids,
-            query.camids,
-            gallery.camids,
-            max_rank=length,
-            use_metric_cuhk03=self.use_metric_cuhk03,
+            matrix, *labels, max_rank=length, use_metric_cuhk03=self.use_metric_cuhk03
         )
         kept = sorted({min(rank, length) for rank in self.ranks})
         if kept != sorted(set(self.ranks)):
             logger.warning("ranks %s are clamped to %s: the gallery is small", list(self.ranks), kept)
-        return {
-            "mAP": float(mean_ap),
-            "rank1": float(cmc[0]),
-            "cmc": {str(rank): float(cmc[rank - 1]) for rank in kept},
-        }
+        curve = {str(rank): float(cmc[rank - 1]) for rank in kept}
+        return {"mAP": float(mean_ap), "rank1": float(cmc[0]), "cmc": curve}
 
     def compare(self, query: Embedded, gallery: Embedded) -> Scores:
         """Scores of one target."""
@@ -143,11 +129,8 @@ def per_query_scores(matrix: np.ndarray, query: Embedded, gallery: Embedded) -> 
         ``{"AP": [n], "rank1": [n]}``; their means are mAP and Rank-1.
     """
     average_precision, first_hit = [], []
-    identities: dict[int, set[int]] = {}
-    for pid, camid in zip(gallery.pids.tolist(), gallery.camids.tolist(), strict=True):
-        identities.setdefault(pid, set()).add(camid)
-    for row, (pid, camid) in enumerate(zip(query.pids.tolist(), query.camids.tolist(), strict=True)):
-        if not identities.get(pid, set()) - {camid}:
+    for row, (pid, camid) in enumerate(zip(query.pids, query.camids, strict=True)):
+        if not ((gallery.pids == pid) & (gallery.camids != camid)).any():
             continue
         one = slice(row, row + 1)
         cmc, precision = compat.torchreid().metrics.evaluate_rank(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,47 @@ from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.errors import ConfigError, InputError
 from amg_plugin.plugin import backbones
 from amg_plugin.plugin.registry import MODELS
-from amg_plugin.runs.comparison_table import Row
-from amg_plugin.runs.setup import build_evaluator, check_precision, fitted, own_config, use_gpu
+from amg_plugin.runs.setup import build_evaluator, fitted, own_config, use_gpu
 from amg_plugin.utils.environment import environment
+from amg_plugin.utils.tables import csv_table, markdown_table, text_table
 
 logger = logging.getLogger(__name__)
 
 ALL = "all"
+NO_WEIGHTS = "no weights"
+_MIB = 1 << 20
+
+Restore = Callable[[CfgNode], tuple[CfgNode, nn.Module, list[str]]]
+"""Out of the configuration of all rows: that of one, the network with its weights, and what a reader must know."""
+
+
+@dataclass
+class Row:
+    """One model.
+
+    Attributes:
+        name: What the table calls it.
+        height: Image height in pixels.
+        width: Image width in pixels.
+        params: Parameters without classifier.
+        macs: Counted MACs of one image, without classifier.
+        size: Bytes of parameters and buffers, without classifier.
+        weights: The file that the weights come from, or :data:`NO_WEIGHTS`.
+        file_size: Bytes of that file; None without one.
+        scores: Per target ``mAP``, ``rank1`` (fractions) and ``cmc``; empty if not evaluated.
+        note: What a reader must know.
+    """
+
+    name: str
+    height: int
+    width: int
+    params: int
+    macs: int
+    size: int
+    weights: str = NO_WEIGHTS
+    file_size: int | None = None
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    note: str = ""
 
 
 def compare(
@@ -77,7 +113,7 @@ def compare(
 
 
 def conditions(cfg: CfgNode, *, evaluated: bool) -> dict[str, Any]:
-    """What the figures were made with, for :func:`amg_plugin.runs.comparison_table.render`."""
+    """What the figures were made with, for :func:`render`."""
     measured_on = environment(use_gpu(cfg))
     if not evaluated:
         return {"versions": measured_on["versions"]}
@@ -91,11 +127,7 @@ def conditions(cfg: CfgNode, *, evaluated: bool) -> dict[str, Any]:
 
 
 def _refuse_keys(cfg: CfgNode) -> None:
-    """Refuse what would have no effect.
-
-    Raises:
-        ConfigError: If a key asks for pictures or for weights.
-    """
+    """Refuse keys that would have no effect."""
     for key, instead in (
         ("test.visrank", "pictures of rankings are drawn by 'amg-reid test' only"),
         ("model.load_weights", "weights are given with --weights NAME=FILE"),
@@ -106,11 +138,7 @@ def _refuse_keys(cfg: CfgNode) -> None:
 
 
 def _sizes(arguments: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """``--size`` by name.
-
-    Raises:
-        InputError: If one is malformed, or the network takes no other size than its own.
-    """
+    """``--size`` by name."""
     sizes = {}
     for argument in arguments:
         name, _, size = argument.partition("=")
@@ -122,10 +150,6 @@ def _sizes(arguments: Sequence[str]) -> dict[str, tuple[int, int]]:
         if fixed != sizes[name]:
             raise InputError(f"--size '{argument}' is impossible: {name} takes {fixed[0]}x{fixed[1]} only.")
     return sizes
-
-
-Restore = Callable[[CfgNode], tuple[CfgNode, nn.Module, list[str]]]
-"""Out of the configuration of all rows: that of one, the network with its weights, and what a reader must know."""
 
 
 def _torchreids(kind: str, value: str, cfg: CfgNode, sizes: dict[str, tuple[int, int]]) -> tuple[Row, Restore | None]:
@@ -156,31 +180,29 @@ def _torchreids(kind: str, value: str, cfg: CfgNode, sizes: dict[str, tuple[int,
 
 def _own(file: str, cfg: CfgNode) -> tuple[Row, Restore]:
     checkpoint = read_checkpoint(file)
-    model, size = checkpoint.build(), checkpoint.spec.image_size
-    plan, reducer = checkpoint.plan, checkpoint.spec.reducer
+    plan, spec = checkpoint.plan, checkpoint.spec
     note = "dense"
     if not plan.is_dense:
         note = f"{sum(plan.heads_per_block)}/{sum(plan.num_heads)} heads, "
         note += f"{sum(plan.tokens_per_block)}/{plan.num_patches * plan.depth} tokens ({plan.variant})"
-    note += f", {reducer.method}" if reducer else ""
-    own = checkpoint.config.get("test", {})
+    note += f", {spec.reducer.method}" if spec.reducer else ""
+    stored = checkpoint.config.get("test", {})
     departures = [
-        f"own test.{key} is {own[key]}"
+        f"own test.{key} is {stored[key]}"
         for key in ("dist_metric", "normalize_feature", "rerank")
-        if key in own and own[key] != cfg.test[key]
+        if key in stored and stored[key] != cfg.test[key]
     ]
 
     def restore(cfg: CfgNode) -> tuple[CfgNode, nn.Module, list[str]]:
         own = own_config(checkpoint, cfg)
         return own, fitted(checkpoint, own).build(), departures
 
-    row = Row(checkpoint.spec.arch, *size, **backbones.cost(model, file, *size), note=note)
-    row.weights, row.file_size = file, Path(file).stat().st_size
-    return row, restore
+    cost = backbones.cost(checkpoint.build(), file, *spec.image_size)
+    size = Path(file).stat().st_size
+    return Row(spec.arch, *spec.image_size, **cost, weights=file, file_size=size, note=note), restore
 
 
 def _evaluate(counted: Sequence[tuple[Row, Restore | None]], cfg: CfgNode) -> None:
-    check_precision(cfg)
     cfg = cfg.clone()
     cfg.defrost()
     for row, restore in counted:
@@ -192,3 +214,83 @@ def _evaluate(counted: Sequence[tuple[Row, Restore | None]], cfg: CfgNode) -> No
         row.scores = build_evaluator(own, model).evaluate()
         row.note = "; ".join(filter(None, [row.note, *notes]))
         cfg.amg.check_images = False  # the images are the same for every row
+
+
+def render(rows: Sequence[Row], form: str, facts: Mapping[str, Any]) -> str:
+    """The table.
+
+    Args:
+        rows: One per model, at least one.
+        form: ``"text"``, ``"markdown"``, ``"csv"`` or ``"json"``.
+        facts: What the figures were made with: ``command`` and what :func:`conditions` gave.
+    """
+    if form == "json":
+        return json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    if form == "csv":
+        return _csv(rows)
+    header, cells = _cells(rows)
+    if form == "text":
+        legend = "params, MACs (one image, counted) and size (parameters and buffers) are without classifier"
+        return "\n".join([text_table(header, cells), "", legend, *_conditions(facts), ""])
+    words = [place for place, name in enumerate(header) if name in ("model", "weights", "note")]
+    return f"{_preface(facts)}\n{markdown_table(header, cells, left=words)}\n"
+
+
+def _targets(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(target for row in rows for target in row.scores))
+
+
+def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    targets = _targets(rows)
+    columns: dict[str, list[str]] = {
+        "model": [row.name for row in rows],
+        "input": [f"{row.height}x{row.width}" for row in rows],
+    }
+    for target in targets:
+        where = f" {target}" if len(targets) > 1 else ""
+        for title, key in (("mAP", "mAP"), ("Rank-1", "rank1")):
+            scores = [row.scores.get(target) for row in rows]
+            columns[f"{title} %{where}"] = [f"{100 * each[key]:.1f}" if each else "" for each in scores]
+    columns |= {
+        "params M": [f"{row.params / 1e6:.2f}" for row in rows],
+        "MACs G": [f"{row.macs / 1e9:.3f}" for row in rows],
+        "size MiB": [f"{row.size / _MIB:.1f}" for row in rows],
+        "file MiB": [f"{row.file_size / _MIB:.1f}" if row.file_size else "" for row in rows],
+        "weights": [row.weights for row in rows] if targets else [""],
+        "note": [row.note for row in rows],
+    }
+    shown = {name: values for name, values in columns.items() if any(values)}
+    return list(shown), [[cell.replace("|", "/") for cell in line] for line in zip(*shown.values(), strict=True)]
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    keys = [(target, key) for target in _targets(rows) for key in ("mAP", "rank1")]
+    names = [one.name for one in fields(Row) if one.name != "scores"]
+    cells = [
+        [*(getattr(row, name) for name in names), *(row.scores.get(target, {}).get(key) for target, key in keys)]
+        for row in rows
+    ]
+    return csv_table([*names, *map(".".join, keys)], cells)
+
+
+def _conditions(facts: Mapping[str, Any]) -> list[str]:
+    lines = [", ".join(f"{name} {version}" for name, version in facts["versions"].items())]
+    if "protocol" in facts:
+        lines.append("; ".join(f"{key} {value}" for key, value in facts["protocol"].items()))
+        lines.append(f"{facts['device']}, {facts['threads']} threads, seed {facts['seed']}")
+    return lines
+
+
+def _preface(facts: Mapping[str, Any]) -> str:
+    conditions = "\n".join(f"- {line}" for line in _conditions(facts))
+    return f"""# Backbones side by side
+
+Generated by `{facts["command"]}`; do not edit.
+
+- *params*, *MACs* and *size* are those of feature extraction: without classifier, by one definition for all.
+- *MACs* are counted while one image passes through the network in eval mode: matrix products, convolutions (grouped and
+  depthwise ones as what they are) and attention products. The literature calls them FLOPs.
+- *size* is that of parameters and buffers as they are stored; training checkpoints are larger.
+- *input* is height x width in pixels; `hacnn` takes 160x64 only.
+{conditions}
+"""

@@ -68,17 +68,7 @@ def resolve(
 
 
 def compare(measured: dict[str, Any], cfg: CfgNode, pruned: Checkpoint, say: Say) -> dict[str, Any]:
-    """Measure the pruned network against its dense one and say whether the target was met.
-
-    Args:
-        measured: What :func:`resolve` gave.
-        cfg: The configuration.
-        pruned: The network.
-        say: Gets a sentence on what was measured.
-
-    Returns:
-        ``measured`` with the entry ``reached``.
-    """
+    """Measure the pruned network and say whether the target was met: what :func:`resolve` gave, with ``reached``."""
     settings = latency.settings_of(cfg.amg.latency)
     with _bar(settings.total_rounds) as progress:
         (reached,), _ = latency.timings(pruned.spec, [pruned.plan], settings, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,8 +28,6 @@ from amg_plugin.registries import REDUCERS
 from amg_plugin.utils.files import check_writable
 from amg_plugin.utils.preprocessing import Preprocessing
 
-logger = logging.getLogger(__name__)
-
 
 def prepare(cfg: CfgNode) -> None:
     """Register, check what no run of ours can do and the output folder, and seed everything.
@@ -47,10 +44,12 @@ def prepare(cfg: CfgNode) -> None:
             f"amg.engine '{cfg.amg.engine}' has no hooks, which this command needs; use amg_{cfg.loss.name} here, and "
             "'python -m amg_plugin' with a script of torchreid's for its own engines."
         )
-    for key, value in (("model.load_weights", cfg.model.load_weights), ("model.resume", cfg.model.resume)):
-        if value:
-            raise ConfigError(f"{key} is '{value}', but torchreid's checkpoints are not read here: use --weights.")
-    check_precision(cfg)
+    for key in ("load_weights", "resume"):
+        if value := cfg.model[key]:
+            raise ConfigError(
+                f"model.{key} is '{value}', but torchreid's checkpoints are not read here: use --weights."
+            )
+    _check_precision(cfg)
     check_writable(cfg.data.save_dir)
     compat.torchreid().utils.set_random_seed(cfg.train.seed)
 
@@ -60,18 +59,13 @@ def use_gpu(cfg: CfgNode) -> bool:
     return bool(cfg.use_gpu and torch.cuda.is_available())
 
 
-def uses_several_gpus(cfg: CfgNode) -> bool:
-    """Whether the run's model is spread over GPUs."""
+def _several_gpus(cfg: CfgNode) -> bool:
     return use_gpu(cfg) and torch.cuda.device_count() > 1
 
 
-def check_precision(cfg: CfgNode) -> None:
-    """Check that ``amg.precision`` goes with the GPUs.
-
-    Raises:
-        ConfigError: For bf16 on several GPUs: the threads of DataParallel open autocast again, as fp16.
-    """
-    if cfg.amg.precision == "bf16" and uses_several_gpus(cfg):
+def _check_precision(cfg: CfgNode) -> None:
+    """Refuse bf16 on several GPUs: the threads of DataParallel open autocast again, as fp16."""
+    if cfg.amg.precision == "bf16" and _several_gpus(cfg):
         raise ConfigError(
             f"amg.precision bf16 works on one GPU, but {torch.cuda.device_count()} are visible: "
             "set CUDA_VISIBLE_DEVICES to one of them, or use fp32."
@@ -102,20 +96,11 @@ def build_model(cfg: CfgNode, num_classes: int, cameras: TrainingCameras | None 
 
 
 def _described(cfg: CfgNode, num_classes: int) -> ModelSpec:
-    check_model_name(cfg)
+    if cfg.model.name not in ARCHITECTURES:
+        raise ConfigError(f"model.name is '{cfg.model.name}', but must be one of {', '.join(ARCHITECTURES)}.")
     arch = ARCHITECTURES[cfg.model.name]
     spec = spec_from_config(cfg.amg, num_classes=num_classes, loss=cfg.loss.name, default_arch=arch)
     return fit_reducer(spec, cfg.amg)
-
-
-def check_model_name(cfg: CfgNode) -> None:
-    """Check that ``model.name`` is a network of the plugin.
-
-    Raises:
-        ConfigError: If it is not.
-    """
-    if cfg.model.name not in ARCHITECTURES:
-        raise ConfigError(f"model.name is '{cfg.model.name}', but must be one of {', '.join(ARCHITECTURES)}.")
 
 
 def check_buildable(cfg: CfgNode) -> None:
@@ -178,12 +163,7 @@ def _check_preprocessing(checkpoint: Checkpoint, cfg: CfgNode) -> None:
 def own_config(checkpoint: Checkpoint, cfg: CfgNode) -> CfgNode:
     """A checkpoint's own network, image size and preparation of images, with data, device and protocol of the run.
 
-    Args:
-        checkpoint: What was read; without a configuration, its description counts.
-        cfg: The run's configuration.
-
-    Raises:
-        ConfigError: If the checkpoint's configuration is impossible.
+    Without a configuration in the checkpoint, its description counts.
     """
     values, usual, stored = to_plain_dict(cfg), to_plain_dict(get_default_config()), checkpoint.config
     usual["amg"]["neck_feat"] = checkpoint.spec.neck_feat
@@ -203,10 +183,6 @@ def own_config(checkpoint: Checkpoint, cfg: CfgNode) -> CfgNode:
 
 def fitted(checkpoint: Checkpoint, cfg: CfgNode) -> Checkpoint:
     """A checkpoint with this run's loss, evaluation features, stochastic depth and reducer; its check at the door.
-
-    Args:
-        checkpoint: What was read.
-        cfg: The run's configuration.
 
     Returns:
         The checkpoint whose ``build`` gives the network of the run.
@@ -246,16 +222,12 @@ def check_identities(checkpoint: Checkpoint, num_classes: int) -> None:
         )
 
 
-def on_device(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """The model on the GPU, in DataParallel where there are several, as torchreid's script puts it; or as it is.
-
-    Raises:
-        ConfigError: If the precision does not go with the GPUs.
-    """
-    check_precision(cfg)
+def _on_device(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The model on the GPU, in DataParallel where there are several, as torchreid's script puts it; or as it is."""
+    _check_precision(cfg)
     if not use_gpu(cfg):
         return model
-    return nn.DataParallel(model).cuda() if uses_several_gpus(cfg) else model.cuda()
+    return nn.DataParallel(model).cuda() if _several_gpus(cfg) else model.cuda()
 
 
 def build_evaluator(cfg: CfgNode, model: nn.Module, loaders: Loaders | None = None) -> Evaluator:
@@ -271,7 +243,7 @@ def build_evaluator(cfg: CfgNode, model: nn.Module, loaders: Loaders | None = No
         DataError: If the data cannot be used.
     """
     loaders = build_test_loaders(cfg) if loaders is None else loaders
-    return Evaluator(on_device(cfg, model), loaders, Protocol.from_config(cfg), list(cfg.data.sources))
+    return Evaluator(_on_device(cfg, model), loaders, Protocol.from_config(cfg), list(cfg.data.sources))
 
 
 def assemble(cfg: CfgNode, datamanager: Any, model: nn.Module, hooks: Iterable[Any], epochs: int) -> Any:
@@ -280,17 +252,17 @@ def assemble(cfg: CfgNode, datamanager: Any, model: nn.Module, hooks: Iterable[A
     Args:
         cfg: The configuration.
         datamanager: The image data manager.
-        model: The network, see :func:`on_device`.
+        model: The network, on the CPU.
         hooks: Hooks of the engine; those of ``amg.hooks`` follow them.
         epochs: Epochs of the first phase, for the learning-rate schedule.
 
     Raises:
         ConfigError: If the precision does not go with the GPUs.
     """
+    from amg_plugin.engine.hooked import build_optimizer, build_scheduler
     from amg_plugin.engine.hooks import registered_hooks
-    from amg_plugin.engine.optim import build_optimizer, build_scheduler
 
-    model = on_device(cfg, model)
+    model = _on_device(cfg, model)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_scheduler(cfg, optimizer, epochs, cfg.amg.warmup_epochs)
     return build_engine(cfg, datamanager, model, optimizer, scheduler, hooks=[*hooks, *registered_hooks(cfg)])

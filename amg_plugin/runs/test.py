@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint, and where its figures go."""
+"""Evaluation of a checkpoint, of two together or of an exported file, and where the figures go."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.config import get_default_config, to_plain_dict
 from amg_plugin.data.labels import Loaders
 from amg_plugin.data.manager import build_test_loaders
-from amg_plugin.errors import InputError
-from amg_plugin.evaluation.covered_attention import covered_attention, covered_section, covered_targets
-from amg_plugin.evaluation.evaluator import draw_rankings
+from amg_plugin.deploy.exported_file import ExportedFile
+from amg_plugin.deploy.networks import ExportedNetwork, check_unchanged
+from amg_plugin.errors import CheckpointError, ConfigError, InputError
+from amg_plugin.evaluation.evaluator import covered_attention, covered_section, covered_targets, draw_rankings
+from amg_plugin.models.build import build_network
+from amg_plugin.pruning import apply_plan
 from amg_plugin.runs import result as report
-from amg_plugin.runs.setup import build_evaluator, fitted
-from amg_plugin.runs.targets import ATTENTION
+from amg_plugin.runs.setup import build_evaluator, check_fits, fitted, own_config
 
 #: Keys that change figures or pictures: nodes as a whole, less what only changes memory or belongs to training.
 _TELLING = ("test", "cuhk03", "market1501", "data.split_id", "amg.neck_feat", "amg.sie.unseen", "amg.reducer",
@@ -45,20 +48,79 @@ def evaluate_checkpoint(cfg: CfgNode, checkpoint: Checkpoint, dense: Checkpoint 
     loaders = build_test_loaders(cfg)
     *before, tested = (each.build() for each in checkpoints)
     models = {"dense": before[0]} if before else {}
-    models["reduced" if tested.spec.reducer else section_name(checkpoint)] = tested
+    models["reduced" if tested.spec.reducer else _section_name(checkpoint)] = tested
     covered = covered_targets(loaders, tested)
     sections: dict[str, Any] = {}
     shares: dict[str, dict[str, Any]] = {target: {} for target in covered}
     for name, model in models.items():
-        shape = report.structure(model, cfg.data.height, cfg.data.width)
         evaluator = build_evaluator(cfg, model, loaders)
-        visit = ranking_pictures(cfg, loaders) if model is tested else None
-        sections[name] = report.section(evaluator.evaluate(visit), shape)
+        scores = evaluator.evaluate(_ranking_pictures(cfg, loaders) if model is tested else None)
+        sections[name] = report.section(scores, _shape(cfg, model))
         for target, masks in covered.items():
             shares[target][name] = covered_attention(evaluator, target, masks)
     if covered:
-        sections[ATTENTION] = {target: covered_section(masks, shares[target]) for target, masks in covered.items()}
+        sections[report.ATTENTION] = {
+            target: covered_section(masks, shares[target]) for target, masks in covered.items()
+        }
     return sections
+
+
+def evaluate_pair(cfg: CfgNode, query: Checkpoint, gallery: Checkpoint) -> dict[str, Any]:
+    """Evaluate two checkpoints alone and together; returns the sections of the result.
+
+    Args:
+        cfg: The run's configuration, which fits the query's checkpoint.
+        query: Embeds the queries.
+        gallery: Embeds the gallery, with its own image size and preparation of images.
+
+    Raises:
+        CheckpointError: If a checkpoint does not fit, or their features cannot be compared.
+        ConfigError: If pictures of rankings are asked for.
+    """
+    if cfg.test.visrank:
+        raise ConfigError("test.visrank is True, but pictures of rankings are not drawn with --gallery-weights.")
+    configs = (cfg, own_config(gallery, cfg))
+    checkpoints = [fitted(each, own) for each, own in zip((query, gallery), configs, strict=True)]
+    models = [checkpoint.build() for checkpoint in checkpoints]
+    _check_comparable(*models)
+    by_query, by_gallery = (build_evaluator(own, model) for own, model in zip(configs, models, strict=True))
+    scores: dict[str, dict[str, Any]] = {"query_model": {}, "gallery_model": {}, "asymmetric": {}}
+    compare = by_query.protocol.compare
+    for target in by_query.loaders:
+        ours, theirs = by_query.embed(target, "query model"), by_gallery.embed(target, "gallery model")
+        scores["asymmetric"][target] = compare(ours[0], theirs[1])
+        scores["query_model"][target] = compare(*ours)
+        scores["gallery_model"][target] = compare(*theirs)
+    shapes = [
+        {**_shape(own, model), "image_size": [own.data.height, own.data.width]}
+        for own, model in zip(configs, models, strict=True)
+    ]
+    return {case: report.section(scores[case], shape) for case, shape in zip(scores, [*shapes, {}], strict=True)}
+
+
+def evaluate_file(cfg: CfgNode, file: ExportedFile, source: Checkpoint) -> dict[str, Any]:
+    """Evaluate an exported file on the targets of a configuration.
+
+    Args:
+        cfg: The configuration, with ``use_gpu`` False: the file's runtime computes, on the CPU.
+        file: The file, opened.
+        source: What it knows of its checkpoint.
+
+    Returns:
+        The section of the result, with what the file is and what ran it.
+
+    Raises:
+        InputError: If the configuration asks for what is fixed in the file, or the data cannot be used.
+    """
+    check_unchanged(file.info, cfg)
+    check_fits(source, cfg)
+    # Counted on a network of the same structure: the file's graph has no modules to count.
+    network = apply_plan(build_network(source.spec), source.plan)
+    loaders = build_test_loaders(cfg)
+    scores = build_evaluator(cfg, ExportedNetwork(file), loaders).evaluate(_ranking_pictures(cfg, loaders))
+    facts = {name: getattr(file.info, name) for name in ("file_format", "precision", "l2_normalize")}
+    section = {**report.section(scores, _shape(cfg, network)), **facts}
+    return {"exported": {**section, "runtime": file.runtime, "source": dict(file.info.source)}}
 
 
 def read_dense(path: str, checkpoint: Checkpoint) -> Checkpoint:
@@ -77,7 +139,25 @@ def read_dense(path: str, checkpoint: Checkpoint) -> Checkpoint:
     return dense
 
 
-def ranking_pictures(cfg: CfgNode, loaders: Loaders) -> Callable[[str, np.ndarray], None] | None:
+def _check_comparable(query: nn.Module, gallery: nn.Module) -> None:
+    """Check that the features of two networks have the same width and are both taken before or after the neck."""
+    if query.feature_dim != gallery.feature_dim:
+        raise CheckpointError(
+            f"The features of --weights have {query.feature_dim} numbers, those of --gallery-weights "
+            f"{gallery.feature_dim}; asymmetric retrieval needs the same width."
+        )
+    if query.spec.neck_feat != gallery.spec.neck_feat:
+        raise CheckpointError(
+            f"The features of --weights are taken {query.spec.neck_feat} the neck, those of --gallery-weights "
+            f"{gallery.spec.neck_feat} it (amg.neck_feat); asymmetric retrieval needs the same."
+        )
+
+
+def _shape(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    return report.structure(model, cfg.data.height, cfg.data.width)
+
+
+def _ranking_pictures(cfg: CfgNode, loaders: Loaders) -> Callable[[str, np.ndarray], None] | None:
     """What draws rankings while an evaluator runs, if ``test.visrank`` asks for them; else None."""
     if not cfg.test.visrank:
         return None
@@ -85,7 +165,7 @@ def ranking_pictures(cfg: CfgNode, loaders: Loaders) -> Callable[[str, np.ndarra
     return partial(draw_rankings, loaders=loaders, size=size, folder=cfg.data.save_dir, longest=cfg.test.visrank_topk)
 
 
-def section_name(checkpoint: Checkpoint) -> str:
+def _section_name(checkpoint: Checkpoint) -> str:
     """Which section of a result a checkpoint's figures belong to."""
     if checkpoint.plan.is_dense:
         return "dense"

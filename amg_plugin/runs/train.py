@@ -1,18 +1,24 @@
-"""Training of the dense model, or of what a checkpoint holds."""
+"""Training of the dense model or of what a checkpoint holds, and pruning by the schedule with fine-tuning."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import nn
 from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import Checkpoint
+from amg_plugin.config import schedule_epochs
 from amg_plugin.data.labels import TrainingCameras
 from amg_plugin.data.manager import build_datamanager
-from amg_plugin.engine import BestModelHook, ProgressHook, UnfreezingHook
+from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, ProgressHook, UnfreezingHook
+from amg_plugin.errors import ConfigError
+from amg_plugin.models import complexity
 from amg_plugin.pruning import current_plan
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import assemble, build_model, check_buildable, check_identities, fitted, run_arguments
+from amg_plugin.utils.tables import text_table
 
 
 def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
@@ -44,3 +50,100 @@ def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     # Going on from a pruned checkpoint is fine-tuning; its figures must not pass for those of a dense model.
     name = "reduced" if model.spec.reducer else "dense" if current_plan(model).is_dense else "finetuned"
     return {name: report.section(engine.results, shape), "best": best.best, "history": engine.history}
+
+
+def check_reducer(cfg: CfgNode, checkpoint: Checkpoint) -> None:
+    """Check that neither the configuration nor the checkpoint has a reducer, which takes no schedule.
+
+    Raises:
+        ConfigError: If one has.
+    """
+    held = checkpoint.spec.reducer.method if checkpoint.spec.reducer else "amg"
+    for where, name in (("", cfg.amg.reducer), (" in the checkpoint", held)):
+        if name != "amg":
+            raise ConfigError(
+                f"amg.reducer is '{name}'{where}, but amg.schedule prunes only with amg.reducer amg; 'amg-reid test' "
+                "and 'amg-reid train --weights' work with the others."
+            )
+
+
+def prune(cfg: CfgNode, checkpoint: Checkpoint, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Carry out the schedule of ``cfg`` on the model of ``checkpoint``.
+
+    Args:
+        cfg: The configuration.
+        checkpoint: The dense or already pruned model.
+        say: Gets the preview of a budget.
+
+    Returns:
+        Sections of the result; the checkpoints are in ``data.save_dir``.
+
+    Raises:
+        InputError: If schedule, checkpoint or data cannot be used.
+        RunError: If the loss is not finite.
+    """
+    epochs = schedule_epochs(cfg)
+    # Everything is fine-tuned from the first epoch on; a frozen start belongs to dense training.
+    arguments = {**run_arguments(cfg, epochs), "fixbase_epoch": 0}
+    check_reducer(cfg, checkpoint)
+    model = fitted(checkpoint, cfg).build()
+    pruning = AMGPruningHook.from_config(cfg)
+    if pruning.schedule.budget is not None:
+        say(_preview_table(cfg, pruning, model))
+    pruning.check(model)  # what is not feasible should fail before the data is looked at
+    teaching = [DistillationHook.from_config(cfg)] if cfg.amg.distill.enabled else []
+    datamanager = build_datamanager(cfg)
+    check_identities(checkpoint, datamanager.num_train_pids)
+    height, width = cfg.data.height, cfg.data.width
+    shapes = dict.fromkeys(("dense", "start"), report.structure(model, height, width))
+    best = BestModelHook(cfg.data.save_dir, eligible=lambda: pruning.schedule.finished)
+    engine = assemble(cfg, datamanager, model, [*teaching, ProgressHook(), pruning, best], epochs)
+    engine.run(**arguments)
+    if not epochs:  # torchreid saves nothing then
+        engine.save_model(0, engine.first_result["rank1"], cfg.data.save_dir)
+    shapes["pruned"] = shapes["finetuned"] = report.structure(engine.model, height, width)
+    scores = dict(pruning.snapshots)
+    if epochs:
+        scores["finetuned"] = engine.results
+    sections = {name: report.section(scores[name], shapes[name]) for name in report.SECTIONS if name in scores}
+    return {**sections, "best": best.best, "history": engine.history}
+
+
+def preview(cfg: CfgNode, checkpoint: Checkpoint) -> str:
+    """What the budget of ``cfg`` would take away from ``checkpoint`` at several balances, as a table.
+
+    Raises:
+        ConfigError: If there is no budget.
+    """
+    return _preview_table(cfg, AMGPruningHook.from_config(cfg), fitted(checkpoint, cfg).build())
+
+
+def _preview_table(cfg: CfgNode, pruning: AMGPruningHook, model: nn.Module) -> str:
+    budget = pruning.schedule.budget
+    if budget is None:
+        raise ConfigError(
+            "--preview shows what a target would remove; give amg.target_macs_saving or amg.target_latency_saving."
+        )
+    rows = [
+        [
+            f"{choice.balance:g}{' (chosen)' if choice.balance == budget.balance else ''}",
+            _left(choice.plan.heads_per_block, choice.plan.num_heads),
+            _left(choice.plan.tokens_per_block, [choice.plan.num_patches] * choice.plan.depth),
+            f"-{choice.params / 1e6:.2f} M",
+            f"-{100 * choice.saving:.1f} %",
+            "yes" if choice.meets else "no",
+        ]
+        for choice in pruning.preview(model)
+    ]
+    macs = complexity.count(model, *model.spec.image_size)["macs"]
+    head = (
+        f"amg.target_macs_saving {budget.saving:g} with token variant {cfg.amg.token_variant}; the model has "
+        f"{macs / 1e9:.3f} G MACs now.\nExpected if every block lost the same share; the scores decide where, and "
+        "every cut is sized so that the counted MACs meet the target."
+    )
+    header = ["amg.head_token_balance", "heads left", "tokens left", "params", "MACs", "meets target"]
+    return f"{head}\n\n{text_table(header, rows)}\n"
+
+
+def _left(kept: list[int], dense: Sequence[int]) -> str:
+    return f"{sum(kept)}/{sum(dense)} (-{1 - sum(kept) / sum(dense):.1%})"

@@ -19,9 +19,8 @@ from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.pruning.schedule import PruningSchedule
 from amg_plugin.pruning.selection import removal_count
-from amg_plugin.runs.prune import prune
 from amg_plugin.runs.setup import prepare
-from amg_plugin.runs.train import train
+from amg_plugin.runs.train import prune, train
 
 #: Which published row a configuration ends at.
 PUBLISHED = {

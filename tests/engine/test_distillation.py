@@ -7,7 +7,7 @@ import torch
 from tiny_run import PATCHES
 
 from amg_plugin.engine import DistillationHook, Hook
-from amg_plugin.engine.losses import distillation_loss
+from amg_plugin.engine.distillation import distillation_loss
 from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.pruning import apply_plan, current_plan
 

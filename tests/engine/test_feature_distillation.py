@@ -7,10 +7,9 @@ import copy
 import pytest
 import torch
 
-from amg_plugin.engine.distillation import DistillationHook
+from amg_plugin.engine.distillation import DistillationHook, feature_loss
 from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
-from amg_plugin.engine.losses import feature_loss
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.spec import JigsawSpec, ModelSpec

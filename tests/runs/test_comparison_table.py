@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from amg_plugin.runs.comparison_table import NO_WEIGHTS, Row, render
+from amg_plugin.runs.compare import NO_WEIGHTS, Row, render
 
 COUNTED = Row("resnet50", 256, 128, 23_500_000, 2_669_000_000, 94 << 20)
 SCORES = {"market1501": {"mAP": 0.5, "rank1": 0.75, "cmc": {}}, "occluded_duke": {"mAP": 0.25, "rank1": 0.3, "cmc": {}}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from amg_plugin.runs.targets import ATTENTION, as_markdown, as_text, further_tables, targets_table
+from amg_plugin.runs.result import ATTENTION, as_markdown, as_text, further_tables, targets_table
 
 
 def section(**targets):
