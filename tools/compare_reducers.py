@@ -20,6 +20,7 @@ from statistics import mean
 from typing import Any
 
 from results import CONDITIONS, measured_on, read, without_places, write
+from yacs.config import CfgNode
 
 from amg_plugin.checkpoint import LAST_CHECKPOINT, Checkpoint, read_checkpoint
 from amg_plugin.cli.arguments import finish, logged
@@ -113,7 +114,7 @@ def run_step(args: argparse.Namespace, seed: int, method: str, name: str, checkp
         finish(cfg, name, step(cfg, checkpoint), started)
 
 
-def prune_once(cfg: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+def prune_once(cfg: CfgNode, checkpoint: Checkpoint) -> dict[str, Any]:
     """Carry out every cut at once and evaluate; as ``amg-reid prune``, without the dense evaluation and any epoch."""
     from amg_plugin.data.manager import build_datamanager
     from amg_plugin.engine import AMGPruningHook

@@ -121,9 +121,7 @@ class ExportOptions:
 
 
 def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], None] = lambda text: None) -> dict:
-    """Write a file, run it in its runtime and compare it with PyTorch.
-
-    The file appears under its name only if it passed; ``<name>.json`` next to it holds the outcome.
+    """Write a file, run it in its runtime and keep it if it agrees with PyTorch; ``<name>.json`` holds the outcome.
 
     Args:
         checkpoint: A checkpoint of ``amg-reid``.
@@ -175,7 +173,7 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
             **environment(use_gpu=False),
             "info": info.to_dict(),
         }
-        del exported  # lets go of the file, which Windows would not rename
+        del exported  # or Windows would not rename the file
         (work / options.beside[0].name).write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
         # The description before what it describes, weights before the graph that needs them.
         for file in (*options.beside, output):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -68,30 +69,30 @@ def load_transreid(
         InputError: If the arguments do not fit the tensors.
     """
     file = PublishedFile(state_dict, "TransReID", num_heads, head_dim, patch_size)
-    state, jigsaw = file.state, file.has_jigsaw
-    if _SIDE in state and not num_cameras and not num_views:
+    classes = file.tensor("classifier.weight", 2).shape[0]
+    base = ModelSpec(_ARCH, image_size, classes, stride, loss="triplet", neck_feat="before", overrides=file.overrides)
+    jigsaw = JigsawSpec(divide_length, shift_num, shuffle_groups) if file.has_jigsaw else None
+    side = _side_information(file.state, num_cameras, num_views, sie_coefficient)
+    own = {"attention_scale": attention_scale, "layer_norm_eps": layer_norm_eps}
+    return _load_transreid(file, replace(base, side_information=side, jigsaw=jigsaw, **own))
+
+
+def _side_information(
+    state: Mapping[str, Tensor], cameras: int, views: int, coefficient: float
+) -> SideInformationSpec | None:
+    if _SIDE in state and not cameras and not views:
         raise CheckpointError(
             f"The state dict has side information ('{_SIDE}', {len(state[_SIDE])} rows); give num_cameras or num_views."
         )
-    if num_cameras and num_views == 1:  # a single view tells nothing, so that no labels of views are needed
-        num_views = 0
+    if cameras and views == 1:  # a single view tells nothing, so that no labels of views are needed
+        views = 0
+    return SideInformationSpec(cameras, views, coefficient) if cameras or views else None
+
+
+def _load_transreid(file: PublishedFile, spec: ModelSpec) -> TransReID:
+    state, jigsaw = file.state, file.has_jigsaw
     if jigsaw:
         _check_last_block(state)
-    spec = ModelSpec(
-        _ARCH,
-        image_size,
-        file.tensor("classifier.weight", 2).shape[0],
-        stride,
-        loss="triplet",
-        neck_feat="before",
-        overrides=file.overrides,
-        attention_scale=attention_scale,
-        layer_norm_eps=layer_norm_eps,
-        side_information=(
-            SideInformationSpec(num_cameras, num_views, sie_coefficient) if num_cameras or num_views else None
-        ),
-        jigsaw=JigsawSpec(divide_length, shift_num, shuffle_groups) if jigsaw else None,
-    )
     last = f"blocks.{len(file.blocks) - 1}."
     prefixes = {f"backbone.{last}": "b1.0.", "backbone.norm.": "b1.1."} if jigsaw else {}
     prefixes |= {"backbone.": "base.", "jigsaw.block.": "b2.0.", "jigsaw.norm.": "b2.1."}
