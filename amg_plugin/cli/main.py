@@ -25,6 +25,7 @@ from pathlib import Path
 
 from amg_plugin import registries
 from amg_plugin.cli import arguments, ending
+from amg_plugin.compat import pip_name
 from amg_plugin.errors import AMGError, InputError, MissingDependencyError
 from amg_plugin.registries.imports import load_import
 from amg_plugin.version import __version__
@@ -49,6 +50,9 @@ COMMANDS = {
     "demo": "amg_plugin.cli.demo",
     "doctor": "amg_plugin.cli.doctor",
 }
+
+#: What the commands need of what an installation brings.
+_REQUIRED = ("torch", "torchvision", "timm", "yacs", "yaml", "numpy", "PIL", "safetensors", "tqdm", "matplotlib")
 
 USAGE = """amg-reid COMMAND ...
        amg-reid [--amg-config FILE] SCRIPT ARGS..."""
@@ -133,10 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"amg-reid: error: {error}", file=sys.stderr)
             return error.exit_status
         except ModuleNotFoundError as error:
-            if error.name != "torch":
+            if error.name not in _REQUIRED:
                 raise
             # As on a device that has only the runtime of exported files.
-            print("amg-reid: error: this needs 'torch', which is not installed: pip install torch.", file=sys.stderr)
+            remedy = f"pip install {pip_name(error.name)}"
+            print(f"amg-reid: error: this needs '{error.name}', which is not installed: {remedy}.", file=sys.stderr)
             return MissingDependencyError.exit_status
         except KeyboardInterrupt:
             print("amg-reid: interrupted", file=sys.stderr)

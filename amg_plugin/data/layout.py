@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from amg_plugin.errors import DataError, RunError
 from amg_plugin.utils.files import check_writable, new_folder
 
@@ -203,6 +201,8 @@ def new_dataset(target: Path, link: bool = False) -> Iterator[Path]:
 
 def write_parts(folder: Path, images: Mapping[str, Sequence[Path]], link: bool) -> None:
     """Copy or link the images of each part into its folder, named as Market-1501's, below ``folder``."""
+    from tqdm import tqdm  # a device that reads these names has no tqdm
+
     with tqdm(total=sum(map(len, images.values())), desc="writing", unit="image", disable=None) as bar:
         for part, sources in images.items():
             target = folder / MARKET_FOLDERS[part]

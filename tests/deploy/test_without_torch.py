@@ -50,7 +50,7 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named '{{name}}'", name=name)
 
 sys.meta_path.insert(0, Blocked())
-from amg_plugin.cli import main
+from amg_plugin.cli.main import main
 
 sys.exit(main(["train"]))
 """
@@ -64,12 +64,12 @@ def run(code, folder):
     )
 
 
-def test_commands_say_that_torch_is_missing(tmp_path):
-    outcome = run(COMMAND.format(blocked=BLOCKED), tmp_path)
+@pytest.mark.parametrize(("blocked", "missing"), [(BLOCKED, "yacs"), (["torch"], "torch")])
+def test_commands_say_what_is_missing(tmp_path, blocked, missing):
+    outcome = run(COMMAND.format(blocked=blocked), tmp_path)
     assert outcome.returncode == 2
-    assert outcome.stderr == (
-        "amg-reid: error: the commands need 'torch', which is not installed: pip install torch.\n"
-    )
+    said = f"amg-reid: error: this needs '{missing}', which is not installed: pip install {missing}.\n"
+    assert outcome.stderr == said
 
 
 def test_an_onnx_file_needs_onnxruntime_numpy_and_pillow_only(exported, checkpoint, tmp_path):
