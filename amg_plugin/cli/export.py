@@ -10,29 +10,32 @@ example: amg-reid export log/vit_small_pruned/best.pth --format onnx --output mo
          amg-reid test --weights model_int8.onnx -t market1501 --root reid-data
 """
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from amg_plugin.cli.arguments import CHECKPOINT, adder, argument
 from amg_plugin.registries.formats import FORMATS
 
 _INT8 = "quantise to 8 bits, calibrated on a folder of images or on the training images of a data set"
-_WORDS = f"one of {', '.join(row.words for row in FORMATS.rows.values())}"
 
-add_arguments = adder(
-    CHECKPOINT,
-    argument("--format", _WORDS, required=True, metavar="FORMAT"),
-    argument("--output", "the file to write", required=True, metavar="FILE", type=Path),
-    argument("--opset", "ONNX opset, 18 (the default) or above", type=int, metavar="N"),
-    argument("--fp16", "weights and computation in half precision; inputs and outputs stay float32"),
-    argument("--int8", _INT8, nargs="?", const="", metavar="CALIBRATION_DATA"),
-    argument("--root", "folder that holds the data sets, if --int8 names one", metavar="FOLDER"),
-    argument("--calibration-images", "largest number of images to calibrate on (128)", type=int, metavar="N"),
-    argument("--dynamic-batch", "take any number of images per call instead of one"),
-    argument("--normalize-input", "the file takes RGB from 0 to 1 and normalises it by itself"),
-    argument("--l2-normalize", "the file gives features of length 1"),
-    argument("--images", "compare on these images instead of generated ones", type=Path, metavar="FOLDER"),
-)
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments; the formats are those that are registered by then."""
+    formats = f"one of {', '.join(row.words for row in FORMATS.rows.values())}"
+    adder(
+        CHECKPOINT,
+        argument("--format", formats, required=True, metavar="FORMAT"),
+        argument("--output", "the file to write", required=True, metavar="FILE", type=Path),
+        argument("--opset", "ONNX opset, 18 (the default) or above", type=int, metavar="N"),
+        argument("--fp16", "weights and computation in half precision; inputs and outputs stay float32"),
+        argument("--int8", _INT8, nargs="?", const="", metavar="CALIBRATION_DATA"),
+        argument("--root", "folder that holds the data sets, if --int8 names one", metavar="FOLDER"),
+        argument("--calibration-images", "largest number of images to calibrate on (128)", type=int, metavar="N"),
+        argument("--dynamic-batch", "take any number of images per call instead of one"),
+        argument("--normalize-input", "the file takes RGB from 0 to 1 and normalises it by itself"),
+        argument("--l2-normalize", "the file gives features of length 1"),
+        argument("--images", "compare on these images instead of generated ones", type=Path, metavar="FOLDER"),
+    )(parser)
 
 
 def run(args: Namespace) -> int:

@@ -122,13 +122,6 @@ def realised(section, form, threads, batch):
     return f"{row['realised']:.2f}"
 
 
-@pytest.mark.parametrize("network", ROWS)
-def test_the_readme_says_what_was_measured(network):
-    cases = [(form, 1, batch) for form in ("fast", "onnx") for batch in (1, 16)]
-    line = f"| {network} | {' | '.join(realised(ROWS[network], *case) for case in cases)} |"
-    assert line in (SCRIPT.parents[1] / "README.md").read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize("form", ["fast", "onnx"])
 @pytest.mark.parametrize("network", ROWS)
 def test_the_page_about_devices_says_what_was_measured(network, form):
