@@ -10,26 +10,36 @@ from itertools import pairwise
 from typing import Any
 
 from amg_plugin.errors import PlanError
-from amg_plugin.registries import TOKEN_VARIANTS
+from amg_plugin.registries import TARGETS, TOKEN_VARIANTS
 
-_VERSION = 1
+_VERSION = 2
+#: Earlier versions that are read; version 1 knew neither neurons nor groups nor updates.
+_READ = (1, _VERSION)
 Indices = tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PruningPlan:
-    """Heads and patch positions that each block keeps.
+    """Heads, patch tokens and hidden units of the MLPs that each block keeps.
 
     Immutable, comparable and hashable. Positions count the patches of the image grid row by row from 0, without
     prefix tokens, which are always kept.
 
     Attributes:
-        variant: What removing a token means: ``"kv"`` (its key and value) or ``"block"`` (the whole block).
+        variant: What removing a token means: ``"kv"`` (its key and value), ``"block"`` (the whole block) or ``"merge"``
+            (another token stands for it).
         num_heads, num_patches: Heads per block and patch tokens of the dense model.
         heads: Per block, the kept heads of the dense model, ascending, at least one.
         tokens: Per block, the kept patch positions, ascending, at least one.
         heads_known: False if only the number of kept heads is known, as for checkpoints that do not record which ones
             they kept; ``heads`` then counts from 0.
+        num_neurons: Hidden units of each block's MLP in the dense model. It may be empty, and does not count in
+            comparisons, as long as every block keeps all.
+        neurons: Per block, the kept hidden units, ascending, at least one; empty where every block keeps all.
+        groups: In variant ``"merge"``, per block and kept position, the positions that its token stands for, ascending,
+            itself among them. Groups only grow along the blocks; only blocks at the end may get every position back.
+            Empty where nothing is merged.
+        updates: Blocks that hold a constant update for the tokens that pass around them (variant ``"block"``).
     """
 
     variant: str
@@ -38,33 +48,65 @@ class PruningPlan:
     heads: Indices
     tokens: Indices
     heads_known: bool = True
+    num_neurons: tuple[int, ...] = ()
+    neurons: Indices = ()
+    groups: tuple[Indices, ...] = ()
+    updates: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         # Lists would make the plan unhashable.
-        object.__setattr__(self, "num_heads", tuple(self.num_heads))
-        object.__setattr__(self, "heads", tuple(map(tuple, self.heads)))
-        object.__setattr__(self, "tokens", tuple(map(tuple, self.tokens)))
+        for name in ("num_heads", "num_neurons", "updates"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("heads", "tokens", "neurons"):
+            object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
+        object.__setattr__(self, "groups", tuple(tuple(map(tuple, block)) for block in self.groups))
         if self.variant not in TOKEN_VARIANTS:
             raise PlanError(f"Token variant '{self.variant}' is unknown; allowed: {', '.join(TOKEN_VARIANTS)}.")
-        depth = len(self.num_heads)
-        for name, kept, totals in (
-            ("heads", self.heads, self.num_heads),
-            ("tokens", self.tokens, (self.num_patches,) * depth),
-        ):
-            if len(kept) != depth:
-                raise PlanError(f"The plan lists {name} for {len(kept)} blocks, the model has {depth}.")
-            for block, (indices, total) in enumerate(zip(kept, totals, strict=True)):
-                ascending = all(a < b for a, b in pairwise(indices))
-                if not indices or not ascending or indices[0] < 0 or indices[-1] >= total:
-                    raise PlanError(
-                        f"The kept {name} of block {block} must be ascending numbers from 0 to {total - 1}, "
-                        "at least one."
-                    )
+        if self.num_neurons and len(self.num_neurons) != self.depth:
+            raise PlanError(f"The plan lists neurons for {len(self.num_neurons)} blocks, the model has {self.depth}.")
+        if self.neurons and not self.num_neurons:
+            raise PlanError("The plan removes neurons, but does not say how many the dense model has.")
+        for target in TARGETS:
+            if target != "neurons" or self.neurons:
+                _check_kept(
+                    getattr(self, target), [self.dense_size(target, block) for block in range(self.depth)], target
+                )
+        if self.neurons_per_block == list(self.num_neurons):  # one spelling for one thing
+            object.__setattr__(self, "neurons", ())
+        if self.groups or (self.variant == "merge" and self.prunes_tokens):
+            self._check_groups()
+        if self.updates and self.variant != "block":
+            raise PlanError(f"Constant updates belong to token variant 'block', not to '{self.variant}'.")
+        if any(not 0 <= block < self.depth for block in self.updates) or any(a >= b for a, b in pairwise(self.updates)):
+            raise PlanError(f"The blocks with updates must be ascending numbers from 0 to {self.depth - 1}.")
+
+    def _check_groups(self) -> None:
+        if self.variant != "merge":
+            raise PlanError(f"Groups of tokens belong to token variant 'merge', not to '{self.variant}'.")
+        if len(self.groups) != self.depth:
+            raise PlanError(f"The plan lists groups for {len(self.groups)} blocks, the model has {self.depth}.")
+        everything, merged = tuple(range(self.num_patches)), False
+        for block, (kept, groups) in enumerate(zip(self.tokens, self.groups, strict=True)):
+            ascending = all(a < b for group in groups for a, b in pairwise(group))
+            if sorted(position for group in groups for position in group) != list(everything) or not ascending:
+                raise PlanError(f"The groups of block {block} must hold each of {self.num_patches} positions once.")
+            if len(kept) != len(groups) or any(one not in group for one, group in zip(kept, groups, strict=True)):
+                raise PlanError(f"The groups of block {block} do not belong to the positions that it keeps.")
+            if block and merged and kept != everything:
+                home = {position: number for number, group in enumerate(groups) for position in group}
+                if any(len({home[position] for position in group}) > 1 for group in self.groups[block - 1]):
+                    raise PlanError(f"Block {block} takes groups of tokens apart; groups only grow along the blocks.")
+            merged |= kept != everything
+        if not merged:
+            object.__setattr__(self, "groups", ())
 
     @classmethod
-    def dense(cls, num_heads: Sequence[int], num_patches: int, variant: str = "block") -> PruningPlan:
+    def dense(
+        cls, num_heads: Sequence[int], num_patches: int, variant: str = "block", num_neurons: Sequence[int] = ()
+    ) -> PruningPlan:
         """The plan that keeps everything; ``variant`` is the meaning of later token removals."""
-        return cls(variant, num_heads, num_patches, map(range, num_heads), [range(num_patches)] * len(num_heads))
+        tokens = [range(num_patches)] * len(num_heads)
+        return cls(variant, num_heads, num_patches, map(range, num_heads), tokens, num_neurons=num_neurons)
 
     @property
     def depth(self) -> int:
@@ -81,9 +123,26 @@ class PruningPlan:
         """Number of kept patch tokens of each block, prefix tokens not counted."""
         return [len(kept) for kept in self.tokens]
 
+    @property
+    def neurons_per_block(self) -> list[int]:
+        """Number of kept hidden units of each block's MLP; empty if the plan does not know them."""
+        return [len(kept) for kept in self.neurons] if self.neurons else list(self.num_neurons)
+
     def left(self, target: str) -> list[int]:
-        """Number of kept ``"heads"`` or ``"tokens"`` of each block."""
-        return self.heads_per_block if target == "heads" else self.tokens_per_block
+        """Number of kept ``"heads"``, ``"tokens"`` or ``"neurons"`` of each block."""
+        return getattr(self, f"{target}_per_block")
+
+    def kept(self, target: str) -> Indices:
+        """Kept ``"heads"``, ``"tokens"`` or ``"neurons"`` of each block, numbered as in the dense model."""
+        return getattr(self, target) or tuple(tuple(range(count)) for count in self.num_neurons)
+
+    def dense_size(self, target: str, block: int) -> int:
+        """Number of ``"heads"``, ``"tokens"`` or ``"neurons"`` that a block has in the dense model."""
+        return self.num_patches if target == "tokens" else getattr(self, f"num_{target}")[block]
+
+    def groups_of(self, block: int) -> Indices:
+        """The positions that each token of a block stands for, in the order of ``tokens``."""
+        return self.groups[block] if self.groups else tuple((position,) for position in self.tokens[block])
 
     @property
     def prunes_tokens(self) -> bool:
@@ -93,7 +152,7 @@ class PruningPlan:
     @property
     def is_dense(self) -> bool:
         """Whether nothing is removed."""
-        return self.heads_per_block == list(self.num_heads) and not self.prunes_tokens
+        return self.heads_per_block == list(self.num_heads) and not self.prunes_tokens and not self.neurons
 
     def with_variant(self, variant: str) -> PruningPlan:
         """The same plan for another token variant; only possible before any token is removed.
@@ -108,23 +167,46 @@ class PruningPlan:
         return replace(self, variant=variant)
 
     def narrow(
-        self, *, heads: Sequence[Sequence[int]] | None = None, tokens: Sequence[Sequence[int]] | None = None
+        self,
+        *,
+        heads: Sequence[Sequence[int]] | None = None,
+        tokens: Sequence[Sequence[int]] | None = None,
+        neurons: Sequence[Sequence[int]] | None = None,
     ) -> PruningPlan:
         """Prune further.
 
         Args:
             heads: Per block, which of the heads left here to keep, as indices into them (what ``select_heads`` gives).
-            tokens: The same for the patch tokens (what ``select_tokens`` gives).
+            tokens: The same for the patch tokens (what ``select_tokens`` gives); not in variant ``"merge"``.
+            neurons: The same for the hidden units.
         """
-        chosen = {"heads": heads, "tokens": tokens}
-        picked = {name: _pick(getattr(self, name), one, name) for name, one in chosen.items() if one is not None}
+        if tokens is not None and self.variant == "merge":
+            raise PlanError("In variant 'merge' tokens are not removed one by one; give groups to 'merge'.")
+        chosen = {"heads": heads, "tokens": tokens, "neurons": neurons}
+        picked = {name: _pick(self.kept(name), one, name) for name, one in chosen.items() if one is not None}
         return replace(self, **picked)
+
+    def merge(self, tokens: Sequence[Sequence[int]], groups: Sequence[Sequence[Sequence[int]]]) -> PruningPlan:
+        """The same plan with coarser groups of tokens; arguments as the attributes."""
+        return replace(self, tokens=tokens, groups=groups)
+
+    def fitted(self, other: PruningPlan) -> PruningPlan:
+        """This plan with the number of neurons of ``other``, if it does not know them itself."""
+        known = self.num_neurons or self.depth != other.depth
+        return self if known else replace(self, num_neurons=other.num_neurons)
 
     def contains(self, other: PruningPlan) -> bool:
         """Whether ``other`` can be reached from here by removing only."""
-        return all(
-            set(theirs) <= set(ours)
-            for ours, theirs in zip((*self.heads, *self.tokens), (*other.heads, *other.tokens), strict=True)
+        ours, theirs = self.fitted(other), other.fitted(self)
+        fewer = all(
+            set(small) <= set(large)
+            for target in TARGETS
+            for large, small in zip(ours.kept(target), theirs.kept(target), strict=True)
+        )
+        return fewer and all(
+            any(set(group) <= set(larger) for larger in theirs.groups_of(block))
+            for block in range(self.depth if other.groups else 0)
+            for group in ours.groups_of(block)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +215,7 @@ class PruningPlan:
 
     @classmethod
     def from_dict(cls, data: Any) -> PruningPlan:
-        """Inverse of :meth:`to_dict`.
+        """Inverse of :meth:`to_dict`; plans of version 1 are read as well.
 
         Raises:
             PlanError: If the data is of another version or malformed.
@@ -141,12 +223,16 @@ class PruningPlan:
         if not isinstance(data, dict):
             raise PlanError("A pruning plan must be a dictionary.")
         fields = dict(data)
-        if (version := fields.pop("version", None)) != _VERSION:
-            raise PlanError(f"The pruning plan has version {version!r}; this release reads version {_VERSION}.")
+        if (version := fields.pop("version", None)) not in _READ or type(version) is not int:
+            allowed = " and ".join(map(str, _READ))
+            raise PlanError(f"The pruning plan has version {version!r}; this release reads versions {allowed}.")
         try:
             if not isinstance(fields.get("heads_known", True), bool):
                 raise TypeError(f"heads_known must be true or false, not {fields['heads_known']!r}")
-            for numbers in (fields["num_heads"], [fields["num_patches"]], *fields["heads"], *fields["tokens"]):
+            lists = [fields["num_heads"], [fields["num_patches"]], *fields["heads"], *fields["tokens"]]
+            lists += [fields.get("num_neurons", ()), fields.get("updates", ()), *fields.get("neurons", ())]
+            lists += [group for block in fields.get("groups", ()) for group in block]
+            for numbers in lists:
                 if not all(type(number) is int for number in numbers):
                     raise TypeError("indices must be whole numbers")
             return cls(**fields)
@@ -155,7 +241,14 @@ class PruningPlan:
 
     def to_json(self, indent: int | None = None) -> str:
         """JSON text with sorted keys."""
-        return json.dumps({"version": _VERSION, **vars(self)}, indent=indent, sort_keys=True)
+        fields = {"version": _VERSION, **vars(self), "num_neurons": self.num_neurons if self.neurons else ()}
+        return json.dumps(fields, indent=indent, sort_keys=True)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PruningPlan) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
@@ -176,6 +269,17 @@ class PruningPlan:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
+def _check_kept(kept: Indices, totals: Sequence[int], what: str) -> None:
+    if len(kept) != len(totals):
+        raise PlanError(f"The plan lists {what} for {len(kept)} blocks, the model has {len(totals)}.")
+    for block, (indices, total) in enumerate(zip(kept, totals, strict=True)):
+        ascending = all(a < b for a, b in pairwise(indices))
+        if not indices or not ascending or indices[0] < 0 or indices[-1] >= total:
+            raise PlanError(
+                f"The kept {what} of block {block} must be ascending numbers from 0 to {total - 1}, at least one."
+            )
+
+
 def _pick(current: Indices, chosen: Sequence[Sequence[int]], what: str) -> Indices:
     if len(current) != len(chosen):
         raise PlanError(f"A choice of {what} for {len(chosen)} blocks does not fit a plan of {len(current)}.")
@@ -187,32 +291,35 @@ def _pick(current: Indices, chosen: Sequence[Sequence[int]], what: str) -> Indic
 
 @dataclass(frozen=True)
 class Limits:
-    """What may go: heads and patch tokens of the prunable blocks, each of which keeps some.
+    """What may go: heads, patch tokens and neurons of the prunable blocks, each of which keeps some.
 
     Attributes:
         blocks: Numbers of the prunable blocks.
-        heads, tokens: What each of them keeps, at least.
+        heads, tokens, neurons: What each of them keeps, at least.
+        multiple: Neurons go in such numbers that each block keeps a multiple of this many.
     """
 
     blocks: Sequence[int]
     heads: int = 1
     tokens: int = 1
+    neurons: int = 1
+    multiple: int = 1
 
     def floor(self, target: str) -> int:
-        """What a block keeps of ``"heads"`` or ``"tokens"``, at least."""
-        return self.heads if target == "heads" else self.tokens
+        """What a block keeps of ``"heads"``, ``"tokens"`` or ``"neurons"``, at least."""
+        return getattr(self, target)
 
     def dense(self, plan: PruningPlan, target: str) -> int:
-        """Number of heads or tokens that the prunable blocks have in the dense model."""
-        return sum(plan.num_heads[block] if target == "heads" else plan.num_patches for block in self.blocks)
+        """Number of heads, tokens or neurons that the prunable blocks have in the dense model."""
+        return sum(plan.dense_size(target, block) for block in self.blocks)
 
     def left(self, plan: PruningPlan, target: str) -> list[int]:
-        """Number of heads or tokens that are left in each prunable block."""
+        """Number of heads, tokens or neurons that are left in each prunable block."""
         kept = plan.left(target)
         return [kept[block] for block in self.blocks]
 
     def removable(self, plan: PruningPlan, target: str) -> int:
-        """Number of heads or tokens that can go in all."""
+        """Number of heads, tokens or neurons that can go in all."""
         return sum(max(count - self.floor(target), 0) for count in self.left(plan, target))
 
     def narrow(self, plan: PruningPlan, target: str, chosen: Sequence[Sequence[int]]) -> PruningPlan:

@@ -12,6 +12,7 @@ from amg_plugin.errors import PlanError
 from amg_plugin.models.attention import HeadSubsetNorm, PrunableAttention
 from amg_plugin.models.vit import backbone_of, make_prunable
 from amg_plugin.pruning.plan import PruningPlan
+from amg_plugin.registries import TARGETS
 
 
 def current_plan(model: nn.Module) -> PruningPlan:
@@ -19,7 +20,9 @@ def current_plan(model: nn.Module) -> PruningPlan:
     backbone = backbone_of(model)
     if plan := getattr(backbone, "plan", None):
         return plan
-    return PruningPlan.dense([block.attn.num_heads for block in backbone.blocks], backbone.patch_embed.num_patches)
+    heads = [block.attn.num_heads for block in backbone.blocks]
+    neurons = [block.mlp.fc2.in_features for block in backbone.blocks]
+    return PruningPlan.dense(heads, backbone.patch_embed.num_patches, num_neurons=neurons)
 
 
 def prunable_blocks(model: nn.Module) -> list[int]:
@@ -48,6 +51,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """
     backbone = backbone_of(model)
     current = current_plan(backbone)
+    plan = plan.fitted(current)
     _check_fit(current, plan)
     _check_prunable(model, plan)
     for block, kept, present in zip(backbone.blocks, plan.heads, current.heads, strict=True):
@@ -65,13 +69,16 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 
 def _check_fit(current: PruningPlan, plan: PruningPlan) -> None:
-    if plan.num_heads != current.num_heads or plan.num_patches != current.num_patches:
+    ours, theirs = ((one.num_heads, one.num_patches, one.num_neurons) for one in (current, plan))
+    if ours != theirs:
         raise PlanError(
-            f"The plan is for heads {list(plan.num_heads)} and {plan.num_patches} patches, the model has "
-            f"heads {list(current.num_heads)} and {current.num_patches} patches."
+            f"The plan is for heads {list(theirs[0])}, {theirs[1]} patches and neurons {list(theirs[2])}, the model "
+            f"has heads {list(ours[0])}, {ours[1]} patches and neurons {list(ours[2])}."
         )
     if not current.contains(plan):
-        raise PlanError("The plan keeps heads or tokens that the model has lost already; pruning can only remove.")
+        raise PlanError(
+            "The plan keeps heads, tokens or neurons that the model has lost already; pruning can only remove."
+        )
     if current.prunes_tokens and plan.variant != current.variant:
         raise PlanError(
             f"The model's tokens were removed in variant '{current.variant}'; the plan says '{plan.variant}'."
@@ -80,7 +87,7 @@ def _check_fit(current: PruningPlan, plan: PruningPlan) -> None:
 
 def _check_prunable(model: nn.Module, plan: PruningPlan) -> None:
     for block in set(range(plan.depth)) - set(prunable_blocks(model)):
-        if plan.heads_per_block[block] < plan.num_heads[block] or plan.tokens_per_block[block] < plan.num_patches:
+        if any(plan.left(target)[block] < plan.dense_size(target, block) for target in TARGETS):
             raise PlanError(
                 f"The plan prunes block {block}, which is never pruned in this network (the jigsaw patch module has a "
                 "copy of it)."

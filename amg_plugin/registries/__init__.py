@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from amg_plugin.registries import formats
 from amg_plugin.registries.registry import Registry, Row
 
+#: What can be removed: attention heads, patch tokens, hidden units of the MLPs.
+TARGETS = ("heads", "tokens", "neurons")
 #: What a removed token loses: the whole block, or only its key and value.
 TOKEN_VARIANTS = ("block", "kv")
 

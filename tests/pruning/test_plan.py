@@ -47,18 +47,22 @@ def test_json_round_trip_gives_an_equal_plan_with_an_equal_hash(plan):
 
 def test_json_is_human_readable_plain_data():
     assert json.loads(SMALL.to_json(indent=2)) == {
-        "version": 1,
+        "version": 2,
         "variant": "block",
         "num_heads": [3, 2],
         "num_patches": 4,
         "heads": [[0, 2], [1]],
         "tokens": [[0, 1, 3], [2]],
         "heads_known": True,
+        "num_neurons": [],
+        "neurons": [],
+        "groups": [],
+        "updates": [],
     }
 
 
 def test_digest_stays_the_same_over_releases():
-    assert SMALL.digest == "4eac375cea47e6395bcb8e87a7a35d3cc674677740c5658dbaa59b5a317fe9eb"
+    assert SMALL.digest == "bbfd858efebc0074651da12f93053396bc3ead61be8e88ca332b53fbd7cc4dc0"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +123,26 @@ def test_containing_is_one_sided():
     assert dense.contains(SMALL) and SMALL.contains(SMALL) and not SMALL.contains(dense)
 
 
+def test_plans_of_version_1_are_read():
+    fields = ("variant", "num_heads", "num_patches", "heads", "tokens", "heads_known")
+    old = {"version": 1, **{name: SMALL.to_dict()[name] for name in fields}}
+    assert PruningPlan.from_dict(old) == SMALL
+
+
+def test_neurons_are_narrowed_like_heads():
+    plan = PruningPlan.dense([3, 2], 4, num_neurons=[4, 4])
+    narrow = plan.narrow(neurons=[[0, 3], [1]]).narrow(neurons=[[1], [0]])
+    assert narrow.neurons == ((3,), (1,)) and narrow.neurons_per_block == [1, 1] and not narrow.is_dense
+    assert plan.contains(narrow) and not narrow.contains(plan)
+    assert PruningPlan.from_json(narrow.to_json()) == narrow
+
+
+def test_plans_that_keep_all_neurons_are_equal_whether_they_know_how_many_or_not():
+    known, unknown = PruningPlan.dense([3, 2], 4, num_neurons=[8, 8]), PruningPlan.dense([3, 2], 4)
+    assert known == unknown and hash(known) == hash(unknown) and known.digest == unknown.digest
+    assert unknown.fitted(known).num_neurons == (8, 8)
+
+
 def test_unknown_head_numbers_survive_the_round_trip():
     plan = PruningPlan.from_dict(changed(heads_known=False))
     assert not plan.heads_known and PruningPlan.from_json(plan.to_json()) == plan
@@ -127,7 +151,8 @@ def test_unknown_head_numbers_survive_the_round_trip():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"version": 2},
+        {"version": 3},
+        {"version": True},
         {"version": None},
         {"variant": "both"},
         {"variant": ["kv"]},
@@ -151,6 +176,14 @@ def test_unknown_head_numbers_survive_the_round_trip():
         {"tokens": [[0, 1, 4], [2]]},
         {"tokens": [[0, 1, 3]]},
         {"colour": "blue"},
+        {"neurons": [[0], [0]]},
+        {"num_neurons": [4], "neurons": [[0], [0]]},
+        {"num_neurons": [4, 4], "neurons": [[0]]},
+        {"num_neurons": [4, 4], "neurons": [[0], [4]]},
+        {"groups": [[[0, 1, 2, 3]], [[0, 1, 2, 3]]]},
+        {"updates": [2]},
+        {"updates": [1, 0]},
+        {"variant": "kv", "updates": [0]},
     ],
     ids=str,
 )
