@@ -259,8 +259,8 @@ def assemble(cfg: CfgNode, datamanager: Any, model: nn.Module, hooks: Iterable[A
     Raises:
         ConfigError: If the precision does not go with the GPUs.
     """
-    from amg_plugin.engine.hooked import build_optimizer, build_scheduler
     from amg_plugin.engine.hooks import registered_hooks
+    from amg_plugin.engine.optim import build_optimizer, build_scheduler
 
     model = _on_device(cfg, model)
     optimizer = build_optimizer(cfg, model)

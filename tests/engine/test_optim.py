@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from amg_plugin.engine.hooked import build_optimizer, build_scheduler
+from amg_plugin.engine.optim import build_optimizer, build_scheduler
 
 RATE = 0.01
 
