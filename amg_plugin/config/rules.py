@@ -70,6 +70,8 @@ def _amg_contradictions(amg: CfgNode) -> Iterator[_Contradiction]:
     override, hidden, reducer = amg.override, amg.occlusion, amg.reducer
     if amg.distill.features and not amg.distill.enabled:
         yield "amg.distill.features", "0 while amg.distill.enabled is False"
+    if amg.finetune.warmup_share and not amg.lr_per_step:
+        yield "amg.finetune.warmup_share", "0 while amg.lr_per_step is False: a stretch may be one epoch long"
     if hidden.min_coverage > hidden.max_coverage:
         yield "amg.occlusion.min_coverage", f"at most amg.occlusion.max_coverage, which is {hidden.max_coverage:g}"
     if amg.skip_unreadable and not amg.check_images:

@@ -13,7 +13,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from amg_plugin.errors import ConfigError, InputError
-from amg_plugin.registries import HEAD_SCORERS, HOOKS, REDUCERS, TOKEN_SCORERS, TOKEN_VARIANTS
+from amg_plugin.registries import HEAD_SCORERS, HOOKS, OPTIMIZERS, REDUCERS, TOKEN_SCORERS, TOKEN_VARIANTS
 from amg_plugin.registries.formats import FORMATS, NETWORK_FORMS
 from amg_plugin.registries.registry import Registry
 
@@ -133,7 +133,7 @@ KEYS: dict[str, Key] = {
     "video.seq_len": Key(15, "images taken from a tracklet", at_least(1)),
     "video.sample_method": Key("evenly", "how they are chosen", one_of("evenly", "random", "all")),
     "video.pooling_method": Key("avg", "how their features are joined", one_of("avg", "max")),
-    "train.optim": Key("adam", "the optimiser", one_of("adam", "amsgrad", "sgd", "rmsprop", "radam")),
+    "train.optim": Key("adam", "the optimiser", one_of(OPTIMIZERS)),
     "train.lr": Key(0.0003, "learning rate of the new layers (of all layers without staged_lr)", POSITIVE),
     "train.weight_decay": Key(5e-4, "weight decay", at_least(0)),
     "train.max_epoch": Key(60, "epochs of dense training; pruning takes its epochs from amg.schedule", at_least(1)),
@@ -203,8 +203,11 @@ KEYS: dict[str, Key] = {
     "amg.hooks": Key([], "registered hooks that train and prune add to their own", _each(one_of(HOOKS))),
     "amg.imports": Key([], "modules or files with what users register, in a configuration file; relative to it"),
     "amg.precision": Key("fp32", "bf16: autocast in training; evaluation stays fp32", one_of("fp32", "bf16")),
-    "amg.warmup_epochs": Key(0, "epochs of dense training over which the learning rate rises linearly", at_least(0)),
+    "amg.warmup_epochs": Key(
+        0.0, "epochs of dense training, or part of one, with a linear rise of the rate", at_least(0)
+    ),
     "amg.warmup_start": Key(0.01, "where it starts, as a share of the learning rate", _SHARE),
+    "amg.lr_per_step": Key(False, "set the learning rate at every step, not once an epoch"),
     "amg.min_lr_factor": Key(0.0, "where the schedule 'cosine' ends, as a share of the learning rate", BELOW_1),
     "amg.bias_lr_factor": Key(1.0, "factor of the learning rate of biases", POSITIVE),
     "amg.unfreeze.every": Key(0, "epochs until one more block is trained, from the top; 0 = all at once", at_least(0)),
@@ -236,6 +239,7 @@ KEYS: dict[str, Key] = {
     "amg.latency.batch": Key(1, "images per pass", at_least(1)),
     "amg.latency.rounds": Key(20, "samples of each network", at_least(1)),
     "amg.head_token_balance": Key(0.3, "with a target: share of the saving that comes from heads", between(0, 1)),
+    "amg.finetune.warmup_share": Key(0.0, "share of each stretch of fine-tuning in which the rate rises", BELOW_1),
     # Scoring
     "amg.calibration.batches": Key(0, "batches that are scored; 0 = one pass over the training loader", at_least(0)),
     "amg.calibration.mode": Key("eval", "mode of the network while scoring", one_of("eval", "train")),

@@ -3,6 +3,7 @@
 from amg_plugin.engine.distillation import DistillationHook
 from amg_plugin.engine.hooked import AMGSoftmaxEngine, AMGTripletEngine, HookedEngine
 from amg_plugin.engine.hooks import BestModelHook, Hook, ProgressHook, UnfreezingHook
+from amg_plugin.engine.optim import build_optimizer, build_scheduler
 from amg_plugin.engine.pruning import AMGPruningHook
 
 __all__ = [
@@ -15,4 +16,6 @@ __all__ = [
     "HookedEngine",
     "ProgressHook",
     "UnfreezingHook",
+    "build_optimizer",
+    "build_scheduler",
 ]

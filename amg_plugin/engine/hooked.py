@@ -19,8 +19,8 @@ from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint
 from amg_plugin.config.load import to_plain_dict
 from amg_plugin.data.labels import TrainingLabels
 from amg_plugin.engine.hooks import Hook
-from amg_plugin.engine.optim import build_optimizer, build_scheduler
-from amg_plugin.errors import RunError
+from amg_plugin.engine.optim import RateSchedule, build_optimizer, build_scheduler
+from amg_plugin.errors import ConfigError, RunError
 from amg_plugin.evaluation.evaluator import Evaluator, draw_rankings
 from amg_plugin.evaluation.protocol import Protocol
 from amg_plugin.models.vit import unwrap
@@ -64,7 +64,11 @@ class HookedEngine:
     # Phases ----------------------------------------------------------------------------------------------------------
 
     def run(self, *args: Any, **kwargs: Any) -> None:
-        """torchreid's ``run`` between the phases ``before_run`` and ``after_run``."""
+        """torchreid's ``run`` between the phases ``before_run`` and ``after_run``.
+
+        Raises:
+            ConfigError: ``amg.lr_per_step`` is set and the scheduler knows whole epochs only.
+        """
         bound = inspect.signature(super().run).bind(*args, **kwargs)
         bound.apply_defaults()
         self.test_arguments = {name: bound.arguments[name] for name in _TEST_ARGUMENTS}
@@ -73,6 +77,11 @@ class HookedEngine:
             super().run(*args, **kwargs)
             return
         self.labels.check(self.model)
+        if self.cfg.amg.lr_per_step and not isinstance(self.scheduler, RateSchedule):
+            raise ConfigError(
+                f"amg.lr_per_step is True, but the engine's scheduler, {type(self.scheduler).__name__}, knows whole "
+                "epochs only; build it with amg_plugin.engine.build_scheduler."
+            )
         for hook in self.hooks:
             hook.before_run(self)
         super().run(*args, **kwargs)
@@ -177,6 +186,8 @@ class HookedEngine:
         """
         images, pids = self.parse_data_for_train(data)
         images, pids = images.to(self.device), pids.to(self.device)
+        if self.cfg.amg.lr_per_step:
+            self.scheduler.within_epoch(self.batch_idx / self.num_batches)
         for hook in self.hooks:
             hook.before_step(self, images)
         with self.autocast():
@@ -202,9 +213,12 @@ class HookedEngine:
         return summary
 
     def rebuild_optimizer(self, epochs: int) -> None:
-        """Fresh optimiser and schedule over ``epochs`` for the parameters that the model has now."""
+        """Fresh optimiser and schedule over ``epochs`` for the parameters that the model has now.
+
+        The warm-up is that of fine-tuning, ``amg.finetune.warmup_share``.
+        """
         self.optimizer = build_optimizer(self.cfg, self.model)
-        self.scheduler = build_scheduler(self.cfg, self.optimizer, epochs)
+        self.scheduler = build_scheduler(self.cfg, self.optimizer, epochs, self.cfg.amg.finetune.warmup_share * epochs)
         self.register_model("model", self.model, self.optimizer, self.scheduler)
 
     # Evaluation and files --------------------------------------------------------------------------------------------

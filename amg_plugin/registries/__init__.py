@@ -36,6 +36,16 @@ class TransformRow(Row):
     stock: bool = False
 
 
+@dataclass(frozen=True)
+class OptimizerRow(Row):
+    """An optimiser: ``entry(groups, cfg)`` gives a torch optimiser of groups of parameters with their learning rates.
+
+    ``stock``: torchreid builds it.
+    """
+
+    stock: bool = False
+
+
 #: Scorers of heads: ``score(model, calibration, blocks)`` gives a tensor per block; large ones go first.
 HEAD_SCORERS = Registry("head scorer", ScorerRow)
 #: Scorers of tokens, called in the same way; small ones go first.
@@ -46,16 +56,19 @@ REDUCERS = Registry("token reducer")
 DATASETS = Registry("data set")
 #: Image transforms, placed in this order.
 TRANSFORMS = Registry("transform", TransformRow)
+#: Optimisers of ``train.optim``.
+OPTIMIZERS = Registry("optimiser", OptimizerRow)
 #: Hooks that ``amg.hooks`` switches on: classes with ``from_config(cfg)``, or callables that take ``cfg``.
 HOOKS = Registry("hook")
 
 FORMATS, ExportFormat, register_format = formats.FORMATS, formats.ExportFormat, formats.register_format
-TABLES = (HEAD_SCORERS, TOKEN_SCORERS, REDUCERS, DATASETS, TRANSFORMS, HOOKS, FORMATS)
+TABLES = (HEAD_SCORERS, TOKEN_SCORERS, REDUCERS, DATASETS, TRANSFORMS, OPTIMIZERS, HOOKS, FORMATS)
 register_head_scorer = HEAD_SCORERS.register
 register_token_scorer = TOKEN_SCORERS.register
 register_reducer = REDUCERS.register
 register_dataset = DATASETS.register
 register_transform = TRANSFORMS.register
+register_optimizer = OPTIMIZERS.register
 register_hook = HOOKS.register
 
 
@@ -99,3 +112,11 @@ for _name, _line in (
     ("random_occlusion", "a drawn object in front of some people (amg.occlusion)"),
 ):
     TRANSFORMS.register(_name, f"amg_plugin.data.transforms:place_{_name}", summary=_line, places=True)
+for _name in ("adam", "amsgrad", "sgd", "rmsprop", "radam"):
+    OPTIMIZERS.register(_name, f"torchreid's {_name}", summary="torchreid's own", stock=True)
+OPTIMIZERS.register(
+    "adamw",
+    "amg_plugin.engine.optim:adamw",
+    summary="Adam with decoupled weight decay (arXiv 1711.05101)",
+    needs=("torchreid",),
+)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from amg_plugin.engine import Hook
 from amg_plugin.engine.hooked import SoftMarginTripletLoss
-from amg_plugin.errors import RunError
+from amg_plugin.errors import ConfigError, RunError
 from amg_plugin.runs.setup import build_model
 
 PIDS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -155,6 +155,37 @@ def test_the_learning_rate_rises_and_then_follows_the_schedule(make_engine, run)
     assert rates[0] == pytest.approx(0.01 * 0.01)
     assert rates[0] < rates[1] < rates[2] == pytest.approx(0.01)
     assert rates[2] > rates[3] > rates[4] > 0
+
+
+class StepRates(Hook):
+    """Writes down the learning rate of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_step(self, engine, images):
+        self.seen.append([group["lr"] for group in engine.optimizer.param_groups])
+
+
+def test_the_learning_rate_of_every_step_may_have_its_own(make_engine, run):
+    rates, epochs, warmup = StepRates(), 3, 0.5
+    changes = {"train__lr": 0.01, "train__lr_scheduler": "cosine", "amg__lr_per_step": True, "train__staged_lr": True}
+    engine = run(make_engine([rates], epochs=epochs, amg__warmup_epochs=warmup, **changes), epochs)
+    steps = engine.num_batches
+    assert steps > 1
+    assert len(rates.seen) == epochs * steps
+    for step, found in enumerate(rates.seen):
+        time = step / steps
+        share = (1 + math.cos(math.pi * (time - warmup) / (epochs - warmup))) / 2
+        share = 0.01 + 0.99 * time / warmup if time < warmup else share
+        assert found == pytest.approx([0.001 * share, 0.01 * share]), step
+
+
+def test_rates_of_steps_need_a_scheduler_that_knows_them(make_engine, run):
+    engine = make_engine(amg__lr_per_step=True)
+    engine.scheduler = torch.optim.lr_scheduler.StepLR(engine.optimizer, 1)
+    with pytest.raises(ConfigError, match="StepLR, knows whole epochs only"):
+        run(engine, 1)
 
 
 JIGSAW = {"amg__jpm__enabled": True, "amg__jpm__parts": 2}

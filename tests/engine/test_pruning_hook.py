@@ -1,5 +1,6 @@
 """The pruning schedule inside one ``engine.run(...)``."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -148,6 +149,29 @@ def test_the_final_fine_tuning_has_a_learning_rate_schedule_of_its_own(prune, sc
     cut, first, second, third = hook.seen
     assert cut == first == pytest.approx(0.01)
     assert first > second > third > 0
+
+
+class StepRates(Hook):
+    """Writes down the learning rate of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_step(self, engine, images):
+        self.seen.append(engine.get_current_lr())
+
+
+def test_every_stretch_of_fine_tuning_warms_up_over_its_share_of_the_steps(prune):
+    hook, warmup = StepRates(), 0.25
+    changes = {"train__lr": 0.01, "train__lr_scheduler": "cosine", "amg__lr_per_step": True}
+    prune([heads(0.25, 2)], final_epochs=2, hooks=[hook], amg__finetune__warmup_share=warmup, **changes)
+    expected = []
+    for epochs in (1, 1, 2):
+        for step in range(epochs * BATCHES):
+            done = step / BATCHES / epochs
+            share = (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2
+            expected.append(0.01 * (0.01 + 0.99 * done / warmup if done < warmup else share))
+    assert hook.seen == pytest.approx(expected)
 
 
 def test_a_stage_without_epochs_is_cut_together_with_the_next(prune):
