@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from amg_plugin.models.vit import backbone_of, make_prunable
-from amg_plugin.pruning.scores import signed_token_sums, token_importance_from_sums
+from amg_plugin.pruning.scores import (
+    loss_changes,
+    signed_token_sums,
+    token_importance_from_sums,
+    token_sums_per_image,
+)
 from amg_plugin.pruning.surgery import current_plan
 
 
@@ -96,13 +103,18 @@ class TokenGradientRecorder(AttentionRecorder):
 
     After each batch's backward pass call :meth:`end_batch`.
 
+    Args:
+        model, blocks: As for :class:`AttentionRecorder`.
+        per_image: Take the absolute value per image (beyond the paper) and not per batch.
+
     Attributes:
         importance: Per recorded block, the importance ``[N]`` summed over batches, float64.
         batches: Number of global batches behind it.
     """
 
-    def __init__(self, model: nn.Module, blocks: Sequence[int] | None = None) -> None:
+    def __init__(self, model: nn.Module, blocks: Sequence[int] | None = None, *, per_image: bool = False) -> None:
         super().__init__(model, blocks)
+        self._sums = token_sums_per_image if per_image else signed_token_sums
         self.importance: list[Tensor] = []
         self.batches = 0
         self._signed: list[Tensor | None] = [None] * len(self.blocks)
@@ -118,7 +130,7 @@ class TokenGradientRecorder(AttentionRecorder):
         maps = attention.detach()
 
         def take(gradient: Tensor) -> None:
-            sums = signed_token_sums(maps, gradient).double()
+            sums = self._sums(maps, gradient).double()
             held = self._signed[place]
             self._signed[place] = sums if held is None else held + sums
             self._counts[place] += maps.shape[0] * maps.shape[1] * maps.shape[2]
@@ -149,6 +161,67 @@ class TokenGradientRecorder(AttentionRecorder):
         self._signed = [None] * len(self.blocks)
         self._counts = [0] * len(self.blocks)
         self.batches += 1
+
+
+class InputGradientRecorder(AbstractContextManager):
+    """Sums over images of what the loss changes by, to first order, when parts of the inputs of layers go.
+
+    A part is a number of neighbouring columns: a head in the input of ``proj``, a hidden unit in that of ``fc2``.
+    Nothing is stored over batches but the sums. Each forward pass must be followed by its backward pass.
+
+    Args:
+        layers: The layers, whose inputs are ``[B, N, C]``.
+        widths: Columns of a part, for each layer.
+        removed: Per layer, input ``[B, N, C]`` -> what it loses when a part goes, same shape; None: all of that part.
+
+    Attributes:
+        changes: Per layer, the sums ``[C / width]``, float64; see :func:`amg_plugin.pruning.scores.loss_changes`.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        widths: Sequence[int],
+        removed: Sequence[Callable[[Tensor], Tensor]] | None = None,
+    ) -> None:
+        self.layers, self.widths, self.removed = list(layers), list(widths), removed
+        self._sums: list[Tensor | None] = [None] * len(self.layers)
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def changes(self) -> list[Tensor]:
+        """See above.
+
+        Raises:
+            RuntimeError: If no gradient reached a layer.
+        """
+        if any(total is None for total in self._sums):
+            raise RuntimeError("no gradient reached the recorded layers; run forward and backward passes")
+        return list(self._sums)
+
+    def __enter__(self) -> InputGradientRecorder:
+        for place, layer in enumerate(self.layers):
+            self._handles.append(layer.register_forward_pre_hook(partial(self._observe, place)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _observe(self, place: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0]
+        if not torch.is_grad_enabled():
+            raise RuntimeError("gradient scores need gradients: run forward and backward passes outside no_grad")
+        if not values.requires_grad:
+            values.requires_grad_()  # nothing below asks for gradients (frozen weights): the graph starts here
+        held = values.detach()
+
+        def take(gradient: Tensor) -> None:
+            removed = held if self.removed is None else self.removed[place](held)
+            changes, total = loss_changes(removed, gradient, self.widths[place]), self._sums[place]
+            self._sums[place] = changes if total is None else total + changes
+
+        values.register_hook(take)
 
 
 def attention_share(attention: Tensor, chosen: Tensor, prefix: int, class_token: bool = True) -> Tensor:

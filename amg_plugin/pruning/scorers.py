@@ -1,4 +1,4 @@
-"""How heads and tokens are scored: AMG, and simple rules to compare it with.
+"""How heads and tokens are scored: AMG, rules beyond the paper, and simple ones to compare with.
 
 A scorer is a callable ``score(model, calibration, blocks)``. It gives a tensor per entry of ``blocks``, on any device,
 with a finite number for each head (or patch token) that the block still has. Heads with large scores go first, tokens
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from amg_plugin.models.vit import backbone_of, temporarily
-from amg_plugin.pruning.recorder import AttentionMapRecorder, TokenGradientRecorder
-from amg_plugin.pruning.scores import head_entropy
+from amg_plugin.pruning.recorder import AttentionMapRecorder, InputGradientRecorder, TokenGradientRecorder
+from amg_plugin.pruning.scores import entropy_against_gradient, head_entropy
 from amg_plugin.pruning.surgery import current_plan
 
 Batch = Any
@@ -49,10 +49,32 @@ def _mean_attention(model: nn.Module, calibration: Calibration, blocks: Sequence
     with AttentionMapRecorder(model, blocks) as recorder, torch.no_grad():
         for batch in calibration.batches():
             calibration.forward(batch)
+    return _mean_maps(recorder, calibration)
+
+
+def _mean_maps(recorder: AttentionMapRecorder, calibration: Calibration) -> list[Tensor]:
     if calibration.reduce is not None:
-        recorder.sums = [calibration.reduce(total) for total in recorder.sums]
         recorder.images = int(calibration.reduce(torch.tensor(recorder.images)))
+    recorder.sums = _over_processes(recorder.sums, calibration)
     return recorder.mean()
+
+
+def _over_processes(sums: Sequence[Tensor], calibration: Calibration) -> list[Tensor]:
+    return list(sums) if calibration.reduce is None else [calibration.reduce(total) for total in sums]
+
+
+def _run_gradients(model: nn.Module, calibration: Calibration, end_batch: Callable[[], None] = lambda: None) -> None:
+    """Forward and backward passes over the calibration batches, for the recorders that are attached."""
+    with temporarily("requires_grad", False, model.parameters()):  # no score needs their gradients
+        for batch in calibration.batches():
+            calibration.loss(batch).backward()
+            end_batch()
+
+
+def _proj_inputs(model: nn.Module, blocks: Sequence[int]) -> InputGradientRecorder:
+    """Watches what ``proj`` gets: the heads, behind the norm over all of them and the gate, where there are such."""
+    attentions = [backbone_of(model).blocks[block].attn for block in blocks]
+    return InputGradientRecorder([one.proj for one in attentions], [one.head_dim for one in attentions])
 
 
 def entropy_of_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
@@ -72,6 +94,26 @@ def magnitude_of_heads(model: nn.Module, calibration: Calibration, blocks: Seque
     return scores
 
 
+def taylor_of_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Beyond the paper: minus the first-order change of the loss (arXiv 1905.10650, 1906.10771)."""
+    with _proj_inputs(model, blocks) as recorder:
+        _run_gradients(model, calibration)
+    return [-changes for changes in _over_processes(recorder.changes, calibration)]
+
+
+def entropy_against_gradient_of_heads(
+    model: nn.Module, calibration: Calibration, blocks: Sequence[int]
+) -> list[Tensor]:
+    """Beyond the paper: entropy weighed against the first-order change of the loss (after HIES, arXiv 2510.13832).
+
+    Entropies are shares of their ceilings, so that blocks with different numbers of keys compare.
+    """
+    with AttentionMapRecorder(model, blocks) as maps, _proj_inputs(model, blocks) as recorder:
+        _run_gradients(model, calibration)
+    entropy = [head_entropy(mean, normalize=True) for mean in _mean_maps(maps, calibration)]
+    return entropy_against_gradient(entropy, _over_processes(recorder.changes, calibration))
+
+
 def random_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
     """Ablation: uniform random scores, fixed by the seed."""
     return _random(current_plan(model).heads_per_block, calibration.seed, blocks)
@@ -79,11 +121,15 @@ def random_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[in
 
 def importance_of_tokens(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
     """AMG: similarity times first-order gradient (arXiv 2304.01452)."""
-    frozen = temporarily("requires_grad", False, model.parameters())  # no score needs their gradients
-    with frozen, TokenGradientRecorder(model, blocks) as recorder:
-        for batch in calibration.batches():
-            calibration.loss(batch).backward()
-            recorder.end_batch(calibration.reduce)
+    with TokenGradientRecorder(model, blocks) as recorder:
+        _run_gradients(model, calibration, lambda: recorder.end_batch(calibration.reduce))
+    return recorder.importance
+
+
+def importance_per_image_of_tokens(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Beyond the paper: AMG's product, its absolute value taken per image and not per batch."""
+    with TokenGradientRecorder(model, blocks, per_image=True) as recorder:
+        _run_gradients(model, calibration, lambda: recorder.end_batch(calibration.reduce))
     return recorder.importance
 
 

@@ -1,12 +1,13 @@
 """Scores: how uncertain a head is, how much a key/value token matters. Pure functions on tensors.
 
 Source: arXiv 2304.01452, sections on head pruning (entropy of the mean attention map in the key dimension) and on token
-pruning (similarity times first-order gradient).
+pruning (similarity times first-order gradient). What goes beyond that paper names its own source.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +46,14 @@ def signed_token_sums(attention: Tensor, gradient: Tensor) -> Tensor:
     return (attention * gradient).sum(dim=(0, 1, 2))
 
 
+def token_sums_per_image(attention: Tensor, gradient: Tensor) -> Tensor:
+    """As :func:`signed_token_sums`, but the absolute value is taken per image, so that images do not cancel out.
+
+    Beyond the paper. Arguments as there; returns ``[K]``, at least 0, float64.
+    """
+    return (attention * gradient).sum(dim=(1, 2)).double().abs().sum(0)
+
+
 def token_importance_from_sums(sums: Tensor, count: int, num_prefix_tokens: int) -> Tensor:
     """Finish the importance of one global batch.
 
@@ -74,3 +83,46 @@ def token_importance(attention: Tensor, gradient: Tensor, num_prefix_tokens: int
     return token_importance_from_sums(
         signed_token_sums(attention, gradient), batch * heads * queries, num_prefix_tokens
     )
+
+
+def loss_changes(removed: Tensor, gradient: Tensor, width: int) -> Tensor:
+    """First-order change of the loss when parts of a layer's input go, absolute value per image, summed over images.
+
+    Source: Molchanov et al., arXiv 1906.10771; for heads Michel et al., arXiv 1905.10650.
+
+    Args:
+        removed: What the input loses when a part goes, ``[B, N, C]``; the input itself, if nothing takes its place.
+        gradient: Gradient of the loss for the input, same shape.
+        width: Neighbouring columns of a part: the width of a head for the input of ``proj``, 1 for that of ``fc2``.
+
+    Returns:
+        ``[C / width]``, float64.
+    """
+    per_image = (removed * gradient).sum(1, dtype=torch.float64)
+    return per_image.unflatten(1, (-1, width)).sum(2).abs().sum(0)
+
+
+def entropy_against_gradient(entropy: Sequence[Tensor], changes: Sequence[Tensor]) -> list[Tensor]:
+    """Weigh the entropy of heads against what removing them does to the loss.
+
+    Both are scaled to 0 ... 1, from the smallest to the largest value over all blocks together; the score is half of
+    their difference. A head goes early if its attention is spread evenly *and* the loss hardly depends on it. The idea
+    of joining the two is that of HIES (arXiv 2510.13832); scale and weights are of this package.
+
+    Args:
+        entropy: Per block, entropies ``[H]``.
+        changes: Per block, what :func:`loss_changes` gives, ``[H]``.
+
+    Returns:
+        Per block ``[H]``, from -0.5 (keep) to 0.5 (remove), float64.
+    """
+    both = zip(_to_unit_range(entropy), _to_unit_range(changes), strict=True)
+    return [(spread - change) / 2 for spread, change in both]
+
+
+def _to_unit_range(values: Sequence[Tensor]) -> list[Tensor]:
+    together = torch.cat([block.double() for block in values])
+    least, most = together.aminmax()
+    # What does not tell heads apart has no say.
+    scaled = (together - least) / (most - least) if most != least else torch.zeros_like(together)
+    return list(scaled.split([len(block) for block in values]))

@@ -83,13 +83,18 @@ def described() -> list[str]:
 
 for _table, _name, _function, _line in (
     (HEAD_SCORERS, "amg", "entropy_of_heads", "entropy of the mean attention map"),
+    (HEAD_SCORERS, "taylor", "taylor_of_heads", "first-order change of the loss, beyond the paper"),
+    (HEAD_SCORERS, "entropy_gradient", "entropy_against_gradient_of_heads", "entropy against taylor, beyond the paper"),
     (HEAD_SCORERS, "random", "random_heads", "random scores, for comparison"),
     (HEAD_SCORERS, "magnitude", "magnitude_of_heads", "norm of the weights, for comparison"),
     (TOKEN_SCORERS, "amg", "importance_of_tokens", "attention times gradient"),
+    (TOKEN_SCORERS, "amg_image", "importance_per_image_of_tokens", "as amg, but per image, beyond the paper"),
     (TOKEN_SCORERS, "random", "random_tokens", "random scores, for comparison"),
     (TOKEN_SCORERS, "cls_attention", "class_attention_of_tokens", "attention of the class token, for comparison"),
 ):
-    _table.register(_name, f"amg_plugin.pruning.scorers:{_function}", summary=_line, weighted=_name == "amg")
+    _table.register(
+        _name, f"amg_plugin.pruning.scorers:{_function}", summary=_line, weighted=_name in ("amg", "amg_image")
+    )
 for _name, _class, _line in (
     ("tome", "TokenMerging", "token merging (arXiv 2210.09461)"),
     ("evit", "TokenDropping", "token dropping (arXiv 2202.07800)"),
