@@ -18,6 +18,8 @@ from amg_plugin.utils.files import check_writable, new_folder
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """What counts as an image, in upper or lower case; other files are left alone."""
+ANY_SUFFIX = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".gif", ".ppm", ".pgm", ".heic", ".heif", ".avif", ".jp2", ".jxl")
+"""With kinds that no data set here reads; they are named where they would be missed."""
 
 PARTS = ("train", "query", "gallery")
 """Parts of a data set."""
@@ -36,6 +38,9 @@ MARKET_IMAGES_DIR = "Market-1501-v15.09.15"
 """The folder of the published archive, inside :data:`MARKET_DIR`."""
 MARKET_EXAMPLE = "0002_c1s1_000451_03.jpg"
 """How its images are named: identity, camera and sequence, frame, number."""
+
+RENAME = "Rename or move them as docs/datasets.md says"
+"""What can be done about files that a data set's rules do not let through."""
 
 _IDENTITY_AND_CAMERA = re.compile(r"(-?\d+)_c(\d+)")
 _SHOWN = 8  # entries of a folder named in a message
@@ -106,11 +111,25 @@ class FolderLayout:
         return all(any((folder / name).is_dir() for name in names) for names in self.parts.values())
 
 
-def list_images(folder: str | Path, nested: bool = False) -> list[str]:
-    """Paths of the images in a folder (and its subfolders, if ``nested``), sorted.
+class FilesError(DataError):
+    """Files that cannot be used, with all of their names.
+
+    Attributes:
+        text: What is wrong, a clause without a full stop.
+        files: The files, with more on each if there is any.
+        remedy: What can be done.
+    """
+
+    def __init__(self, text: str, files: Sequence[str], remedy: str = "") -> None:
+        self.text, self.files, self.remedy = text, tuple(files), remedy
+        super().__init__(f"{text}: {first_of(list(map(name_of, files)))}.{f' {remedy}.' if remedy else ''}")
+
+
+def image_files(folder: str | Path, nested: bool = True, suffixes: tuple[str, ...] = ANY_SUFFIX) -> list[str]:
+    """Paths of the image files in a folder (and below, if ``nested``), in no order, hidden ones left out.
 
     Raises:
-        DataError: There are none, or the folder cannot be read.
+        DataError: The folder cannot be read.
     """
     images: list[str] = []
     folders = [str(folder)]
@@ -118,12 +137,24 @@ def list_images(folder: str | Path, nested: bool = False) -> list[str]:
         while folders:
             with os.scandir(folders.pop()) as entries:
                 for entry in entries:
-                    if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith("."):
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.name.lower().endswith(suffixes):
                         images.append(entry.path)
                     elif nested and entry.is_dir():
                         folders.append(entry.path)
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error}.") from error
+    return images
+
+
+def list_images(folder: str | Path, nested: bool = False) -> list[str]:
+    """Paths of the images in a folder (and its subfolders, if ``nested``), sorted.
+
+    Raises:
+        DataError: There are none, or the folder cannot be read.
+    """
+    images = image_files(folder, nested, IMAGE_SUFFIXES)
     if not images:
         raise DataError(
             f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); found there: {_listing(Path(folder))}."
@@ -135,6 +166,11 @@ def list_images(folder: str | Path, nested: bool = False) -> list[str]:
 def name_of(path: str) -> str:
     """The last part of a path; quicker than a Path object, which counts for tens of thousands."""
     return path.rpartition(os.sep)[2]
+
+
+def folder_of(path: str) -> str:
+    """A path without its last part, as quickly."""
+    return path.rpartition(os.sep)[0]
 
 
 def first_of(names: Sequence[str], shown: int = 5) -> str:

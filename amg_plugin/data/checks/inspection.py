@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +18,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from amg_plugin.data.checks.folders import check_dataset_folder, known_datasets
+from amg_plugin.data.checks.problems import LISTED, Problem
+from amg_plugin.data.checks.stock import stock_problems
 from amg_plugin.data.datasets.local import queries_without_match
-from amg_plugin.data.layout import MARKET_EXAMPLE, MARKET_FOLDERS, TEST_PARTS, identity_and_camera
+from amg_plugin.data.layout import TEST_PARTS, FilesError, folder_of
 from amg_plugin.errors import AMGError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -76,31 +81,7 @@ def _read(path: str) -> tuple[int, str]:
     return side, ""
 
 
-LISTED = 10
-"""Names that a message gives; ``amg-reid check`` gives all of them."""
-
-#: Data sets with Market-1501's file names, whose classes do not list those they cannot read: name -> cameras.
-_MARKET_NAMES = {"market1501": 6, "dukemtmcreid": 8, "synthetic_reid": 6}
-
 Item = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with the data."""
-
-    dataset: str  # empty for what concerns several
-    text: str  # a clause without a full stop
-    items: tuple[str, ...] = ()  # files, identities or labels
-    remedy: str = ""
-
-    def sentence(self, most: int = LISTED) -> str:
-        """The problem without its full stop, naming the first ``most`` items and the number of the others."""
-        text = self.text
-        if self.items:
-            more = f"; and {len(self.items) - most} more" if len(self.items) > most else ""
-            text = f"{text}: {'; '.join(self.items[:most])}{more}"
-        return f"{text}. {self.remedy}" if self.remedy else text
 
 
 @dataclass
@@ -167,8 +148,11 @@ def inspect_data(
         What was found. Nothing is raised for bad data.
 
     Raises:
-        ConfigError: A data set is unknown.
+        ConfigError: A data set is unknown, or named twice.
     """
+    for key, names in (("data.sources", sources), ("data.targets", targets)):
+        if twice := sorted({name for name in names if list(names).count(name) > 1}):
+            raise ConfigError(f"{key} names {', '.join(twice)} more than once; name each data set once.")
     found = Inspection()
     trained = dict.fromkeys([*sources, *(targets if train_targets else ())])
     for name in dict.fromkeys([*sources, *targets]):
@@ -177,6 +161,7 @@ def inspect_data(
 
     parts = [(name, "train", found.datasets[name].train) for name in trained if name in found.datasets]
     found.problems += [problem for name, _, items in parts if (problem := find_label_gaps(name, items))]
+    found.problems += _find_shared_folders({name: items for name, _, items in parts if name in sources})
     for name in dict.fromkeys(targets):
         if name in found.datasets:
             parts += [(name, part, getattr(found.datasets[name], part)) for part in TEST_PARTS]
@@ -200,6 +185,17 @@ def find_label_gaps(name: str, train: Sequence[Item]) -> Problem | None:
     text = f"The training labels of {name} must count from 0 to {len(labels) - 1}, its number of identities minus one"
     items = (*(f"{label} is missing" for label in missing), *(f"{label} is out of range" for label in beyond))
     return Problem(name, text, items)
+
+
+def _find_shared_folders(trained: Mapping[str, Sequence[Item]]) -> list[Problem]:
+    """The problem with folders that several training sets read: their identities would count as other people."""
+    readers: defaultdict[str, list[str]] = defaultdict(list)
+    for name, items in trained.items():
+        for folder in {os.path.realpath(folder) for folder in {folder_of(item[0]) for item in items}}:
+            readers[folder].append(name)
+    shared = tuple(f"{folder} by {', '.join(names)}" for folder, names in sorted(readers.items()) if len(names) > 1)
+    text = "Several training sets read the same folders, which would make two identities of each"
+    return [Problem("", text, shared, "Train on one of them")] if shared else []
 
 
 def _inspect_images(
@@ -251,6 +247,9 @@ def _open_dataset(found: Inspection, name: str, root: str | Path, mode: str, opt
     folder = None
     try:
         folder = check_dataset_folder(name, root)
+        if problems := stock_problems(name, root, options):
+            found.problems += problems
+            return
         dataset = known_datasets()[name](root=str(root), mode=mode, verbose=False, **options)
     except ConfigError:
         raise
@@ -263,24 +262,16 @@ def _open_dataset(found: Inspection, name: str, root: str | Path, mode: str, opt
 
 
 def _why_not_opened(name: str, folder: str | Path, error: Exception) -> Problem:
-    if foreign := _foreign_names(name, Path(folder)):
-        text = f"{len(foreign)} images of {name} are not named IDENTITY_cCAMERA..., as {MARKET_EXAMPLE} is"
-        return Problem(name, f"{text}, with a camera from 1 to {_MARKET_NAMES[name]}", tuple(foreign))
+    if isinstance(error, FilesError):
+        return Problem(name, error.text, error.files, error.remedy)
     if isinstance(error, AMGError):
         return Problem(name, str(error).rstrip("."))
-    if isinstance(error, IndexError):  # torchreid looks at the first image of each part
-        return Problem(name, f"The data set {name} in {folder} lacks training, query or gallery images")
-    reason = str(error).rstrip(".") or type(error).__name__
-    return Problem(name, f"The data set {name} in {folder} cannot be read: {reason}")
-
-
-def _foreign_names(name: str, folder: Path) -> list[str]:
-    """Images in Market-1501's layout whose names cannot be parsed, below ``folder``."""
-    if name not in _MARKET_NAMES:
-        return []
-    foreign = []
-    for path in sorted(path for part in MARKET_FOLDERS.values() for path in folder.glob(f"**/{part}/*.jpg")):
-        said = identity_and_camera(path.name)
-        if said is None or not 1 <= said[1] <= _MARKET_NAMES[name]:
-            foreign.append(str(path))
-    return foreign
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, IndexError) and (part := re.search(r"(train|query|gallery)\[0\]", last.line or "")):
+        return Problem(
+            name, f"The data set {name} in {folder} has no {part[1]} images, and torchreid needs one at least"
+        )
+    # Classes state their rules as assertions, mostly without a text.
+    rule = f" (line {last.lineno} of {Path(last.filename).name}: {last.line})" if last.line else ""
+    reason = " ".join([type(error).__name__, *str(error).rstrip(".").split()])
+    return Problem(name, f"The data set {name} in {folder} cannot be read: {reason}{rule}")

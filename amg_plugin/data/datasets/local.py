@@ -17,7 +17,18 @@ from typing import Any, ClassVar
 
 from amg_plugin import compat
 from amg_plugin.data.builders import OFFICIAL
-from amg_plugin.data.layout import FolderLayout, count_differences, first_of, identity_and_camera, list_images, name_of
+from amg_plugin.data.layout import (
+    IMAGE_SUFFIXES,
+    RENAME,
+    FilesError,
+    FolderLayout,
+    count_differences,
+    first_of,
+    identity_and_camera,
+    image_files,
+    list_images,
+    name_of,
+)
 from amg_plugin.data.occlusion.masks import MANIFEST
 from amg_plugin.errors import DataError
 
@@ -99,17 +110,19 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
 
     def _read_part(self, folder: Path) -> list[Named]:
         named, bad = [], []
-        for path in list_images(folder, self.nested):
+        if unseen := sorted(set(image_files(folder)) - set(image_files(folder, self.nested, IMAGE_SUFFIXES))):
+            inside = "" if self.nested else " directly in that folder"
+            text = f"{len(unseen)} image files in {folder} are not read; read are {', '.join(IMAGE_SUFFIXES)}{inside}"
+            raise FilesError(text, unseen, RENAME)
+        images = list_images(folder, self.nested)
+        for path in images:
             parsed = self._parse(name_of(path))
             if parsed is None:
                 bad.append(path)
             elif parsed[0] != _JUNK:
                 named.append((path, *parsed))
         if bad:
-            raise DataError(
-                f"{len(bad)} of {len(bad) + len(named)} images in {folder} are not named {self.naming}: "
-                f"{first_of(list(map(name_of, bad)))}."
-            )
+            raise FilesError(f"{len(bad)} of {len(images)} images in {folder} are not named {self.naming}", bad)
         if not named:
             raise DataError(f"{folder} holds nothing but junk images (identity {_JUNK}).")
         return named
