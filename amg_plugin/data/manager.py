@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from amg_plugin import compat
 from amg_plugin.config.schema import SAMPLERS
+from amg_plugin.data.cache import keep_images
 from amg_plugin.data.checks.folders import Batch, check_training_set, known_datasets
 from amg_plugin.data.checks.inspection import Inspection, inspect_data
 from amg_plugin.data.datasets.local import relabelled, usable_items
@@ -50,6 +51,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         width: Image width in pixels.
         transforms: Names out of :data:`amg_plugin.registries.TRANSFORMS`.
         check_images: Decode every image before the run.
+        cache_gb: Keep decoded, resized images in memory, up to so many 10^9 bytes, training first; 0 keeps none.
         skip_unreadable: Leave out images that cannot be read, and queries without a match, in place of refusing them.
         transform_settings: Per transform of the plugin, further arguments of what places it.
         **kwargs: Everything else that torchreid's manager takes, with its defaults.
@@ -71,6 +73,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         *,
         check_images: bool = True,
         skip_unreadable: bool = False,
+        cache_gb: float = 0.0,
         transform_settings: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ):
@@ -94,6 +97,20 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         self.camera_offsets = _camera_offsets(self.train_loader.dataset.train, [found[name] for name in sources])
         if inspection.leaves_out:
             self._leave_out(inspection, kwargs)
+        if cache_gb:
+            self._keep_images(cache_gb)
+
+    def _keep_images(self, gigabytes: float) -> None:
+        """Gives every loader its images from memory; those of training keep their processes from epoch to epoch."""
+        training = [name for name in ("train_loader", "train_loader_t") if getattr(self, name) is not None]
+        tests = [(loaders, part) for loaders in self.test_loader.values() for part in loaders]
+        every = [*(getattr(self, name) for name in training), *(loaders[part] for loaders, part in tests)]
+        datasets = iter(keep_images([loader.dataset for loader in every], gigabytes, self.train_loader.num_workers))
+        for name in training:
+            loader = getattr(self, name)
+            setattr(self, name, _rebuilt(loader, dataset=next(datasets), persistent_workers=loader.num_workers > 0))
+        for loaders, part in tests:
+            loaders[part] = _rebuilt(loaders[part], dataset=next(datasets))
 
     def _leave_out(self, inspection: Inspection, options: dict[str, Any]) -> None:
         """Takes files out of every loader."""
@@ -129,6 +146,7 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
         transforms=list(cfg.data.transforms),
         check_images=cfg.amg.check_images,
         skip_unreadable=cfg.amg.skip_unreadable,
+        cache_gb=cfg.amg.cache_gb if cfg.amg.cache_images == "auto" else 0.0,
         transform_settings={"random_occlusion": {"occlusion": occlusion}},
         k_tfm=cfg.data.k_tfm,
         norm_mean=list(cfg.data.norm_mean),
@@ -272,7 +290,7 @@ def leave_out_of_training(
     dataset.num_train_pids = dataset.get_num_pids(dataset.train)
     if lost := before - dataset.num_train_pids:
         logger.warning("%d of %d training identities have no readable image and are left out", lost, before)
-    return _with_sampler(loader, make_sampler(dataset.train))
+    return _rebuilt(loader, sampler=make_sampler(dataset.train))
 
 
 def leave_out_of_tests(loaders: Loaders, unusable: Collection[str], unmatched: Mapping[str, Collection[str]]) -> None:
@@ -300,15 +318,10 @@ class FirstItems(Sampler):
 
 def shortened(loader: DataLoader, batches: int) -> DataLoader:
     """The same training loader with epochs of at most ``batches`` batches, for trials on slow machines."""
-    return _with_sampler(loader, FirstItems(loader.sampler, batches * loader.batch_size))
+    return _rebuilt(loader, sampler=FirstItems(loader.sampler, batches * loader.batch_size))
 
 
-def _with_sampler(loader: DataLoader, sampler: Sampler) -> DataLoader:
-    return DataLoader(
-        loader.dataset,
-        sampler=sampler,
-        batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last,
-    )
+def _rebuilt(loader: DataLoader, **changes: Any) -> DataLoader:
+    """A loader with some of its settings changed."""
+    names = ("dataset", "sampler", "batch_size", "num_workers", "pin_memory", "drop_last", "persistent_workers")
+    return DataLoader(**{**{name: getattr(loader, name) for name in names}, **changes})
