@@ -57,7 +57,7 @@ ROOT = argument("--root", "folder that holds the data sets", metavar="FOLDER")
 #: torchreid's options, and configuration keys.
 CONFIGURATION = (
     argument("--config-file", "yaml file, or the name of a shipped one (see 'amg-reid configs')", metavar="FILE"),
-    argument("-s --sources", "data sets to train on", nargs="+", metavar="NAME"),
+    argument("-s --sources", "data sets to train on (own data: folder:NAME, csv:NAME)", nargs="+", metavar="NAME"),
     argument("-t --targets", "data sets to evaluate on", nargs="+", metavar="NAME"),
     argument("--transforms", "training transforms", nargs="+", metavar="NAME"),
     ROOT,

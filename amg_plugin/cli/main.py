@@ -191,7 +191,7 @@ def _run_script(script: Path, words: Sequence[str], amg_config: str | None) -> N
         raise InputError(f"SCRIPT '{script}' cannot be read; check its permissions.")
     from amg_plugin.plugin.registry import register
 
-    register()
+    register(*words)  # with data sets such as folder:NAME among them
     if amg_config is not None:
         from amg_plugin.config.load import apply_amg_node
         from amg_plugin.plugin.active import set_active_amg_config

@@ -69,7 +69,7 @@ def _source_folder(source: str, root: str) -> Path:
     if compat.is_installed():
         from amg_plugin.data.checks.folders import check_dataset_folder, known_datasets
 
-        known = known_datasets()
+        known = known_datasets(source)
         if source in known and (folder := check_dataset_folder(source, root)):
             return folder
     if (folder := Path(source).expanduser()).is_dir():

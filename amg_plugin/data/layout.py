@@ -39,7 +39,7 @@ MARKET_IMAGES_DIR = "Market-1501-v15.09.15"
 MARKET_EXAMPLE = "0002_c1s1_000451_03.jpg"
 """How its images are named: identity, camera and sequence, frame, number."""
 
-RENAME = "Rename or move them as docs/datasets.md says"
+RENAME = "Rename them, or read the data as folder:NAME, which takes any numbers and formats (docs/datasets.md)"
 """What can be done about files that a data set's rules do not let through."""
 
 _IDENTITY_AND_CAMERA = re.compile(r"(-?\d+)_c(\d+)")

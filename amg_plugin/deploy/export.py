@@ -269,7 +269,7 @@ def _write_what_runs(job: _Job, info: ExportInfo, draft: Path) -> ExportInfo:
 
 def calibration_files(data: str, root: str | None) -> list[Path]:
     """Images to calibrate on: those of a folder, or the training images of a data set below ``root``."""
-    known = known_datasets() if compat.is_installed() else {}
+    known = known_datasets(data) if compat.is_installed() else {}
     is_folder, is_dataset = Path(data).is_dir(), data in known
     if root is None and is_folder:
         if is_dataset:  # such a folder holds test images as well

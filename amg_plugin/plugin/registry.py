@@ -86,11 +86,14 @@ MODELS: dict[str, Callable[..., ReIDModel]] = {
 }
 
 
-def register() -> None:
+def register(*datasets: str) -> None:
     """Give torchreid the plugin's models and data sets; calling it again changes nothing.
 
     Nothing is downloaded, built or drawn. All names are checked before the first one is entered, so a refusal
     leaves torchreid as it was.
+
+    Args:
+        *datasets: Names of the forms folder:NAME and csv:NAME to enter as well, for a data manager of torchreid's.
 
     Raises:
         MissingDependencyError: torchreid or a package that it needs is missing.
@@ -101,7 +104,7 @@ def register() -> None:
 
     with _lock:
         refuse_taken("model", models, MODELS)
-        known_datasets()
+        known_datasets(*datasets)
         models.update(MODELS)
 
 

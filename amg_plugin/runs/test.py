@@ -202,7 +202,7 @@ def output_folder(
         for name in [key.rpartition(".")[2]]
         if key.startswith(_TELLING) and key not in _SILENT and value != usual.get(key)
     ]
-    return weights.with_name("_".join(words).replace(".", "_").replace("/", "-"))
+    return weights.with_name("_".join(words).replace(".", "_").replace("/", "-").replace(":", "-"))
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,15 +23,22 @@ from amg_plugin.registries.registry import refuse_taken
 logger = logging.getLogger(__name__)
 
 
-def known_datasets() -> dict[str, type]:
+def known_datasets(*names: str) -> dict[str, Any]:
     """torchreid's table, name -> class, with the entries of :data:`amg_plugin.registries.DATASETS` in it.
+
+    Args:
+        *names: Names asked for; those of the forms folder:NAME and csv:NAME are entered too.
 
     Raises:
         MissingDependencyError: torchreid is missing.
+        ConfigError: There is no folder of such a name.
         InputError: A name is taken by someone else; nothing is entered then.
     """
     known = compat.image_dataset_factory()
+    from amg_plugin.data.datasets.folder import dataset_factory, is_folder_name
+
     ours = {name: DATASETS.load(name) for name in DATASETS}
+    ours.update({name: dataset_factory(name) for name in names if is_folder_name(name)})
     refuse_taken("data set", known, ours)
     known.update(ours)
     return known
@@ -47,10 +54,11 @@ def check_dataset_folder(name: str, root: str | Path) -> Path | None:
         ConfigError: No such data set is registered.
         DataError: The root or the folder is missing, or holds no file.
     """
-    known = known_datasets()
+    known = known_datasets(name)
     if name not in known:
         raise ConfigError(
-            f"Unknown data set {name!r} (data.sources, data.targets); known are {', '.join(sorted(known))}."
+            f"Unknown data set {name!r} (data.sources, data.targets); known are {', '.join(sorted(known))}, and "
+            "folder:NAME and csv:NAME for data of your own (docs/datasets.md)."
         )
     root = Path(root).expanduser().resolve()
     if not root.is_dir():

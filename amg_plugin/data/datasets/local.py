@@ -74,20 +74,19 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
         verbose: bool = True,
         **kwargs: Any,
     ):
-        has_train = "train" in self.layout.parts
+        folder = self.layout.locate(root)
+        parts = self.read(folder)
+        train, query, gallery = relabelled(parts.get("train", [])), parts["query"], parts["gallery"]
         if mode is None:
-            mode = "train" if has_train else "query"
-        if mode == "train" and not (has_train or combineall):
+            mode = "train" if train else "query"
+        if mode == "train" and not (train or combineall):
             raise DataError(
                 f"The data set {self.layout.name} has no training part, so it cannot be a source (data.sources, -s); "
                 "make it a target (data.targets, -t) and train on another data set."
             )
-        folder = self.layout.locate(root)
-        parts = self.read(folder)
-        query, gallery = parts["query"], parts["gallery"]
         # torchreid's constructor looks at the first image of each part, so a missing one is emptied after it.
-        super().__init__(parts.get("train") or query[:1], query, gallery, mode=mode, verbose=False, **kwargs)
-        if not has_train:
+        super().__init__(train or query[:1], query, gallery, mode=mode, verbose=False, **kwargs)
+        if not train:
             self.train = []
             self.num_train_pids = self.num_train_cams = self.num_datasets = 0
         self.verbose = verbose
@@ -101,12 +100,9 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
             self.show_summary()
 
     def read(self, folder: Path) -> dict[str, list[Item]]:
-        """Lists the images of every part."""
+        """Lists the images of every part, with the identities that they say."""
         found = {part: self._read_part(path) for part, path in self.layout.part_folders(folder).items()}
-        items = self._with_cameras(folder, found)
-        if "train" in items:
-            items["train"] = relabelled(items["train"])
-        return items
+        return self._with_cameras(folder, found)
 
     def _read_part(self, folder: Path) -> list[Named]:
         named, bad = [], []
