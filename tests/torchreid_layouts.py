@@ -74,7 +74,6 @@ class Layout:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, (self.blocker, *self.search_path, PACKAGE_HOME))),
             "PYTHONWARNINGS": "ignore",
-            "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
             "BLOCKED_PACKAGES": ",".join(hide),
         }

@@ -17,9 +17,9 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 
@@ -151,7 +151,7 @@ def _package(module: str, requirement: str, load: bool = True) -> str:
 
 def _version(module: str, name: str, origin: str | None) -> str:
     # Some modules come in several distributions, such as cv2 and tensorboard.
-    for distribution in (name, *importlib.metadata.packages_distributions().get(module, ())):
+    for distribution in (name, *_distributions().get(module, ())):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found = importlib.metadata.distribution(distribution)
             # What is imported may be a checkout of torchreid on PYTHONPATH, not the installed one.
@@ -160,6 +160,11 @@ def _version(module: str, name: str, origin: str | None) -> str:
             }:
                 return found.version
     return getattr(compat.torchreid(), "__version__", "unknown") if module == "torchreid" else "version unknown"
+
+
+@cache
+def _distributions() -> Mapping[str, Sequence[str]]:
+    return importlib.metadata.packages_distributions()  # reads the metadata of everything that is installed
 
 
 def _numbers(version: str) -> list[int]:
