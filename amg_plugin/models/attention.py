@@ -155,12 +155,11 @@ class PrunableBlock(Block):
             self.restore_order = torch.tensor(order, dtype=torch.int64, device=device)
 
 
-class HeadSubsetNorm(nn.Module):
-    """LayerNorm over the outputs of all heads when some heads are gone.
+class SubsetNorm(nn.Module):
+    """LayerNorm over the outputs of all heads, or over all hidden units of an MLP, when some of them are gone.
 
-    timm's ``scale_norm`` normalises over the whole attention width. A removed head is a block of zeros in that width,
-    so that mean and variance are still taken over the original width. Weight and bias of the dense norm are sliced
-    later together with the heads.
+    timm's ``scale_norm`` normalises over the whole width. What is removed is zeros in that width, so that mean and
+    variance are still taken over the original width. Weight and bias of the dense norm are sliced later.
     """
 
     def __init__(self, norm: nn.LayerNorm) -> None:

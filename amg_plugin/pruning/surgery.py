@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from amg_plugin.errors import PlanError
-from amg_plugin.models.attention import HeadSubsetNorm, PrunableAttention
+from amg_plugin.models.attention import SubsetNorm, PrunableAttention
 from amg_plugin.models.vit import backbone_of, make_prunable
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.registries import TARGETS
@@ -113,7 +113,7 @@ def _keep_heads(attention: PrunableAttention, kept: Sequence[int]) -> None:
         _slice_linear(attention.gate, rows, dim=0)
     if not isinstance(attention.norm, nn.Identity):
         if isinstance(attention.norm, nn.LayerNorm):
-            attention.norm = HeadSubsetNorm(attention.norm)
+            attention.norm = SubsetNorm(attention.norm)
         for name in ("weight", "bias"):
             _slice_parameter(attention.norm, name, rows, dim=0)
     attention.num_heads = len(kept)
@@ -122,7 +122,7 @@ def _keep_heads(attention: PrunableAttention, kept: Sequence[int]) -> None:
 
 def _check_norm(attention: nn.Module) -> None:
     """Refuse a norm that cannot lose heads, before anything is sliced."""
-    if not isinstance(attention.norm, nn.Identity | nn.LayerNorm | HeadSubsetNorm):
+    if not isinstance(attention.norm, nn.Identity | nn.LayerNorm | SubsetNorm):
         raise PlanError(
             f"Heads cannot be removed from an attention that normalises over all heads with "
             f"{type(attention.norm).__name__}; LayerNorm is allowed."

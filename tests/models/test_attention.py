@@ -8,7 +8,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch.utils.flop_counter import FlopCounterMode
 
-from amg_plugin.models.attention import HeadSubsetNorm, PrunableAttention, PrunableBlock
+from amg_plugin.models.attention import SubsetNorm, PrunableAttention, PrunableBlock
 
 WIDTH, HEADS, TOKENS = 12, 3, 7
 
@@ -133,5 +133,5 @@ def test_attention_dropout_is_applied_in_training_only(tokens):
 @pytest.mark.parametrize("affine", [True, False])
 def test_the_norm_over_all_heads_is_layer_norm_while_nothing_is_removed(tokens, affine):
     norm = torch.nn.LayerNorm(WIDTH, elementwise_affine=affine)
-    assert torch.allclose(HeadSubsetNorm(norm)(tokens), norm(tokens), atol=1e-6)
-    assert list(HeadSubsetNorm(norm).state_dict()) == list(norm.state_dict())
+    assert torch.allclose(SubsetNorm(norm)(tokens), norm(tokens), atol=1e-6)
+    assert list(SubsetNorm(norm).state_dict()) == list(norm.state_dict())

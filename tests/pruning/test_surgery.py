@@ -11,7 +11,7 @@ from masked_reference import CASES, HEADS, MaskedViT, build_tiny, images_for, ra
 from torch import nn
 
 from amg_plugin.errors import PlanError, UnsupportedModelError
-from amg_plugin.models.attention import HeadSubsetNorm
+from amg_plugin.models.attention import SubsetNorm
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
@@ -232,7 +232,7 @@ def test_scale_norm_keeps_the_statistics_of_the_full_width():
     x[..., 4:8] = 0
     expected = norm.double()(x)
     kept = [0, 1, 2, 3, 8, 9, 10, 11]
-    subset = HeadSubsetNorm(norm)
+    subset = SubsetNorm(norm)
     subset.weight, subset.bias = nn.Parameter(norm.weight[kept]), nn.Parameter(norm.bias[kept])
     assert torch.allclose(subset(x[..., kept]), expected[..., kept], atol=1e-12)
 
