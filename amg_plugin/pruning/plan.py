@@ -296,7 +296,7 @@ class Limits:
     Attributes:
         blocks: Numbers of the prunable blocks.
         heads, tokens, neurons: What each of them keeps, at least.
-        multiple: Neurons go in such numbers that each block keeps a multiple of this many.
+        multiple: A block that loses neurons keeps a multiple of this many.
     """
 
     blocks: Sequence[int]
@@ -307,7 +307,12 @@ class Limits:
 
     def floor(self, target: str) -> int:
         """What a block keeps of ``"heads"``, ``"tokens"`` or ``"neurons"``, at least."""
-        return getattr(self, target)
+        step = self.step(target)
+        return -(-getattr(self, target) // step) * step
+
+    def step(self, target: str) -> int:
+        """What is left of ``"heads"``, ``"tokens"`` or ``"neurons"`` in a block that loses some is a multiple of it."""
+        return self.multiple if target == "neurons" else 1
 
     def dense(self, plan: PruningPlan, target: str) -> int:
         """Number of heads, tokens or neurons that the prunable blocks have in the dense model."""

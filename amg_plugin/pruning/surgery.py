@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from amg_plugin.errors import PlanError
-from amg_plugin.models.attention import SubsetNorm, PrunableAttention
+from amg_plugin.models.attention import PrunableAttention, SubsetNorm
 from amg_plugin.models.vit import backbone_of, make_prunable
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.registries import TARGETS

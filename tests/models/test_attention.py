@@ -8,7 +8,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch.utils.flop_counter import FlopCounterMode
 
-from amg_plugin.models.attention import SubsetNorm, PrunableAttention, PrunableBlock
+from amg_plugin.models.attention import PrunableAttention, PrunableBlock, SubsetNorm
 
 WIDTH, HEADS, TOKENS = 12, 3, 7
 
