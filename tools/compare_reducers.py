@@ -28,6 +28,7 @@ from amg_plugin.config.load import load_config
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.cut import carry_out
+from amg_plugin.registries import TARGETS
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import assemble, build_evaluator, check_identities, fitted, prepare
 from amg_plugin.runs.test import evaluate_checkpoint
@@ -132,7 +133,7 @@ def prune_once(cfg: CfgNode, checkpoint: Checkpoint) -> dict[str, Any]:
         goal = pruning.goal(cut)
         with scoring_mode(model, cfg.amg.calibration.mode):
             plan = carry_out(model, cut, pruning.rules, build_calibration(engine, f"score {cut.target}"), goal)
-        structure = {"heads_per_block": plan.heads_per_block, "tokens_per_block": plan.tokens_per_block}
+        structure = {f"{target}_per_block": plan.left(target) for target in TARGETS}
         engine.history.append({"event": "cut", "epoch": 0, "target": cut.target, **structure})
     engine.write_checkpoint(Path(cfg.data.save_dir) / LAST_CHECKPOINT)
     scores = build_evaluator(cfg, model, datamanager.test_loader).evaluate()

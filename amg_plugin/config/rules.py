@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from amg_plugin.config.schema import KEYS, STAGE_DEFAULTS, check_value, impossible, one_of
 from amg_plugin.errors import ConfigError
-from amg_plugin.registries import REDUCERS
+from amg_plugin.registries import REDUCERS, TARGETS
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def complete_schedule(stages: Sequence[Mapping[str, Any]], budget: bool = False)
         ConfigError: unknown or missing key, impossible value, or rates of one target that reach 1 together.
     """
     complete = [_complete_stage(f"amg.schedule[{index}]", stage, budget) for index, stage in enumerate(stages)]
-    for target in () if budget else ("heads", "tokens"):
+    for target in () if budget else TARGETS:
         total = sum(stage["rate"] for stage in complete if stage["target"] == target)
         if total >= 1:
             raise ConfigError(
@@ -172,7 +172,7 @@ def _integer(least: int) -> Callable[[object], str]:
     return lambda value: "" if type(value) is int and value >= least else f"an integer of at least {least}"
 
 
-_STAGE_CHECKS = {"target": one_of("heads", "tokens"), "rate": _rate, "iterations": _integer(1), "epochs": _integer(0)}
+_STAGE_CHECKS = {"target": one_of(*TARGETS), "rate": _rate, "iterations": _integer(1), "epochs": _integer(0)}
 
 
 def _complete_stage(key: str, stage: Mapping[str, Any], budget: bool) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from typing import Any
 from yacs.config import CfgNode
 
 from amg_plugin.errors import ConfigError, InputError
-from amg_plugin.registries import HEAD_SCORERS, HOOKS, OPTIMIZERS, REDUCERS, TOKEN_SCORERS, TOKEN_VARIANTS
+from amg_plugin.registries import (
+    HEAD_SCORERS,
+    HOOKS,
+    NEURON_SCORERS,
+    OPTIMIZERS,
+    REDUCERS,
+    TOKEN_SCORERS,
+    TOKEN_VARIANTS,
+)
 from amg_plugin.registries.formats import FORMATS, NETWORK_FORMS
 from amg_plugin.registries.registry import Registry
 
@@ -225,11 +233,14 @@ KEYS: dict[str, Key] = {
     "amg.token_variant": Key("block", "removed tokens skip the block, or lose key and value", one_of(*TOKEN_VARIANTS)),
     "amg.head_scorer": Key("amg", "registered scorer of heads", one_of(HEAD_SCORERS)),
     "amg.token_scorer": Key("amg", "registered scorer of tokens", one_of(TOKEN_SCORERS)),
+    "amg.neuron_scorer": Key("taylor", "registered scorer of hidden units of the MLPs", one_of(NEURON_SCORERS)),
     "amg.layer_growth": Key(0.005, "weight that heads gain per block when blocks are compared", at_least(0)),
     "amg.layer_decay": Key(0.015, "weight that tokens lose per block when blocks are compared", BELOW_1),
     "amg.normalize_entropy": Key(False, "divide head entropies by log2 of the keys of their block"),
     "amg.min_heads_per_block": Key(1, "heads that every block keeps", at_least(1)),
     "amg.min_tokens_per_block": Key(1, "patch tokens that every block keeps", at_least(1)),
+    "amg.min_neurons_per_block": Key(1, "hidden units that every block's MLP keeps", at_least(1)),
+    "amg.neuron_multiple": Key(1, "an MLP that loses hidden units keeps a multiple of this many", at_least(1)),
     "amg.schedule": Key([], "stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS", None, dict),
     "amg.final_epochs": Key(0, "epochs of fine-tuning after the last stage", at_least(0)),
     "amg.reducer": Key("amg", "pruning, or for comparison tokens reduced per image", one_of("amg", REDUCERS, "none")),
@@ -256,7 +267,7 @@ KEYS: dict[str, Key] = {
 
 #: Keys of one entry of ``amg.schedule``; ``None`` marks a key without default, which every stage has to give.
 STAGE_DEFAULTS: dict[str, object] = {
-    "target": None,  # what the stage removes: 'heads' or 'tokens'
+    "target": None,  # what the stage removes: 'heads', 'tokens' or 'neurons'
     "rate": None,  # share removed, relative to the dense model; rates of one target add up over the stages; left out
     # where amg.target_macs_saving decides
     "iterations": 1,  # rounds of score -> cut -> fine-tune that share the rate

@@ -18,6 +18,8 @@ from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import TOLERANCE, Budget, Choice, Goal, PlanCost, check_budget, choices
 from amg_plugin.pruning.cut import PruningRules, carry_out
 from amg_plugin.pruning.schedule import Cut, PruningSchedule
+from amg_plugin.pruning.surgery import check_neurons
+from amg_plugin.registries import TARGETS
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class AMGPruningHook(Hook):
         Raises:
             ConfigError: If nothing is scheduled, no block is prunable, the floors forbid the rates, or the decay takes
                 all weight from the token scores of the last block.
+            PlanError: If neurons shall go from MLPs that cannot lose any.
         """
         if not self.schedule.cuts:
             raise ConfigError("amg.schedule is empty, so there is nothing to prune; list at least one stage.")
@@ -76,6 +79,8 @@ class AMGPruningHook(Hook):
             raise ConfigError(
                 "No block can be pruned: the network has a single one, which the jigsaw patch module (amg.jpm) copies."
             )
+        if "neurons" in self.schedule.targets:
+            check_neurons(model, blocks)
         if self.schedule.budget is None:
             self.schedule.check_feasible(plan, limits)
         else:
@@ -157,18 +162,10 @@ class AMGPruningHook(Hook):
                 plan = carry_out(model, cut, self.rules, build_calibration(engine, label), self.goal(cut))
             self.schedule.advance()
             cuts += 1
-            engine.history.append(
-                {
-                    "event": "cut",
-                    "epoch": epoch,
-                    "target": cut.target,
-                    "stage": cut.stage,
-                    "iteration": cut.iteration,
-                    "heads_per_block": plan.heads_per_block,
-                    "tokens_per_block": plan.tokens_per_block,
-                }
-            )
-            logger.info("%s: heads %s, tokens %s", label, plan.heads_per_block, plan.tokens_per_block)
+            entry = {"event": "cut", "epoch": epoch, "target": cut.target, "stage": cut.stage}
+            left = {f"{target}_per_block": plan.left(target) for target in TARGETS}
+            engine.history.append({**entry, "iteration": cut.iteration, **left})
+            logger.info("%s: %s", label, ", ".join(f"{target} {plan.left(target)}" for target in TARGETS))
             if self.cost is not None:
                 self._note_saving(engine, model)
         # The final fine-tuning has a learning-rate schedule of its own, whether a cut opens it or not.

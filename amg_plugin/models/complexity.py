@@ -74,38 +74,43 @@ def explicit_attention(model: nn.Module) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What one block of a plain ViT costs, as a function of its heads and tokens: :func:`count` in closed form.
+    """What one block of a plain ViT costs, as a function of what it keeps: :func:`count` in closed form.
 
     Attributes:
         width, head_dim: Width of the embedding and of a head.
         inward: Linear maps from the embedding to the width of all heads per query: query, and gate if there is one.
-        mlp: Operations of the MLP per token.
-        head_params: Parameters that a head owns.
+        layers: Linear maps between the embedding and a hidden unit of the MLP: 2, or 3 where it is gated.
+        head_params, neuron_params: Parameters that a head and a hidden unit own.
     """
 
     width: int
     head_dim: int
     inward: int
-    mlp: int
+    layers: int
     head_params: int
+    neuron_params: int
 
     @classmethod
     def of(cls, block: Block) -> BlockCost:
         """Read the sizes of a block, pruned or not."""
-        attention = block.attn
+        attention, mlp = block.attn, block.mlp
+        hidden = mlp.fc2.in_features
         owned = [attention.qkv, attention.gate, attention.norm]
         tensors = [value for module in owned if module is not None for value in module.parameters(recurse=False)]
         tensors.append(attention.proj.weight)
+        linears = [module for module in mlp.modules() if isinstance(module, nn.Linear)]
+        unowned = 0 if mlp.fc2.bias is None else mlp.fc2.bias.numel()
         return cls(
             width=attention.qkv.in_features,
             head_dim=attention.head_dim,
             inward=1 + (attention.gate is not None),
-            mlp=sum(module.weight.numel() for module in block.mlp.modules() if isinstance(module, nn.Linear)),
+            layers=sum(linear.weight.numel() for linear in linears) // (hidden * attention.qkv.in_features),
             head_params=sum(value.numel() for value in tensors) // attention.num_heads,
+            neuron_params=(sum(value.numel() for value in mlp.parameters()) - unowned) // hidden,
         )
 
-    def macs(self, heads: int, queries: int, keys: int, rows: int) -> int:
+    def macs(self, heads: int, neurons: int, queries: int, keys: int, rows: int) -> int:
         """Operations of one image, of whose tokens some are queries, some are keys and some pass the MLP (rows)."""
         across = heads * self.head_dim
         linear = queries * (self.inward + 1) + keys * 2  # query (and gate), output; key and value
-        return linear * self.width * across + 2 * queries * keys * across + rows * self.mlp
+        return linear * self.width * across + 2 * queries * keys * across + rows * self.layers * self.width * neurons

@@ -44,16 +44,16 @@ def with_reducer(spec: ModelSpec, method: str, saving: float) -> ModelSpec:
         model = build_network(replace(reference, reducer=ReducerSpec(method, (patches,) * depth)))
     dense = complexity.count(model, *spec.image_size)["macs"]
     blocks, prefix = model.backbone.blocks, model.backbone.num_prefix_tokens
-    costs = [(BlockCost.of(block), block.attn.num_heads) for block in blocks]
+    costs = [(BlockCost.of(block), (block.attn.num_heads, block.mlp.fc2.in_features)) for block in blocks]
 
     def saved(tokens: Sequence[int]) -> float:
         left = 0
-        for (cost, heads), before, after in zip(costs, [patches, *tokens[:-1]], tokens, strict=True):
-            left += cost.macs(heads, prefix + before, prefix + before, prefix + after)
+        for (cost, sizes), before, after in zip(costs, [patches, *tokens[:-1]], tokens, strict=True):
+            left += cost.macs(*sizes, prefix + before, prefix + before, prefix + after)
             left += reducer.extra_macs(before, after, cost.head_dim)
         return (whole - left) / dense
 
-    whole = sum(cost.macs(heads, *(prefix + patches,) * 3) for cost, heads in costs)
+    whole = sum(cost.macs(*sizes, *(prefix + patches,) * 3) for cost, sizes in costs)
     tokens = _refine(_common(reducer, patches, depth, saved, saving), reducer, patches, saved, saving)
     for block, leaving in zip(blocks, tokens, strict=True):
         block.leaving = leaving

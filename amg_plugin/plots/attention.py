@@ -83,7 +83,7 @@ def check_comparable(before: PruningPlan, after: PruningPlan) -> None:
             f"{max(after.num_heads)} heads and {after.num_patches} patches."
         )
     if not before.contains(after):
-        raise PlanError("The checkpoint before pruning lacks heads or tokens that the one after it still has.")
+        raise PlanError("The checkpoint before pruning lacks heads, tokens or neurons that the one after it still has.")
 
 
 def kept_heads(plan: PruningPlan) -> Tensor:

@@ -141,8 +141,9 @@ def _prepared(image: Image.Image, checkpoint: Checkpoint) -> tuple[np.ndarray, T
 def _summary(checkpoint: Checkpoint, name: str, note: str = "") -> str:
     plan, spec = checkpoint.plan, checkpoint.spec
     heads, tokens = sum(plan.heads_per_block), sum(plan.tokens_per_block)
+    neurons = f", {sum(plan.neurons_per_block)} of {sum(plan.num_neurons)} neurons" if plan.neurons else ""
     return (
         f"{Path(name).parent.name}/{Path(name).name}: {spec.arch}, {spec.image_size[0]}x{spec.image_size[1]}; "
         f"{heads} of {sum(plan.num_heads)} heads, {tokens} of {plan.num_patches * plan.depth} positions "
-        f"(variant {plan.variant})\n{note}"
+        f"(variant {plan.variant}){neurons}\n{note}"
     )

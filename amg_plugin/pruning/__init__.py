@@ -3,7 +3,7 @@
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.recorder import AttentionMapRecorder, AttentionRecorder, TokenGradientRecorder
 from amg_plugin.pruning.scores import head_entropy, token_importance
-from amg_plugin.pruning.selection import select_heads, select_tokens
+from amg_plugin.pruning.selection import select_heads, select_neurons, select_tokens
 from amg_plugin.pruning.surgery import apply_plan, current_plan
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "current_plan",
     "head_entropy",
     "select_heads",
+    "select_neurons",
     "select_tokens",
     "token_importance",
 ]

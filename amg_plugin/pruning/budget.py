@@ -13,7 +13,7 @@ from amg_plugin.errors import ConfigError
 from amg_plugin.models.complexity import BlockCost, count
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning.plan import Limits, PruningPlan
-from amg_plugin.pruning.selection import SELECTORS
+from amg_plugin.pruning.selection import removals
 from amg_plugin.pruning.surgery import current_plan
 
 #: Largest distance between the saving that was asked for and the counted one, as a share of the dense MACs.
@@ -55,19 +55,21 @@ class PlanCost:
         prefix: Tokens that are never pruned.
         rest: What does not depend on the plan: patch embedding, further branches.
         dense: MACs of the dense network.
+        neurons: Hidden units of each block in the dense network, for plans that do not know them.
     """
 
     blocks: tuple[BlockCost, ...]
     prefix: int
     rest: int
     dense: int
+    neurons: tuple[int, ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> PlanCost:
         """Take the sizes of a network, pruned or not, and count its MACs as it is."""
         backbone, plan = backbone_of(model), current_plan(model)
         blocks = tuple(BlockCost.of(block) for block in backbone.blocks)
-        bare = cls(blocks, backbone.num_prefix_tokens, 0, 0)
+        bare = cls(blocks, backbone.num_prefix_tokens, 0, 0, plan.num_neurons)
         rest = count(model, *model.spec.image_size)["macs"] - bare.macs(plan)
         dense = PruningPlan.dense(plan.num_heads, plan.num_patches, plan.variant)
         return replace(bare, rest=rest, dense=rest + bare.macs(dense))
@@ -76,10 +78,11 @@ class PlanCost:
         """MACs of the network pruned to ``plan``."""
         total = self.rest
         everything = self.prefix + plan.num_patches
-        for cost, heads, tokens in zip(self.blocks, plan.heads_per_block, plan.tokens_per_block, strict=True):
+        sizes = zip(plan.heads_per_block, plan.neurons_per_block or self.neurons, strict=True)
+        for cost, size, tokens in zip(self.blocks, sizes, plan.tokens_per_block, strict=True):
             kept = self.prefix + tokens
             others = kept if plan.variant == "block" else everything
-            total += cost.macs(heads, others, kept, others)
+            total += cost.macs(*size, others, kept, others)
         return total
 
     def saving(self, plan: PruningPlan) -> float:
@@ -131,11 +134,11 @@ def choices(plan: PruningPlan, budget: Budget, goals: Goals, limits: Limits, cos
 def closest_cut(
     plan: PruningPlan, target: str, scores: Sequence[torch.Tensor], weight: float, limits: Limits, goal: Goal
 ) -> PruningPlan:
-    """Remove as many heads or tokens, the first by their scores, as bring the saving closest to a goal.
+    """Remove as many heads, tokens or neurons, the first by their scores, as bring the saving closest to a goal.
 
     Args:
         plan: Where the network stands.
-        target: ``"heads"`` or ``"tokens"``.
+        target: ``"heads"``, ``"tokens"`` or ``"neurons"``.
         scores: Of what is left in each prunable block.
         weight: Layer growth or decay, see :mod:`amg_plugin.pruning.selection`.
         limits: What may go.
@@ -144,9 +147,10 @@ def closest_cut(
     Returns:
         The narrower plan; if even the floors save too little, the one at the floors.
     """
+    order = removals(target, scores, weight, limits)
 
     def after(count: int) -> PruningPlan:
-        return limits.narrow(plan, target, SELECTORS[target](scores, count, weight, limits.floor(target)))
+        return limits.narrow(plan, target, order.kept(count))
 
     return closest(after, limits.removable(plan, target), goal)
 

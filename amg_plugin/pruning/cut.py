@@ -12,11 +12,11 @@ from amg_plugin.pruning.budget import Goal, closest_cut
 from amg_plugin.pruning.plan import Limits, PruningPlan
 from amg_plugin.pruning.schedule import Cut
 from amg_plugin.pruning.scorers import Calibration
-from amg_plugin.pruning.selection import SELECTORS
+from amg_plugin.pruning.selection import removals
 from amg_plugin.pruning.surgery import apply_plan, current_plan, prunable_blocks
-from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS, ScorerRow
+from amg_plugin.registries import HEAD_SCORERS, NEURON_SCORERS, TOKEN_SCORERS, ScorerRow
 
-_SCORERS = {"heads": HEAD_SCORERS, "tokens": TOKEN_SCORERS}
+_SCORERS = {"heads": HEAD_SCORERS, "tokens": TOKEN_SCORERS, "neurons": NEURON_SCORERS}
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,11 @@ class PruningRules:
     """How scores become choices.
 
     Attributes:
-        head_scorer, token_scorer: Names of registered scorers.
+        head_scorer, token_scorer, neuron_scorer: Names of registered scorers.
         layer_growth, layer_decay: Growth of head scores (g) and decay of token scores (d) per block, for scorers that
             are weighted.
-        min_heads, min_tokens: What every block keeps.
+        min_heads, min_tokens, min_neurons: What every block keeps.
+        neuron_multiple: A block that loses neurons keeps a multiple of this many.
     """
 
     head_scorer: str = "amg"
@@ -36,6 +37,9 @@ class PruningRules:
     layer_decay: float = 0.015
     min_heads: int = 1
     min_tokens: int = 1
+    neuron_scorer: str = "taylor"
+    min_neurons: int = 1
+    neuron_multiple: int = 1
 
     @classmethod
     def from_config(cls, amg: CfgNode) -> PruningRules:
@@ -47,19 +51,23 @@ class PruningRules:
             layer_decay=amg.layer_decay,
             min_heads=amg.min_heads_per_block,
             min_tokens=amg.min_tokens_per_block,
+            neuron_scorer=amg.neuron_scorer,
+            min_neurons=amg.min_neurons_per_block,
+            neuron_multiple=amg.neuron_multiple,
         )
 
     def limits(self, model: nn.Module) -> Limits:
         """What may go from a network."""
-        return Limits(prunable_blocks(model), self.min_heads, self.min_tokens)
+        floors = (self.min_heads, self.min_tokens, self.min_neurons)
+        return Limits(prunable_blocks(model), *floors, self.neuron_multiple)
 
     def scorer(self, target: str) -> ScorerRow:
-        """The scorer of ``"heads"`` or ``"tokens"``."""
-        return _SCORERS[target].row(self.head_scorer if target == "heads" else self.token_scorer)
+        """The scorer of ``"heads"``, ``"tokens"`` or ``"neurons"``."""
+        return _SCORERS[target].row(getattr(self, f"{target.removesuffix('s')}_scorer"))
 
     def weight(self, target: str) -> float:
-        """Growth or decay per block that applies to the scorer of ``"heads"`` or ``"tokens"``."""
-        weight = self.layer_growth if target == "heads" else self.layer_decay
+        """Growth or decay per block that applies to the scorer of ``"heads"``, ``"tokens"`` or ``"neurons"``."""
+        weight = {"heads": self.layer_growth, "tokens": self.layer_decay}.get(target, 0.0)
         return weight if self.scorer(target).weighted else 0.0
 
 
@@ -90,7 +98,7 @@ def plan_cut(
         raise RunError(f"The {table.kind} '{name}' must give one tensor per block with {left} scores of its {target}.")
     if goal is not None:
         return closest_cut(plan, target, scores, weight, limits, goal)
-    return limits.narrow(plan, target, SELECTORS[target](scores, count, weight, limits.floor(target)))
+    return limits.narrow(plan, target, removals(target, scores, weight, limits).kept(count))
 
 
 def carry_out(

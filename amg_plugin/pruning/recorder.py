@@ -163,7 +163,40 @@ class TokenGradientRecorder(AttentionRecorder):
         self.batches += 1
 
 
-class InputGradientRecorder(AbstractContextManager):
+class InputRecorder(AbstractContextManager):
+    """Base of the recorders that watch what layers get: attached and ejected as a context manager.
+
+    Args:
+        layers: The layers.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = list(layers)
+        self._sums: list[Tensor | None] = [None] * len(self.layers)
+        self._handles: list[RemovableHandle] = []
+
+    def observe(self, place: int, values: Tensor) -> None:
+        """Take in the input of the layer number ``place``."""
+        raise NotImplementedError
+
+    def __enter__(self) -> InputRecorder:
+        for place, layer in enumerate(self.layers):
+            self._handles.append(layer.register_forward_pre_hook(partial(self._take, place)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _take(self, place: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.observe(place, inputs[0])
+
+    def _add(self, place: int, sums: Tensor) -> None:
+        held = self._sums[place]
+        self._sums[place] = sums if held is None else held + sums
+
+
+class InputGradientRecorder(InputRecorder):
     """Sums over images of what the loss changes by, to first order, when parts of the inputs of layers go.
 
     A part is a number of neighbouring columns: a head in the input of ``proj``, a hidden unit in that of ``fc2``.
@@ -184,9 +217,8 @@ class InputGradientRecorder(AbstractContextManager):
         widths: Sequence[int],
         removed: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
-        self.layers, self.widths, self.removed = list(layers), list(widths), removed
-        self._sums: list[Tensor | None] = [None] * len(self.layers)
-        self._handles: list[RemovableHandle] = []
+        super().__init__(layers)
+        self.widths, self.removed = list(widths), removed
 
     @property
     def changes(self) -> list[Tensor]:
@@ -199,17 +231,8 @@ class InputGradientRecorder(AbstractContextManager):
             raise RuntimeError("no gradient reached the recorded layers; run forward and backward passes")
         return list(self._sums)
 
-    def __enter__(self) -> InputGradientRecorder:
-        for place, layer in enumerate(self.layers):
-            self._handles.append(layer.register_forward_pre_hook(partial(self._observe, place)))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-
-    def _observe(self, place: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0]
+    def observe(self, place: int, values: Tensor) -> None:
+        """Wait for the gradient of ``values``."""
         if not torch.is_grad_enabled():
             raise RuntimeError("gradient scores need gradients: run forward and backward passes outside no_grad")
         if not values.requires_grad:
@@ -218,10 +241,33 @@ class InputGradientRecorder(AbstractContextManager):
 
         def take(gradient: Tensor) -> None:
             removed = held if self.removed is None else self.removed[place](held)
-            changes, total = loss_changes(removed, gradient, self.widths[place]), self._sums[place]
-            self._sums[place] = changes if total is None else total + changes
+            self._add(place, loss_changes(removed, gradient, self.widths[place]))
 
         values.register_hook(take)
+
+
+class InputVarianceRecorder(InputRecorder):
+    """Sums for the variances of the inputs ``[..., C]`` of layers, over images and tokens."""
+
+    def observe(self, place: int, values: Tensor) -> None:
+        """Add one batch."""
+        values = values.detach().flatten(0, -2).double()
+        ones = torch.ones_like(values[0])  # counts rows, so that one reduction over processes does for all
+        self._add(place, torch.stack((values.sum(0), values.square().sum(0), ones * len(values))))
+
+    def variances(self, reduce: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+        """Variance of each column per layer, ``[C]``, float64; ``reduce`` adds a tensor up over processes.
+
+        Raises:
+            RuntimeError: If nothing was recorded.
+        """
+        found = []
+        for sums in self._sums:
+            if sums is None:
+                raise RuntimeError("no image was recorded")
+            total, squares, count = sums if reduce is None else reduce(sums)
+            found.append((squares / count - (total / count).square()).clamp_min(0))
+        return found
 
 
 def attention_share(attention: Tensor, chosen: Tensor, prefix: int, class_token: bool = True) -> Tensor:

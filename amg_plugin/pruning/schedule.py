@@ -1,7 +1,7 @@
 """The pruning schedule: a state machine with plain-data state.
 
-Stages follow each other; each removes heads or tokens in ``iterations`` cuts with ``epochs`` of fine-tuning after
-every cut; then comes the final fine-tuning. Rates are relative to the dense model and add up per target.
+Stages follow each other; each removes heads, tokens or neurons in ``iterations`` cuts with ``epochs`` of fine-tuning
+after every cut; then comes the final fine-tuning. Rates are relative to the dense model and add up per target.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Any
 from amg_plugin.errors import ConfigError
 from amg_plugin.pruning.budget import Budget
 from amg_plugin.pruning.plan import Limits, PruningPlan
-from amg_plugin.pruning.selection import SELECTORS, removal_count
+from amg_plugin.pruning.selection import removal_count
+from amg_plugin.registries import TARGETS
 
 
 @dataclass(frozen=True)
 class Stage:
     """A run of equal cuts, with epochs of fine-tuning after each.
 
-    The rate is the share of the dense model's heads or (block, position) pairs that the stage removes; None if a budget
-    decides.
+    The rate is the share of the dense model's heads, (block, position) pairs or neurons that the stage removes; None if
+    a budget decides.
     """
 
     target: str
@@ -31,8 +32,8 @@ class Stage:
     epochs: int = 0
 
     def __post_init__(self) -> None:
-        if self.target not in SELECTORS:
-            raise ConfigError(f"amg.schedule target '{self.target}' is unknown; allowed: {', '.join(SELECTORS)}.")
+        if self.target not in TARGETS:
+            raise ConfigError(f"amg.schedule target '{self.target}' is unknown; allowed: {', '.join(TARGETS)}.")
         if self.rate is not None and not 0 <= self.rate < 1:
             raise ConfigError(f"amg.schedule rate {self.rate} is outside [0, 1).")
         if self.iterations < 1 or self.epochs < 0:
@@ -96,7 +97,7 @@ class PruningSchedule:
         if any((stage.rate is None) == (budget is None) for stage in self.stages):
             raise ConfigError("The stages of amg.schedule give rates, or amg.target_macs_saving decides: one of both.")
         progress = 0.0
-        epoch, shares = 0, dict.fromkeys(SELECTORS, 0.0)
+        epoch, shares = 0, dict.fromkeys(TARGETS, 0.0)
         for number, stage in enumerate(self.stages):
             before = shares[stage.target]
             shares[stage.target] = before + (stage.rate or 0.0)
@@ -166,11 +167,13 @@ class PruningSchedule:
 
         Raises:
             ConfigError: If a rate cannot be met, the message says what is feasible; if the model has lost more than the
-                rates ask for, which count from the dense model; if a rate above 0 stands for less than one head or
-                token; if a fresh schedule would remove nothing from a pruned model.
+                rates ask for, which count from the dense model; if a rate above 0 stands for less than one head, token
+                or group of neurons; if a fresh schedule would remove nothing from a pruned model.
         """
         removes = plan.is_dense or self.done > 0
         for target, share in self.shares.items():
+            if not share:
+                continue
             dense, left, floor = limits.dense(plan, target), limits.left(plan, target), limits.floor(target)
             wanted, gone = removal_count(share, dense), dense - sum(left)
             # A block may be below the floor already, if earlier cuts had a lower one.
@@ -183,13 +186,14 @@ class PruningSchedule:
                     f"amg.schedule asks for {wanted} of {dense} {target} to go, but amg.min_{target}_per_block "
                     f"{floor} allows {feasible}, a rate of {rate:.3f} at most."
                 )
-            if share and wanted < gone:
+            if wanted < gone:
                 raise ConfigError(
                     f"amg.schedule asks for {wanted} of {dense} {target} to go, counted from the dense model, but "
                     f"the model has lost {gone} already; more than {gone / dense:.3f} is needed, or no such stage."
                 )
-            if share and not wanted:
-                raise ConfigError(f"amg.schedule removes nothing: {share:g} of {dense} {target} is less than one.")
+            if wanted < (step := limits.step(target)):
+                least = "one" if step == 1 else f"amg.neuron_multiple {step}"
+                raise ConfigError(f"amg.schedule removes nothing: {share:g} of {dense} {target} is less than {least}.")
             removes |= wanted > gone
         if not removes:
             raise ConfigError(

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from amg_plugin.models.vit import backbone_of, temporarily
-from amg_plugin.pruning.recorder import AttentionMapRecorder, InputGradientRecorder, TokenGradientRecorder
+from amg_plugin.pruning.recorder import (
+    AttentionMapRecorder,
+    InputGradientRecorder,
+    InputVarianceRecorder,
+    TokenGradientRecorder,
+)
 from amg_plugin.pruning.scores import entropy_against_gradient, head_entropy
 from amg_plugin.pruning.surgery import current_plan
 
@@ -144,6 +149,43 @@ def class_attention_of_tokens(model: nn.Module, calibration: Calibration, blocks
 def random_tokens(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
     """Ablation: uniform random scores, fixed by the seed."""
     return _random(current_plan(model).tokens_per_block, calibration.seed, blocks)
+
+
+def taylor_of_neurons(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Beyond the paper: first-order change of the loss, absolute value per image (arXiv 1906.10771)."""
+    layers = [mlp.fc2 for mlp in _mlps(model, blocks)]
+    with InputGradientRecorder(layers, [1] * len(layers)) as recorder:
+        _run_gradients(model, calibration)
+    return _over_processes(recorder.changes, calibration)
+
+
+def variance_of_neurons(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Beyond the paper: variance over images and tokens; a unit that never varies is a bias (arXiv 2507.12988)."""
+    with InputVarianceRecorder([mlp.fc2 for mlp in _mlps(model, blocks)]) as recorder, torch.no_grad():
+        for batch in calibration.batches():
+            calibration.forward(batch)
+    return recorder.variances(calibration.reduce)
+
+
+def magnitude_of_neurons(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Ablation: L2 norm of the weights that a unit owns, relative to the mean of its block."""
+    scores = []
+    for mlp in _mlps(model, blocks):
+        hidden = mlp.fc2.in_features
+        inward = [layer.weight for layer in mlp.children() if isinstance(layer, nn.Linear) and layer is not mlp.fc2]
+        owned = [weight.detach().square() for weight in (mlp.fc2.weight.T, *inward)]
+        norm = sum(squares.reshape(-1, hidden, squares.shape[1]).sum((0, 2)) for squares in owned).sqrt().double()
+        scores.append(norm / norm.mean())
+    return scores
+
+
+def random_neurons(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Ablation: uniform random scores, fixed by the seed."""
+    return _random(current_plan(model).neurons_per_block, calibration.seed, blocks)
+
+
+def _mlps(model: nn.Module, blocks: Sequence[int]) -> list[nn.Module]:
+    return [backbone_of(model).blocks[block].mlp for block in blocks]
 
 
 def _random(sizes: Sequence[int], seed: int, blocks: Sequence[int]) -> list[Tensor]:

@@ -1,10 +1,11 @@
-"""Physical pruning of a timm ViT: slices of qkv and proj, constant index buffers for tokens."""
+"""Physical pruning of a timm ViT: slices of linear layers, constant index buffers for tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+from timm.layers import GluMlp, Mlp, SwiGLU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -56,9 +57,15 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     _check_prunable(model, plan)
     for block, kept, present in zip(backbone.blocks, plan.heads, current.heads, strict=True):
         if kept != present:
-            _check_norm(block.attn)
+            _check_norm(block.attn.norm, "Heads", "an attention", "heads")
+    neurons = [plan.kept("neurons"), current.kept("neurons")]
+    thinner = [index for index, (kept, present) in enumerate(zip(*neurons, strict=True)) if kept != present]
+    check_neurons(backbone, thinner)
     make_prunable(backbone)
     for index, block in enumerate(backbone.blocks):
+        if index in thinner:
+            place = {unit: position for position, unit in enumerate(neurons[1][index])}
+            _keep_neurons(block.mlp, [place[unit] for unit in neurons[0][index]])
         if plan.heads[index] != current.heads[index]:
             place = {head: position for position, head in enumerate(current.heads[index])}
             _keep_heads(block.attn, [place[head] for head in plan.heads[index]])
@@ -111,22 +118,56 @@ def _keep_heads(attention: PrunableAttention, kept: Sequence[int]) -> None:
     _slice_linear(attention.proj, rows, dim=1)
     if attention.gate is not None:
         _slice_linear(attention.gate, rows, dim=0)
-    if not isinstance(attention.norm, nn.Identity):
-        if isinstance(attention.norm, nn.LayerNorm):
-            attention.norm = SubsetNorm(attention.norm)
-        for name in ("weight", "bias"):
-            _slice_parameter(attention.norm, name, rows, dim=0)
+    attention.norm = _sliced_norm(attention.norm, rows)
     attention.num_heads = len(kept)
     attention.attn_dim = len(kept) * attention.head_dim
 
 
-def _check_norm(attention: nn.Module) -> None:
-    """Refuse a norm that cannot lose heads, before anything is sliced."""
-    if not isinstance(attention.norm, nn.Identity | nn.LayerNorm | SubsetNorm):
+def check_neurons(model: nn.Module, blocks: Iterable[int]) -> None:
+    """Check that the MLPs of some blocks can lose hidden units.
+
+    Raises:
+        PlanError: If an MLP is of an unknown kind, or normalises over its hidden units in a way that cannot lose some.
+    """
+    for index in blocks:
+        mlp = backbone_of(model).blocks[index].mlp
+        if type(mlp) not in (Mlp, GluMlp, SwiGLU):
+            raise PlanError(
+                f"The MLP of block {index} is a {type(mlp).__name__}, which cannot lose neurons; allowed: Mlp, GluMlp "
+                "and SwiGLU of timm."
+            )
+        _check_norm(mlp.norm, "Neurons", "an MLP", "hidden units")
+
+
+def _keep_neurons(mlp: nn.Module, kept: Sequence[int]) -> None:
+    """Slice everything that a hidden unit owns, in place; ``kept`` are positions among those left, ascending."""
+    hidden = mlp.fc2.in_features
+    units = torch.tensor(list(kept), dtype=torch.int64, device=mlp.fc2.weight.device)
+    if isinstance(mlp, GluMlp):  # both halves in one layer
+        _slice_linear(mlp.fc1, torch.cat((units, units + hidden)), dim=0)
+    else:
+        for linear in (mlp.fc1_g, mlp.fc1_x) if isinstance(mlp, SwiGLU) else (mlp.fc1,):
+            _slice_linear(linear, units, dim=0)
+    _slice_linear(mlp.fc2, units, dim=1)
+    mlp.norm = _sliced_norm(mlp.norm, units)
+
+
+def _check_norm(norm: nn.Module, what: str, where: str, width: str) -> None:
+    """Refuse a norm over a width that cannot become smaller, before anything is sliced."""
+    if not isinstance(norm, nn.Identity | nn.LayerNorm | SubsetNorm):
         raise PlanError(
-            f"Heads cannot be removed from an attention that normalises over all heads with "
-            f"{type(attention.norm).__name__}; LayerNorm is allowed."
+            f"{what} cannot be removed from {where} that normalises over all {width} with {type(norm).__name__}; "
+            "LayerNorm is allowed."
         )
+
+
+def _sliced_norm(norm: nn.Module, rows: Tensor) -> nn.Module:
+    if isinstance(norm, nn.Identity):
+        return norm
+    norm = SubsetNorm(norm) if isinstance(norm, nn.LayerNorm) else norm
+    for name in ("weight", "bias"):
+        _slice_parameter(norm, name, rows, dim=0)
+    return norm
 
 
 def _slice_linear(linear: nn.Linear, index: Tensor, dim: int) -> None:

@@ -19,7 +19,10 @@ TOKEN_VARIANTS = ("block", "kv")
 
 @dataclass(frozen=True)
 class ScorerRow(Row):
-    """A scorer; ``weighted`` says whether AMG's weights per block (growth of heads, decay of tokens) apply to it."""
+    """A scorer; ``weighted`` says whether AMG's weights per block (growth of heads, decay of tokens) apply to it.
+
+    Neurons have no weights per block.
+    """
 
     weighted: bool = False
 
@@ -50,6 +53,8 @@ class OptimizerRow(Row):
 HEAD_SCORERS = Registry("head scorer", ScorerRow)
 #: Scorers of tokens, called in the same way; small ones go first.
 TOKEN_SCORERS = Registry("token scorer", ScorerRow)
+#: Scorers of neurons, the hidden units of the MLPs, called in the same way; small ones go first.
+NEURON_SCORERS = Registry("neuron scorer", ScorerRow)
 #: Token reducers: subclasses of :class:`amg_plugin.models.reducers.TokenReducer`.
 REDUCERS = Registry("token reducer")
 #: Data sets: classes of torchreid's kind.
@@ -62,9 +67,20 @@ OPTIMIZERS = Registry("optimiser", OptimizerRow)
 HOOKS = Registry("hook")
 
 FORMATS, ExportFormat, register_format = formats.FORMATS, formats.ExportFormat, formats.register_format
-TABLES = (HEAD_SCORERS, TOKEN_SCORERS, REDUCERS, DATASETS, TRANSFORMS, OPTIMIZERS, HOOKS, FORMATS)
+TABLES = (
+    HEAD_SCORERS,
+    TOKEN_SCORERS,
+    NEURON_SCORERS,
+    REDUCERS,
+    DATASETS,
+    TRANSFORMS,
+    OPTIMIZERS,
+    HOOKS,
+    FORMATS,
+)
 register_head_scorer = HEAD_SCORERS.register
 register_token_scorer = TOKEN_SCORERS.register
+register_neuron_scorer = NEURON_SCORERS.register
 register_reducer = REDUCERS.register
 register_dataset = DATASETS.register
 register_transform = TRANSFORMS.register
@@ -91,6 +107,10 @@ for _table, _name, _function, _line in (
     (TOKEN_SCORERS, "amg_image", "importance_per_image_of_tokens", "as amg, but per image, beyond the paper"),
     (TOKEN_SCORERS, "random", "random_tokens", "random scores, for comparison"),
     (TOKEN_SCORERS, "cls_attention", "class_attention_of_tokens", "attention of the class token, for comparison"),
+    (NEURON_SCORERS, "taylor", "taylor_of_neurons", "activation times gradient, per image"),
+    (NEURON_SCORERS, "variance", "variance_of_neurons", "variance of the activation"),
+    (NEURON_SCORERS, "magnitude", "magnitude_of_neurons", "norm of the weights, for comparison"),
+    (NEURON_SCORERS, "random", "random_neurons", "random scores, for comparison"),
 ):
     _table.register(
         _name, f"amg_plugin.pruning.scorers:{_function}", summary=_line, weighted=_name in ("amg", "amg_image")

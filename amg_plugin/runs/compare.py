@@ -185,6 +185,7 @@ def _own(file: str, cfg: CfgNode) -> tuple[Row, Restore]:
     if not plan.is_dense:
         note = f"{sum(plan.heads_per_block)}/{sum(plan.num_heads)} heads, "
         note += f"{sum(plan.tokens_per_block)}/{plan.num_patches * plan.depth} tokens ({plan.variant})"
+        note += f", {sum(plan.neurons_per_block)}/{sum(plan.num_neurons)} neurons" if plan.neurons else ""
     note += f", {spec.reducer.method}" if spec.reducer else ""
     stored = checkpoint.config.get("test", {})
     departures = [

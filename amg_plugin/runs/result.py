@@ -14,6 +14,7 @@ from amg_plugin.models import complexity
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import backbone_of, unwrap
 from amg_plugin.pruning import current_plan
+from amg_plugin.registries import TARGETS
 from amg_plugin.utils.files import write_text
 from amg_plugin.utils.tables import markdown_table, text_table
 
@@ -35,7 +36,8 @@ def structure(model: nn.Module, height: int, width: int) -> dict[str, Any]:
 
     Returns:
         ``params`` (without classifier), ``macs`` (one image, without classifier), ``heads_per_block``,
-        ``tokens_per_block`` (without prefix tokens; with a reducer, those that enter the block).
+        ``tokens_per_block`` (without prefix tokens; with a reducer, those that enter the block),
+        ``neurons_per_block``.
     """
     model = unwrap(model)
     counted, plan = complexity.count(model, height, width), current_plan(model)
@@ -44,6 +46,7 @@ def structure(model: nn.Module, height: int, width: int) -> dict[str, Any]:
         "macs": counted["macs"],
         "heads_per_block": plan.heads_per_block,
         "tokens_per_block": getattr(model, "tokens_per_block", None) or plan.tokens_per_block,
+        "neurons_per_block": plan.neurons_per_block,
     }
 
 
@@ -84,12 +87,12 @@ def comparison_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str
             *map("{:.1f}".format, _percent(data)),
             f"{data['params'] / 1e6:.2f} M{share(data['params'], base['params'])}",
             f"{data['macs'] / 1e9:.3f} G{share(data['macs'], base['macs'])}",
-            *(str(sum(data[key])) for key in ("heads_per_block", "tokens_per_block")),
+            *(str(sum(data[f"{target}_per_block"])) for target in TARGETS),
         ]
         for name in present
         for data in [result[name]]
     ]
-    return ["model", "Rank-1 %", "mAP %", "params", "MACs", "heads", "tokens"], rows
+    return ["model", "Rank-1 %", "mAP %", "params", "MACs", *TARGETS], rows
 
 
 def _asymmetric_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -203,10 +206,12 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     model, spec, plan = checkpoint.build(), checkpoint.spec, checkpoint.plan
     counted = complexity.count(model, *spec.image_size)
     tokens = getattr(model, "tokens_per_block", None) or plan.tokens_per_block
+    neurons = current_plan(model).neurons_per_block
     blocks = [
         {
             "heads": list(plan.heads[index]),
             "tokens": tokens[index],
+            "neurons": neurons[index],
             "macs": counted["macs_by_module"][f"backbone.blocks.{index}"],
             "params": sum(p.numel() for p in block.parameters()),
         }
@@ -217,6 +222,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "variant": plan.variant,
         "num_heads": list(plan.num_heads),
         "num_patches": plan.num_patches,
+        "num_neurons": list(current_plan(model).num_neurons),
         "plan_digest": plan.digest,
         "macs": counted["macs"],
         "params": counted["params"],
@@ -249,22 +255,25 @@ def description_text(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
             f"{len(block['heads'])}/{plan.num_heads[index]}",
             " ".join(map(str, block["heads"])),
             f"{block['tokens']}/{plan.num_patches}",
+            f"{block['neurons']}/{content['num_neurons'][index]}",
             f"{block['macs'] / 1e6:.1f}",
             f"{block['params'] / 1e3:.0f}",
         ]
         for index, block in enumerate(content["blocks"])
     ]
     height, width = spec.image_size
-    heads, tokens = sum(plan.heads_per_block), sum(block["tokens"] for block in content["blocks"])
+    heads = sum(plan.heads_per_block)
+    tokens, neurons = (sum(block[target] for block in content["blocks"]) for target in ("tokens", "neurons"))
     how = f"token variant {plan.variant}"
     if spec.reducer:
         how = f"reducer {spec.reducer.method} (tokens that enter a block; which ones depends on the image)"
     summary = [
         f"{spec.arch}, {height}x{width}, stride {spec.stride or 'patch'}, {spec.num_classes} training identities",
         *_published_parts(spec),
-        f"{how}; heads {heads}/{sum(plan.num_heads)}; tokens {tokens}/{plan.num_patches * plan.depth}",
+        f"{how}; heads {heads}/{sum(plan.num_heads)}; tokens {tokens}/{plan.num_patches * plan.depth}; "
+        f"neurons {neurons}/{sum(content['num_neurons'])}",
         f"{content['macs']:,} MACs and {content['params']:,} parameters without the classifier",
         f"plan {plan.digest[:16]}",
     ]
-    table = text_table(["block", "heads", "kept heads", "tokens", "M MACs", "k params"], rows)
+    table = text_table(["block", "heads", "kept heads", "tokens", "neurons", "M MACs", "k params"], rows)
     return "\n".join([*summary, "", table])

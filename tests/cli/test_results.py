@@ -10,7 +10,7 @@ import amg_plugin
 from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.models import complexity
 
-SECTION = {"mAP", "rank1", "targets", "params", "macs", "heads_per_block", "tokens_per_block"}
+SECTION = {"mAP", "rank1", "targets", "params", "macs", "heads_per_block", "tokens_per_block", "neurons_per_block"}
 ALWAYS = {"command", "config", "seed", "device", "threads", "versions", "seconds"}
 
 
@@ -201,6 +201,7 @@ def test_inspect_gives_json(pruned, amg_reid):
     plan = read_checkpoint(pruned.last).plan
     assert [block["heads"] for block in content["blocks"]] == [list(kept) for kept in plan.heads]
     assert [block["tokens"] for block in content["blocks"]] == plan.tokens_per_block
+    assert [block["neurons"] for block in content["blocks"]] == content["num_neurons"] == [128] * DEPTH
     assert content["macs"] == pruned.result["finetuned"]["macs"]
     assert content["params"] == pruned.result["finetuned"]["params"]
 

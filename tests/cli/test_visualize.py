@@ -71,7 +71,7 @@ def test_calibration_scores_the_dense_network_or_the_pruned_one(
         (("--images", "{text}", "--calibrate"), "--calibrate"),
         (("--dpi", "7"), "50 to 600"),
         (("--dense", "nowhere.pth"), "nowhere.pth"),
-        (("--dense", "{pruned}"), "lacks heads or tokens"),
+        (("--dense", "{pruned}"), "lacks heads, tokens or neurons"),
     ],
 )
 def test_bad_words_are_refused(refused, trained, pruned, tmp_path, words, expected):

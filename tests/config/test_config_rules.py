@@ -207,7 +207,10 @@ def test_triplets_without_identity_sampler_are_a_warning(caplog):
         ({"rate": 0.1}, r"amg\.schedule\[1\]'.*lacks 'target'"),
         ({"target": "heads"}, "lacks 'rate'"),
         ({}, "lacks 'target' and 'rate'"),
-        ({"target": "mlp", "rate": 0.1}, r"amg\.schedule\[1\]\.target' is 'mlp', but must be one of 'heads', 'tokens'"),
+        (
+            {"target": "mlp", "rate": 0.1},
+            r"amg\.schedule\[1\]\.target' is 'mlp', but must be one of 'heads', 'tokens', 'neurons'",
+        ),
         ({"target": "heads", "rate": 1.0}, r"\.rate' is 1\.0, but must be .*less than 1"),
         ({"target": "heads", "rate": -0.1}, r"\.rate' is -0\.1"),
         ({"target": "heads", "rate": "much"}, r"\.rate' is 'much'"),

@@ -8,7 +8,7 @@ import torch
 from tiny_run import BATCHES, DEPTH, HEADS, PATCHES
 
 from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, Hook
-from amg_plugin.errors import ConfigError
+from amg_plugin.errors import ConfigError, PlanError
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.schedule import PruningSchedule
 from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
@@ -22,6 +22,10 @@ def heads(rate, iterations=1, epochs=1):
 
 def tokens(rate, iterations=1, epochs=1):
     return {"target": "tokens", "rate": rate, "iterations": iterations, "epochs": epochs}
+
+
+def neurons(rate, iterations=1, epochs=1):
+    return {"target": "neurons", "rate": rate, "iterations": iterations, "epochs": epochs}
 
 
 class Structure(Hook):
@@ -77,6 +81,24 @@ def test_totals_are_exact(prune, variant, head_rate, token_rate):
     engine, _ = prune([heads(head_rate, 3, 0), tokens(token_rate, 3, 0)], hooks=[seen], amg__token_variant=variant)
     assert Structure.left(engine) == (ALL_HEADS - int(head_rate * ALL_HEADS), ALL_TOKENS - int(token_rate * ALL_TOKENS))
     assert current_plan(engine.model).variant == variant
+
+
+def test_neurons_go_by_the_schedule_and_the_history_tells(prune):
+    engine, _ = prune([neurons(0.25, 2), heads(0.25), neurons(0.25)], final_epochs=1, amg__neuron_multiple=8)
+    plan = current_plan(engine.model)
+    assert sum(plan.neurons_per_block) == 128 and all(count % 8 == 0 for count in plan.neurons_per_block)
+    assert [block.mlp.fc1.out_features for block in engine.model.backbone.blocks] == plan.neurons_per_block
+    cuts = [event for event in engine.history if event["event"] == "cut"]
+    assert [sum(event["neurons_per_block"]) for event in cuts] == [224, 192, 192, 128]
+
+
+def test_neurons_of_an_mlp_that_cannot_lose_any_are_refused_before_any_work(make_engine, run):
+    engine = make_engine(amg__schedule=[neurons(0.5)])
+    engine.model.backbone.blocks[1].mlp.norm = torch.nn.RMSNorm(128)
+    engine.hooks = [AMGPruningHook.from_config(engine.cfg)]
+    with pytest.raises(PlanError, match=r"Neurons cannot be removed from an MLP that normalises.*RMSNorm"):
+        run(engine, 1)
+    assert untouched(engine)
 
 
 def test_pruning_is_physical_and_the_model_still_works(prune):
@@ -347,6 +369,12 @@ def test_a_later_start_is_refused_before_any_work(make_engine, run):
         ([heads(0.25)], {"amg__min_heads_per_block": 4}, r"amg.min_heads_per_block 4 allows 0"),
         ([], {}, "amg.schedule is empty"),
         ([heads(0.01)], {}, "amg.schedule removes nothing"),
+        (
+            [neurons(0.9)],
+            {"amg__min_neurons_per_block": 60},
+            r"230 of 256 neurons.*amg.min_neurons_per_block 60 allows",
+        ),
+        ([neurons(0.1)], {"amg__neuron_multiple": 64}, r"0.1 of 256 neurons is less than amg.neuron_multiple 64"),
     ],
 )
 def test_an_impossible_schedule_is_refused_before_any_work(make_engine, run, stages, changes, message):

@@ -1,8 +1,9 @@
 """A dense ViT with masks, written out naively, to compare physically pruned models with.
 
 Only the weights and a few numbers are taken from the timm model; nothing of the package and nothing of timm's forward
-pass is used. A removed head is a block of zeros in the attention's output; a removed token is a masked key (variant
-``kv``) or a token carried around the block (variant ``block``).
+pass is used. A removed head is a block of zeros in the attention's output, a removed neuron a zero among the hidden
+units of the MLP; a removed token is a masked key (variant ``kv``) or a token carried around the block (variant
+``block``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, GluMlp, SwiGLU, SwiGLUPacked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,6 +50,11 @@ CASES = {
     "gated_scale_norm": Case("vit_tiny_patch16_224", attention={"gated": True, "scale_norm": True}),
     "heads_of_other_width": Case("vit_tiny_patch16_224", attention={"attn_head_dim": 5}),
     "overlapping_patches": Case("vit_tiny_patch16_224", stride=12),
+    "gated_mlp": Case("vit_tiny_patch16_224", overrides={"mlp_layer": GluMlp, "act_layer": "sigmoid"}),
+    "packed_swiglu": Case("vit_tiny_patch16_224", overrides={"mlp_layer": SwiGLUPacked, "act_layer": "silu"}),
+    "swiglu_norm": Case(
+        "vit_tiny_patch16_224", overrides={"mlp_layer": SwiGLU, "act_layer": "silu", "scale_mlp_norm": True}
+    ),
 }
 
 
@@ -134,6 +140,8 @@ class MaskedViT:
         self.prefix_names = [name for name in ("cls_token", "dist_token", "reg_token") if name in self.state]
         self.embeds_prefix = not model.no_embed_class
         self.eps = model.blocks[0].norm1.eps
+        self.activation = type(model.blocks[0].mlp.act).__name__
+        self.gate_last = getattr(model.blocks[0].mlp, "gate_last", False)
 
     def __call__(
         self,
@@ -142,11 +150,12 @@ class MaskedViT:
         tokens: list[list[int]],
         variant: str,
         key_factors: list[Tensor] | None = None,
+        neurons: list[list[int]] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """All tokens ``[B, N, D]`` before the last norm, and features ``[B, D]``.
 
         ``key_factors`` scale the columns of the attention after the softmax, per block ``[N]``; the maps themselves
-        are kept in ``maps``, per block ``[B, H, N, N]``.
+        are kept in ``maps``, per block ``[B, H, N, N]``. Without ``neurons`` every block keeps all of them.
         """
         self.maps, self.key_factors = [], key_factors
         x = self._embed(images)
@@ -156,7 +165,7 @@ class MaskedViT:
             takes_part[:prefix] = True
             takes_part[[prefix + position for position in tokens[block]]] = True
             attended = x + self._scale(block, 1, self._attention(block, x, heads[block], takes_part))
-            done = attended + self._scale(block, 2, self._mlp(block, attended))
+            done = attended + self._scale(block, 2, self._mlp(block, attended, neurons))
             x = torch.where(takes_part[None, :, None], done, x) if variant == "block" else done
         return x, self._features(x, prefix)
 
@@ -202,11 +211,26 @@ class MaskedViT:
             out = out / (1 + torch.exp(-self._linear(f"{name}.gate", y)))
         return self._linear(f"{name}.proj", out)
 
-    def _mlp(self, block: int, x: Tensor) -> Tensor:
+    def _mlp(self, block: int, x: Tensor, neurons: list[list[int]] | None) -> Tensor:
         name = f"blocks.{block}.mlp"
-        hidden = self._linear(f"{name}.fc1", self._norm(f"blocks.{block}.norm2", x))
-        hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
-        return self._linear(f"{name}.fc2", self._norm(f"{name}.norm", hidden))
+        y, count = self._norm(f"blocks.{block}.norm2", x), self.state[f"{name}.fc2.weight"].shape[1]
+        if f"{name}.fc1_g.weight" in self.state:
+            hidden = self._activated(self._linear(f"{name}.fc1_g", y)) * self._linear(f"{name}.fc1_x", y)
+        else:
+            hidden = self._linear(f"{name}.fc1", y)
+            if hidden.shape[-1] == 2 * count:
+                gate, hidden = hidden.split(count, -1)[:: -1 if self.gate_last else 1]
+                hidden = hidden * self._activated(gate)
+            else:
+                hidden = self._activated(hidden)
+        mask = torch.zeros(count, dtype=x.dtype)
+        mask[list(range(count) if neurons is None else neurons[block])] = 1
+        return self._linear(f"{name}.fc2", self._norm(f"{name}.norm", hidden * mask) * mask)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        if self.activation == "GELU":
+            return x * 0.5 * (1 + torch.erf(x / 2**0.5))
+        return (x if self.activation == "SiLU" else 1) / (1 + torch.exp(-x))
 
     def _scale(self, block: int, number: int, x: Tensor) -> Tensor:
         return x * self.state.get(f"blocks.{block}.ls{number}.gamma", 1)

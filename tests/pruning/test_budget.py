@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +14,7 @@ from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network
 from amg_plugin.models.complexity import BlockCost
 from amg_plugin.models.spec import JigsawSpec, ModelSpec, SideInformationSpec
-from amg_plugin.pruning import PruningPlan, apply_plan
+from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import (
     PREVIEWED,
     TOLERANCE,
@@ -34,6 +36,12 @@ NETWORKS = {
     "scaled norms": {"overrides": {"depth": 4, "scale_attn_norm": True}},
     "overlapping patches": {"stride": 12},
     "distilled": {"arch": "deit_tiny_distilled_patch16_224"},
+    "gated MLP": {
+        "arch": "aimv2_large_patch14_224",
+        "overrides": {"depth": 4, "num_heads": 3, "embed_dim": 96},
+        "stride": 12,
+    },
+    "norm over hidden units": {"overrides": {"depth": 4, "scale_mlp_norm": True}},
     "narrow MLP": {"overrides": {"depth": 4, "mlp_ratio": 2.5}},
     "parts": {"head": "parts", "parts": 4},
     "jigsaw": {"jigsaw": JigsawSpec(), "side_information": SideInformationSpec(cameras=2)},
@@ -54,7 +62,7 @@ def counted(model):
 def test_the_closed_form_equals_what_is_counted(name, variant):
     model = network(name)
     cost = PlanCost.of(model)
-    plan = PruningPlan.dense([3] * len(model.backbone.blocks), model.backbone.patch_embed.num_patches, variant)
+    plan = current_plan(model).with_variant(variant)
     assert cost.macs(plan) == cost.dense == counted(model)
     generator = torch.Generator().manual_seed(1)
     blocks = prunable_blocks(model)
@@ -65,22 +73,26 @@ def test_the_closed_form_equals_what_is_counted(name, variant):
         else range(plan.num_patches)
         for block in range(plan.depth)
     ]
-    pruned = plan.narrow(heads=heads, tokens=tokens)
+    hidden = plan.num_neurons[0]
+    neurons = [range(hidden if block not in blocks else hidden // (1 + block % 3)) for block in range(plan.depth)]
+    pruned = plan.narrow(heads=heads, tokens=tokens, neurons=neurons)
     params = sum(p.numel() for p in model.parameters())
     apply_plan(model, pruned)
     assert cost.macs(pruned) == counted(model)
     assert PlanCost.of(model).dense == cost.dense
     gone = sum((3 - len(kept)) * block.head_params for kept, block in zip(pruned.heads, cost.blocks, strict=True))
+    units = zip(pruned.neurons_per_block, cost.blocks, strict=True)
+    gone += sum((hidden - kept) * block.neuron_params for kept, block in units)
     assert params - sum(p.numel() for p in model.parameters()) == gone
 
 
 def synthetic(depth=8, heads=6, patches=100, head_dim=32, variant="block"):
     width = heads * head_dim
-    block = BlockCost(width=width, head_dim=head_dim, inward=1, mlp=8 * width**2, head_params=4 * width * head_dim)
-    plan = PruningPlan.dense([heads] * depth, patches, variant)
-    bare = PlanCost((block,) * depth, 1, 0, 0)
-    rest = bare.macs(plan) // 50
-    return plan, PlanCost((block,) * depth, 1, rest, bare.macs(plan) + rest)
+    sizes = {"head_params": 4 * width * head_dim, "neuron_params": 2 * width}
+    block = BlockCost(width=width, head_dim=head_dim, inward=1, layers=2, **sizes)
+    plan = PruningPlan.dense([heads] * depth, patches, variant, [4 * width] * depth)
+    bare = PlanCost((block,) * depth, 1, 0, 0, plan.num_neurons)
+    return plan, replace(bare, rest=bare.macs(plan) // 50, dense=bare.macs(plan) + bare.macs(plan) // 50)
 
 
 FORMS = {

@@ -15,7 +15,7 @@ from amg_plugin.pruning import current_plan
 from amg_plugin.pruning.cut import PruningRules, carry_out, plan_cut, prunable_blocks
 from amg_plugin.pruning.schedule import PruningSchedule, Stage
 from amg_plugin.pruning.scorers import Calibration
-from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries import HEAD_SCORERS, NEURON_SCORERS, TOKEN_SCORERS
 
 
 @pytest.fixture
@@ -67,6 +67,25 @@ def test_totals_over_stages_are_exact_for_every_scorer(model, calibration, head_
     stages = [Stage("heads", 0.15), Stage("tokens", 0.3, iterations=2), Stage("heads", 0.35, iterations=3)]
     # 50 % of 12 heads and 30 % of 24 tokens, rounded down.
     assert carry_out_all(model, calibration, *stages, rules=rules) == (12 - 6, 24 - 7)
+
+
+@pytest.mark.parametrize("scorer", NEURON_SCORERS)
+def test_cuts_of_neurons_are_exact_for_every_scorer(model, calibration, scorer):
+    rules = PruningRules(neuron_scorer=scorer)
+    carry_out_all(
+        model, calibration, Stage("neurons", 0.25), Stage("heads", 0.5), Stage("neurons", 0.25, 2), rules=rules
+    )
+    plan = current_plan(model)
+    assert sum(plan.neurons_per_block) == 384 - 192
+    assert [block.mlp.fc2.in_features for block in model.backbone.blocks] == plan.neurons_per_block
+
+
+def test_blocks_keep_multiples_of_neurons(model, calibration):
+    rules = PruningRules(min_neurons=20, neuron_multiple=16)
+    carry_out_all(model, calibration, Stage("neurons", 0.7), rules=rules)
+    kept = current_plan(model).neurons_per_block
+    assert all(count % 16 == 0 and count >= 32 for count in kept)
+    assert 384 - 0.7 * 384 <= sum(kept) < 384 - 0.7 * 384 + 16
 
 
 def test_a_cut_with_nothing_left_to_remove_does_not_score(model, calibration):
@@ -125,8 +144,14 @@ def test_rules_are_read_from_the_configuration():
         layer_decay=0.03,
         min_heads_per_block=2,
         min_tokens_per_block=3,
+        neuron_scorer="variance",
+        min_neurons_per_block=4,
+        neuron_multiple=8,
     )
-    assert PruningRules.from_config(node) == PruningRules("random", "cls_attention", 0.02, 0.03, 2, 3)
+    expected = PruningRules("random", "cls_attention", 0.02, 0.03, 2, 3, "variance", 4, 8)
+    assert PruningRules.from_config(node) == expected
+    limits = expected.limits(ReIDModel(ModelSpec("vit_tiny_patch16_224", (64, 32), 4, overrides={"depth": 2})))
+    assert [limits.floor(target) for target in ("heads", "tokens", "neurons")] == [2, 3, 8]
 
 
 @pytest.fixture

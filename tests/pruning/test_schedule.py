@@ -205,8 +205,8 @@ def test_rates_outside_zero_to_one_are_refused(rate):
 
 
 def test_other_impossible_stages_are_refused():
-    with pytest.raises(ConfigError, match=r"neurons.*heads, tokens"):
-        Stage("neurons", 0.1)
+    with pytest.raises(ConfigError, match=r"mlp.*heads, tokens, neurons"):
+        Stage("mlp", 0.1)
     with pytest.raises(ConfigError, match="iterations"):
         Stage("heads", 0.1, iterations=0)
     with pytest.raises(ConfigError, match="epochs"):

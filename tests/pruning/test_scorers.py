@@ -10,7 +10,7 @@ from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import AttentionMapRecorder, TokenGradientRecorder, apply_plan, current_plan, head_entropy
 from amg_plugin.pruning.scorers import Calibration
-from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
+from amg_plugin.registries import HEAD_SCORERS, NEURON_SCORERS, TOKEN_SCORERS
 
 BLOCKS = [0, 1, 2]
 
@@ -50,6 +50,60 @@ def test_head_scorers_give_one_finite_score_per_head_left(model, batches, name):
     scores = HEAD_SCORERS.load(name)(model, calibration_of(model, batches), [2, 0])
     assert [len(values) for values in scores] == [3, 2]
     assert all(torch.isfinite(values).all() for values in scores)
+
+
+@pytest.mark.parametrize("name", NEURON_SCORERS)
+def test_neuron_scorers_give_one_finite_score_per_neuron_left(model, batches, name):
+    apply_plan(model, current_plan(model).narrow(neurons=[range(90), range(128), range(5, 20)]))
+    scores = NEURON_SCORERS.load(name)(model, calibration_of(model, batches), [2, 0])
+    assert [tuple(values.shape) for values in scores] == [(15,), (90,)]
+    assert all(torch.isfinite(values).all() for values in scores)
+    assert not any(block.mlp.fc2._forward_pre_hooks for block in model.backbone.blocks)
+
+
+def hidden_units(model, images, block):
+    """``[B, N, F]``, what enters ``fc2`` of a block."""
+    seen = []
+    handle = model.backbone.blocks[block].mlp.fc2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(images)
+    handle.remove()
+    return seen[0]
+
+
+def test_variance_of_neurons_is_that_over_all_images_and_tokens(model, batches):
+    scores = NEURON_SCORERS.load("variance")(model, calibration_of(model, batches), [1])
+    with torch.no_grad():
+        units = torch.cat([hidden_units(model, images, 1) for images, _ in batches])
+    assert torch.allclose(scores[0], units.double().flatten(0, 1).var(0, correction=0), rtol=1e-6)
+
+
+def test_taylor_of_neurons_is_the_change_of_the_loss_by_a_unit_in_each_image(model, batches):
+    model.double()
+    batches = [(images.double(), pids) for images, pids in batches]
+    fc2 = model.backbone.blocks[1].mlp.fc2
+    expected = torch.zeros(fc2.in_features, dtype=torch.float64)
+    for images, pids in batches:
+        for number in range(len(images)):
+            factor = torch.ones(fc2.in_features, dtype=torch.float64, requires_grad=True)
+
+            def scale(module, inputs, number=number, factor=factor):
+                chosen = torch.zeros_like(inputs[0])
+                chosen[number] = 1
+                return (inputs[0] * (1 + chosen * (factor - 1)),)
+
+            handle = fc2.register_forward_pre_hook(scale)
+            loss = F.cross_entropy(model.logits(images), pids)
+            handle.remove()
+            expected += torch.autograd.grad(loss, factor)[0].abs()
+    scores = NEURON_SCORERS.load("taylor")(model, calibration_of(model, batches), [1])
+    assert torch.allclose(scores[0], expected, rtol=1e-9)
+
+
+def test_magnitude_of_neurons_is_the_norm_of_what_a_unit_owns(model, batches):
+    scores = NEURON_SCORERS.load("magnitude")(model, calibration_of(model, batches), [1])
+    mlp = model.backbone.blocks[1].mlp
+    norms = torch.cat([mlp.fc1.weight, mlp.fc2.weight.T], dim=1).norm(dim=1).double()
+    assert torch.allclose(scores[0], norms / norms.mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["kv", "block"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amg_plugin.errors import InputError
-from amg_plugin.pruning import select_heads, select_tokens
+from amg_plugin.pruning import select_heads, select_neurons, select_tokens
 from amg_plugin.pruning.selection import removal_count
 
 # Few different values, so that ties are frequent.
@@ -67,6 +67,34 @@ def test_totals_are_exact_floors_hold_and_indices_ascend(task):
         for block, indices in zip(scores, kept, strict=True):
             assert len(indices) >= min(floor, len(block))
             assert indices == sorted(set(indices)) and set(indices) <= set(range(len(block)))
+
+
+@given(tasks())
+def test_neurons_equal_taking_the_smallest_one_at_a_time(task):
+    scores, count, floor, _ = task
+    expected = one_at_a_time([block.tolist() for block in scores], count, floor, min)
+    assert select_neurons(scores, count, floor) == expected
+
+
+@given(tasks(), st.integers(2, 4))
+def test_kept_neurons_are_multiples_and_the_smallest_go_first(task, multiple):
+    scores, count, floor, _ = task
+    least = -(-floor // multiple) * multiple
+    feasible = sum(len(block) - least for block in scores if len(block) > least)
+    count = min(count, feasible)
+    kept = select_neurons(scores, count, floor, multiple)
+    assert 0 <= count - (sum(map(len, scores)) - sum(map(len, kept))) < multiple
+    for block, indices in zip(scores, kept, strict=True):
+        gone = sorted(set(range(len(block))) - set(indices))
+        assert not gone or (len(indices) % multiple == 0 and len(indices) >= floor)
+        assert not gone or max((block[i], i) for i in gone) < min((block[i], i) for i in indices)
+
+
+def test_a_group_of_neurons_counts_as_much_as_its_largest():
+    scores = [torch.tensor([0.0, 0.0, 9.0, 9.0]), torch.tensor([0.0, 3.0, 9.0, 9.0]), torch.tensor([1.0, 1.0, 8.0])]
+    # The third block goes down to two of its three first.
+    assert select_neurons(scores, 5, 1, 2) == [[2, 3], [2, 3], [1, 2]]
+    assert select_neurons(scores, 4, 1, 2) == [[2, 3], [0, 1, 2, 3], [1, 2]]
 
 
 @given(tasks())

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from masked_reference import CASES, HEADS, MaskedViT, build_tiny, images_for, random_choice, relative_error
+from timm.layers import GlobalResponseNormMlp, SwiGLU
 from torch import nn
 
 from amg_plugin.errors import PlanError, UnsupportedModelError
@@ -37,6 +38,10 @@ def random_plan(model, variant, *, heads=0.5, tokens=0.6, seed=0):
         heads=random_choice(dense.heads_per_block, heads, seed) if heads < 1 else None,
         tokens=random_choice(dense.tokens_per_block, tokens, seed + 1) if tokens < 1 else None,
     )
+
+
+def without_neurons(plan, keep=0.5, seed=2):
+    return plan.narrow(neurons=random_choice(plan.neurons_per_block, keep, seed))
 
 
 @pytest.fixture(params=CASES)
@@ -76,12 +81,24 @@ def test_pruned_tokens_equal_masked_tokens(dense, variant, precision):
     assert relative_error(actual, before) > 0.01  # the tokens mattered
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_heads_and_tokens_together_equal_the_masked_model(dense, variant):
+@pytest.mark.parametrize("precision", HEAD_TOLERANCE, ids=str)
+def test_pruned_neurons_equal_masked_neurons(dense, precision):
+    dense.to(precision)
     images, reference = images_for(dense), MaskedViT(dense)
-    plan = random_plan(dense, variant)
+    before, plan = features_of(dense, images), without_neurons(current_plan(dense))
     apply_plan(dense, plan)
-    expected = reference(images, *everything(plan), variant)[1]
+    actual = features_of(dense, images)
+    expected = reference(images, *everything(plan), "block", neurons=list(plan.neurons))[1]
+    assert relative_error(actual, expected) < HEAD_TOLERANCE[precision]
+    assert relative_error(actual, before) > 0.05  # the neurons mattered
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_heads_tokens_and_neurons_together_equal_the_masked_model(dense, variant):
+    images, reference = images_for(dense), MaskedViT(dense)
+    plan = without_neurons(random_plan(dense, variant).fitted(current_plan(dense)))
+    apply_plan(dense, plan)
+    expected = reference(images, *everything(plan), variant, neurons=list(plan.neurons))[1]
     assert relative_error(features_of(dense, images), expected) < TOKEN_TOLERANCE[torch.float32]
 
 
@@ -121,15 +138,18 @@ def test_fused_and_explicit_attention_agree_after_pruning(variant, fused):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("order", ["heads tokens heads", "tokens heads tokens", "heads heads tokens", "both both"])
+@pytest.mark.parametrize(
+    "order", ["heads tokens heads", "tokens heads tokens", "heads neurons tokens neurons", "both both", "all all"]
+)
 def test_pruning_in_stages_equals_pruning_at_once(order, variant):
     staged = build_tiny("registers")
     at_once, images = copy.deepcopy(staged), images_for(staged)
     for number, target in enumerate(order.split()):
         plan = current_plan(staged).with_variant(variant)
-        heads = random_choice(plan.heads_per_block, 0.75, number) if target in ("heads", "both") else None
-        tokens = random_choice(plan.tokens_per_block, 0.75, number) if target in ("tokens", "both") else None
-        apply_plan(staged, plan.narrow(heads=heads, tokens=tokens))
+        heads = random_choice(plan.heads_per_block, 0.75, number) if target in ("heads", "both", "all") else None
+        tokens = random_choice(plan.tokens_per_block, 0.75, number) if target in ("tokens", "both", "all") else None
+        neurons = random_choice(plan.neurons_per_block, 0.75, number) if target in ("neurons", "all") else None
+        apply_plan(staged, plan.narrow(heads=heads, tokens=tokens, neurons=neurons))
     apply_plan(at_once, current_plan(staged))
     assert torch.equal(features_of(staged, images), features_of(at_once, images))
     for name, value in at_once.state_dict().items():
@@ -148,7 +168,7 @@ def test_state_dict_keys_stay_those_of_timm():
                 **{"depth": 3, "embed_dim": 32, "num_heads": 4, **case.overrides},
             )
             assert keys == list(plain.state_dict()), name
-        apply_plan(model, random_plan(model, "block"))
+        apply_plan(model, without_neurons(random_plan(model, "block").fitted(current_plan(model))))
         assert sorted(model.state_dict()) == sorted(keys), name
 
 
@@ -163,6 +183,43 @@ def test_heads_are_removed_physically():
         assert attention.proj.weight.shape == (32, width) and attention.proj.bias.shape == (32,)
         assert attention.gate.weight.shape == (width, 32) and attention.norm.weight.shape == (width,)
         assert attention.qkv.out_features == 3 * width and attention.proj.in_features == width
+
+
+@pytest.mark.parametrize(
+    ("case", "shapes"),
+    [
+        ("vit", {"fc1.weight": (5, 32), "fc1.bias": (5,)}),
+        ("packed_swiglu", {"fc1.weight": (10, 32), "fc1.bias": (10,)}),
+        (
+            "swiglu_norm",
+            {"fc1_g.weight": (5, 32), "fc1_g.bias": (5,), "fc1_x.weight": (5, 32), "fc1_x.bias": (5,)}
+            | {"norm.weight": (5,), "norm.bias": (5,)},
+        ),
+    ],
+)
+def test_neurons_are_removed_physically(case, shapes):
+    model = build_tiny(case)
+    counts = current_plan(model).num_neurons
+    apply_plan(model, current_plan(model).narrow(neurons=[range(counts[0]), range(3, 8), range(counts[2])]))
+    expected = {**shapes, "fc2.weight": (32, 5), "fc2.bias": (32,)}
+    assert {name: tuple(value.shape) for name, value in model.blocks[1].mlp.named_parameters()} == expected
+    assert [block.mlp.fc2.in_features for block in model.blocks] == [counts[0], 5, counts[2]]
+
+
+@pytest.mark.parametrize(
+    ("mlp", "message"),
+    [
+        (lambda: SwiGLU(32, 64, norm_layer=nn.RMSNorm), "all hidden units with RMSNorm; LayerNorm is allowed"),
+        (lambda: GlobalResponseNormMlp(32, 64), "block 2 is a GlobalResponseNormMlp"),
+    ],
+)
+def test_an_mlp_that_cannot_equal_the_masked_one_is_refused(mlp, message):
+    model = build_tiny()
+    model.blocks[2].mlp = mlp()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(PlanError, match=message):
+        apply_plan(model, without_neurons(current_plan(model)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

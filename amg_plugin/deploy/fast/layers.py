@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import GluMlp, SwiGLU
 from timm.models.vision_transformer import LayerScale
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,6 +85,21 @@ def _scaled(linear: nn.Linear, scale: nn.Module) -> FastLinear:
     return FastLinear(weight, bias)
 
 
+Layer = tuple[Tensor, Tensor | None]
+"""Weight and bias."""
+
+
+def _hidden_layers(mlp: nn.Module) -> tuple[Layer, Layer | None]:
+    """What gives the hidden units of an MLP, and what gives their gates, if it has such."""
+    if isinstance(mlp, SwiGLU):
+        return (mlp.fc1_x.weight, mlp.fc1_x.bias), (mlp.fc1_g.weight, mlp.fc1_g.bias)
+    if not isinstance(mlp, GluMlp):
+        return (mlp.fc1.weight, mlp.fc1.bias), None
+    biases = (None, None) if mlp.fc1.bias is None else mlp.fc1.bias.chunk(2)
+    first, second = zip(mlp.fc1.weight.chunk(2), biases, strict=True)
+    return (first, second) if mlp.gate_last else (second, first)
+
+
 class FastBlock(nn.Module):
     """A block of the reference network, in eval mode on exactly the tokens that its step names."""
 
@@ -114,8 +130,10 @@ class FastBlock(nn.Module):
             self.key_value = FastLinear(weight[width:], None if bias is None else bias[width:])
         self.gate = None if attention.gate is None else FastLinear(attention.gate.weight, attention.gate.bias)
         self.proj = _scaled(attention.proj, block.ls1)
-        exact_gelu = isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
-        self.fc1 = FastLinear(mlp.fc1.weight, mlp.fc1.bias, gelu=exact_gelu)
+        (weight, bias), gate = _hidden_layers(mlp)
+        exact_gelu = gate is None and isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
+        self.fc1 = FastLinear(weight, bias, gelu=exact_gelu)
+        self.mlp_gate = None if gate is None else FastLinear(*gate)
         self.activation = None if exact_gelu else mlp.act
         self.fc2 = _scaled(mlp.fc2, block.ls2)
 
@@ -127,8 +145,11 @@ class FastBlock(nn.Module):
         queries = normed[self.first_query * batch :] if self.first_query else normed
         asking = tokens[self.first_query * batch :] if self.first_query else tokens
         out = self.proj(self._attend(normed, queries, batch), asking)
-        hidden = self.fc1(self.norm2(out))
-        if self.activation is not None:
+        normed = self.norm2(out)
+        hidden = self.fc1(normed)
+        if self.mlp_gate is not None:
+            hidden = hidden * self.activation(self.mlp_gate(normed))
+        elif self.activation is not None:
             hidden = self.activation(hidden)
         if self.mlp_norm is not None:
             hidden = self.mlp_norm(hidden)

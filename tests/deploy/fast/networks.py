@@ -32,19 +32,23 @@ KINDS = {
     "transreid_cameras": ("vit_tiny_patch16_224", 16, {"side_information": {"cameras": 3}}),
     "transreid_jigsaw": ("vit_tiny_patch16_224", 16, {"side_information": {"cameras": 3}, "jigsaw": {}, "stride": 12}),
     "transreid_jigsaw_before": ("vit_tiny_patch16_224", 16, {"jigsaw": {"parts": 2}, "neck_feat": "before"}),
+    "packed_swiglu": ("vit_giant_patch14_dinov2", 14, {}),
+    "swiglu": ("aimv2_large_patch14_224", 14, {}),
     "la_transformer": ("vit_tiny_patch16_224", 16, {"head": "parts", "parts": 4}),
 }
 
-#: name -> (share of heads kept, share of tokens kept, variant)
+#: name -> (share of heads kept, share of tokens kept, variant, share of neurons kept)
 PRUNINGS = {
-    "dense": (1.0, 1.0, "block"),
-    "heads": (0.5, 1.0, "block"),
-    "kv": (1.0, 0.6, "kv"),
-    "block": (1.0, 0.6, "block"),
-    "heads_kv": (0.5, 0.4, "kv"),
-    "heads_block": (0.5, 0.4, "block"),
-    "block_in_pairs": (1.0, 0.6, "block"),
-    "kv_in_pairs": (1.0, 0.6, "kv"),
+    "dense": (1.0, 1.0, "block", 1.0),
+    "heads": (0.5, 1.0, "block", 1.0),
+    "neurons": (1.0, 1.0, "block", 0.3),
+    "kv": (1.0, 0.6, "kv", 1.0),
+    "block": (1.0, 0.6, "block", 1.0),
+    "heads_kv": (0.5, 0.4, "kv", 1.0),
+    "heads_block": (0.5, 0.4, "block", 1.0),
+    "heads_block_neurons": (0.5, 0.4, "block", 0.6),
+    "block_in_pairs": (1.0, 0.6, "block", 1.0),
+    "kv_in_pairs": (1.0, 0.6, "kv", 1.0),
 }
 
 
@@ -65,7 +69,7 @@ def build(kind: str = "vit", pruning: str = "dense", seed: int = 0) -> ReIDModel
                 value.copy_(1 + 0.3 * noise)
             elif noise is not None and not name.endswith("bottleneck.bias"):
                 value.copy_(0.5 * noise)
-    keep_heads, keep_tokens, variant = PRUNINGS[pruning]
+    keep_heads, keep_tokens, variant, keep_neurons = PRUNINGS[pruning]
     plan, chosen = current_plan(model).with_variant(variant), random.Random(seed)
     free = set(prunable_blocks(model))
 
@@ -75,10 +79,11 @@ def build(kind: str = "vit", pruning: str = "dense", seed: int = 0) -> ReIDModel
 
     heads = [subset(total, keep_heads, block) for block, total in enumerate(plan.num_heads)]
     tokens = [subset(plan.num_patches, keep_tokens, block) for block in range(plan.depth)]
+    neurons = [subset(total, keep_neurons, block) for block, total in enumerate(plan.num_neurons)]
     if pruning.endswith("in_pairs"):  # two neighbours keep the same, and others come back behind them
         tokens[1] = tokens[0] if 1 in free else tokens[1]
         tokens[3] = tokens[2] if 3 in free else tokens[3]
-    return apply_plan(model, plan.narrow(heads=heads, tokens=tokens))
+    return apply_plan(model, plan.narrow(heads=heads, tokens=tokens, neurons=neurons))
 
 
 def inputs(model: ReIDModel, batch: int = 3) -> tuple[Tensor, ...]:
