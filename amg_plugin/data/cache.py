@@ -1,7 +1,8 @@
 """Decoded, resized images kept in memory, so that epochs do not decode them again.
 
 torchreid's pipelines begin with a resize, which is the same in every epoch; what is random comes after it. The images
-behind that step are kept. Where a pipeline begins with another step, the decoded images are.
+behind that step are kept. Where a pipeline begins with another step, the decoded images are. Without memory for them,
+images are read by the same function.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torchvision.transforms import Compose, Resize
 from tqdm import tqdm
 
 from amg_plugin import compat
+from amg_plugin.data.images import read_rgb
 from amg_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -68,24 +70,22 @@ class KeptImages:
         return np.frombuffer(self._memory, np.uint8, 3 * height * width, offset).reshape(height, width, 3)
 
     def _keep(self, path: str, resize: Resize | None) -> None:
-        image = _read(path)
+        image = read_rgb(path)
         self._pixels(path)[:] = np.asarray(image if resize is None else resize(image))
 
 
-class CachedDataset(Dataset):
-    """An image data set of torchreid's whose images come from memory, as far as they are kept there.
+class ReadDataset(Dataset):
+    """An image data set of torchreid's whose images are read by :func:`amg_plugin.data.images.read_rgb`.
 
     Items are those of ``ImageDataset``. Everything else is the data set's own; what is set on this object, such as
     another ``transform``, holds for this object only.
 
     Args:
         dataset: The data set.
-        kept: Images by the first step of a pipeline, see :func:`first_step`.
     """
 
-    def __init__(self, dataset: Any, kept: Mapping[str, KeptImages]) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.kept = kept
 
     def __getattr__(self, name: str) -> Any:
         if name == "dataset" or name.startswith("__"):  # asked for while a copy is made
@@ -97,17 +97,40 @@ class CachedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, pid, camid, dsetid = self.data[index]
-        steps = _steps(self.transform)
+        image, steps = self._read(path)
+        if self.transform is not None:
+            image = self._transform_image(Compose(steps), self.k_tfm, image)
+        return {"img": image, "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
+
+    def _read(self, path: str) -> tuple[Image.Image, list[Any]]:
+        """An image, and the steps of the pipeline that it has not been through."""
+        return read_rgb(path), _steps(self.transform)
+
+
+class CachedDataset(ReadDataset):
+    """One whose images come from memory, as far as they are kept there.
+
+    Args:
+        dataset: The data set.
+        kept: Images by the first step of a pipeline, see :func:`first_step`.
+    """
+
+    def __init__(self, dataset: Any, kept: Mapping[str, KeptImages]) -> None:
+        super().__init__(dataset)
+        self.kept = kept
+
+    def _read(self, path: str) -> tuple[Image.Image, list[Any]]:
         resize = first_step(self.transform)
         images = self.kept.get(repr(resize))
         image = images.get(path) if images else None
         if image is None:
-            image = compat.torchreid().utils.read_image(path)
-        elif resize is not None:
-            steps = steps[1:]
-        if self.transform is not None:
-            image = self._transform_image(Compose(steps), self.k_tfm, image)
-        return {"img": image, "pid": pid, "camid": camid, "impath": path, "dsetid": dsetid}
+            return super()._read(path)
+        return image, _steps(self.transform)[resize is not None :]
+
+
+def reading(datasets: Sequence[Any]) -> list[Any]:
+    """Data sets of torchreid's as :class:`ReadDataset`; one whose class reads images in its own way stays as it is."""
+    return [ReadDataset(dataset) if _reads_as_usual(dataset) else dataset for dataset in datasets]
 
 
 def first_step(transform: Any) -> Resize | None:
@@ -168,13 +191,4 @@ def _size(path: str) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except OSError as error:
-        raise DataError(f"The image {path} cannot be read: {error}.") from error
-
-
-def _read(path: str) -> Image.Image:
-    """As torchreid reads it, but for an end: torchreid tries again for ever."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise more than OSError on damaged files
         raise DataError(f"The image {path} cannot be read: {error}.") from error

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from amg_plugin import compat
 from amg_plugin.config.schema import SAMPLERS
-from amg_plugin.data.cache import keep_images
+from amg_plugin.data.cache import keep_images, reading
 from amg_plugin.data.checks.folders import Batch, check_training_set, known_datasets
 from amg_plugin.data.checks.inspection import Inspection, inspect_data
 from amg_plugin.data.datasets.local import relabelled, usable_items
@@ -97,18 +97,25 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         self.camera_offsets = _camera_offsets(self.train_loader.dataset.train, [found[name] for name in sources])
         if inspection.leaves_out:
             self._leave_out(inspection, kwargs)
-        if cache_gb:
-            self._keep_images(cache_gb)
+        self._read_images(cache_gb)
 
-    def _keep_images(self, gigabytes: float) -> None:
-        """Gives every loader its images from memory; those of training keep their processes from epoch to epoch."""
+    def _read_images(self, gigabytes: float) -> None:
+        """Gives every loader the plugin's reading of images, from memory if there is any for them.
+
+        With memory, loaders of training keep their processes from epoch to epoch.
+        """
         training = [name for name in ("train_loader", "train_loader_t") if getattr(self, name) is not None]
         tests = [(loaders, part) for loaders in self.test_loader.values() for part in loaders]
         every = [*(getattr(self, name) for name in training), *(loaders[part] for loaders, part in tests)]
-        datasets = iter(keep_images([loader.dataset for loader in every], gigabytes, self.train_loader.num_workers))
+        own = [loader.dataset for loader in every]
+        datasets = iter(keep_images(own, gigabytes, self.train_loader.num_workers) if gigabytes else reading(own))
         for name in training:
             loader = getattr(self, name)
-            setattr(self, name, _rebuilt(loader, dataset=next(datasets), persistent_workers=loader.num_workers > 0))
+            setattr(
+                self,
+                name,
+                _rebuilt(loader, dataset=next(datasets), persistent_workers=bool(gigabytes and loader.num_workers)),
+            )
         for loaders, part in tests:
             loaders[part] = _rebuilt(loaders[part], dataset=next(datasets))
 
@@ -202,6 +209,7 @@ def build_test_loaders(cfg: CfgNode) -> Loaders:
     for target, part in itertools.product(targets, TEST_PARTS):
         verbose = part == "query"
         dataset = known[target](root=cfg.data.root, transform=test, mode=part, verbose=verbose, **options)
+        (dataset,) = reading([dataset])
         loader = DataLoader(dataset, cfg.test.batch_size, num_workers=cfg.data.workers, pin_memory=pinned)
         loaders[target][part] = loader
     leave_out_of_tests(loaders, inspection.unusable, inspection.unmatched)

@@ -77,9 +77,10 @@ class FeatureExtractor:
         """Extract features ``[B, D]``.
 
         Args:
-            images: A path, a PIL image, a ``uint8`` array ``[H, W, 3]`` (RGB, not OpenCV's BGR) or ``[H, W]``, or a
-                list of these in any mixture. Or a float tensor or array ``[B, 3, height, width]`` or
-                ``[3, height, width]``, which, as with torchreid, is taken as prepared already: resized and normalised.
+            images: A path, an opened file (``BytesIO`` too), a PIL image, a ``uint8`` array ``[H, W, 3]`` (RGB, not
+                OpenCV's BGR) or ``[H, W]``, or a list of these in any mixture. Or a float tensor or array
+                ``[B, 3, height, width]`` or ``[3, height, width]``, which, as with torchreid, is taken as prepared
+                already: resized and normalised.
             camids: Cameras as the network was trained with, one number or one per image, for networks with camera
                 embedding; unknown ones are negative. Without them every image counts as of an unseen camera.
             viewids: Views, in the same form.

@@ -8,28 +8,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from amg_plugin.data.images import as_rgb, read_rgb
 from amg_plugin.data.layout import list_images
 from amg_plugin.errors import DataError, InputError
 from amg_plugin.utils.preprocessing import Preprocessing
 
 
 def as_image(source: Any) -> Image.Image:
-    """An RGB image out of a path, a PIL image, or a ``uint8`` array ``[H, W, 3]`` (RGB) or ``[H, W]`` (grey).
+    """An RGB image out of what shows one.
+
+    Args:
+        source: A path, an opened file, a PIL image, or a ``uint8`` array ``[H, W, 3]`` (RGB) or ``[H, W]`` (grey).
 
     Raises:
-        DataError: If a file is missing or cannot be decoded.
+        DataError: If a file is missing or cannot be decoded, or an image has values without a defined white.
         InputError: If the array has another type or shape, or the source is of another kind.
     """
-    if isinstance(source, str | Path):
-        try:
-            with Image.open(source) as image:
-                return image.convert("RGB")
-        except FileNotFoundError as error:
-            raise DataError(f"The image '{source}' does not exist.") from error
-        except Exception as error:  # Pillow's decoders raise more than OSError on damaged files
-            raise DataError(f"The image '{source}' cannot be read: {error}.") from error
+    if isinstance(source, str | Path) or hasattr(source, "read"):
+        return read_rgb(source)
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return as_rgb(source)
     if isinstance(source, np.ndarray):
         grey, colour = source.ndim == 2, source.ndim == 3 and source.shape[2] == 3
         if source.dtype != np.uint8 or not (grey or colour) or not source.size:
@@ -38,7 +36,9 @@ def as_image(source: Any) -> Image.Image:
                 f"{list(source.shape)}."
             )
         return Image.fromarray(source).convert("RGB")
-    raise InputError(f"An image is a path, a PIL image or a uint8 array, not a {type(source).__name__}.")
+    raise InputError(
+        f"An image is a path, an opened file, a PIL image or a uint8 array, not a {type(source).__name__}."
+    )
 
 
 def unit_input(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:

@@ -199,7 +199,7 @@ def test_everything_else_is_the_data_sets_own(drawn_root):
 
 
 def test_a_class_that_reads_images_its_own_way_is_left_alone(drawn_root, caplog):
-    stock = manager(drawn_root).train_loader.dataset
+    stock = manager(drawn_root).train_loader.dataset.dataset
 
     class Own(type(stock)):
         def __getitem__(self, index):

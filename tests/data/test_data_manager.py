@@ -2,7 +2,10 @@ import logging
 import multiprocessing
 import shutil
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 import amg_plugin
@@ -49,8 +52,9 @@ def test_the_loaders_use_the_plugins_transforms(drawn_root):
     assert made.preprocess_pil_img.__self__.transform_te.transforms[0] is resize
 
 
-def test_several_sources_share_the_plugins_transforms(drawn_root):
-    made = manager(drawn_root, sources=["synthetic_reid", "synthetic_reid"], transforms=["pad_crop"])
+def test_several_sources_share_the_plugins_transforms(own_root):
+    shutil.copytree(own_root / "synthetic_reid", own_root / "market1501")
+    made = manager(own_root, sources=["synthetic_reid", "market1501"], transforms=["pad_crop"])
     assert made.num_train_pids == 12
     assert "RandomCrop" in [type(step).__name__ for step in made.train_loader.dataset.transform.transforms]
 
@@ -169,3 +173,24 @@ def test_video_is_refused():
     cfg.data.type = "video"
     with pytest.raises(ConfigError, match="video"):
         build_datamanager(cfg)
+
+
+def deepen(folder):
+    """Save the images of a folder with 16 bits, as grey as before."""
+    for path in folder.glob("*.jpg"):
+        grey = np.asarray(Image.open(path).convert("L"))
+        path.unlink()
+        Image.fromarray(grey.astype(np.uint16) * 257).save(path.with_suffix(".png"))
+        Image.fromarray(grey).save(path.with_suffix(".8bit.png"))
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_loaders_scale_images_of_16_bits_and_checks_name_them(own_root, cache_gb, caplog):
+    deepen(own_root / "synthetic_reid" / "query")
+    with caplog.at_level(logging.WARNING):
+        made = manager(own_root, cache_gb=cache_gb)
+    assert "8 of 48 images have more than 8 bits a channel and are scaled to 8" in caplog.text
+    assert ".png (16 bit, scaled)" in caplog.text
+    loaded = {item["impath"]: item["img"] for item in made.test_loader["synthetic_reid"]["query"].dataset}
+    for path in (path for path in loaded if ".8bit" not in path):
+        assert torch.equal(loaded[path], loaded[path.replace(".png", ".8bit.png")])

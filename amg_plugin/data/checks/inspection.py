@@ -21,6 +21,7 @@ from amg_plugin.data.checks.folders import check_dataset_folder, known_datasets
 from amg_plugin.data.checks.problems import LISTED, Problem
 from amg_plugin.data.checks.stock import stock_problems
 from amg_plugin.data.datasets.local import queries_without_match
+from amg_plugin.data.images import SCALED, as_rgb, is_rotated, is_scaled
 from amg_plugin.data.layout import TEST_PARTS, FilesError, folder_of
 from amg_plugin.errors import AMGError, ConfigError, DataError
 
@@ -38,13 +39,15 @@ class ReadableImages:
     count: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)  # path -> why it cannot be decoded
     tiny: list[str] = field(default_factory=list)  # paths of readable images with a side below TINY pixels
+    scaled: list[str] = field(default_factory=list)  # with more than 8 bits a channel
+    rotated: list[str] = field(default_factory=list)  # that viewers show rotated, by EXIF data
 
 
 def read_images(paths: Iterable[str | Path], workers: int = 0) -> ReadableImages:
     """Decodes every image once, in threads (0 takes one per processor).
 
-    Grayscale, CMYK and palette images and images with transparency count as readable: torchreid's reader converts
-    them to RGB (transparency is dropped, not blended).
+    Grayscale, CMYK and palette images and images with transparency count as readable: they are converted to RGB
+    (transparency is dropped, not blended). See :mod:`amg_plugin.data.images` for deeper ones.
     """
     unique = list(dict.fromkeys(map(str, paths)))
     found = ReadableImages(count=len(unique))
@@ -54,31 +57,31 @@ def read_images(paths: Iterable[str | Path], workers: int = 0) -> ReadableImages
     with warnings.catch_warnings(), bar:
         warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
         try:
-            for path, (side, reason) in zip(unique, pool.map(_read, unique), strict=True):
+            for path, (reason, *lists) in zip(unique, pool.map(_read, unique), strict=True):
                 bar.update()
                 if reason:
                     found.unreadable[path] = reason
-                elif side < TINY:
-                    found.tiny.append(path)
+                for name in lists:
+                    getattr(found, name).append(path)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the queue
     return found
 
 
-def _read(path: str) -> tuple[int, str]:
-    """Smaller side of an image in pixels, and why it cannot be decoded."""
+def _read(path: str) -> list[str]:
+    """Why an image cannot be decoded (empty if it can), and the lists of :class:`ReadableImages` that it belongs to."""
     try:
         with Image.open(path) as image:
             # A JPEG is decoded at an eighth of its size: all of its data is read, but most of the arithmetic is saved.
-            side = min(image.size)
+            found = [""] + ["tiny"] * (min(image.size) < TINY) + ["scaled"] * is_scaled(image)
             image.draft(None, (1, 1))
-            image.convert("RGB")
+            as_rgb(image)
+            return found + ["rotated"] * is_rotated(image)
     except Exception as error:  # Pillow's decoders raise more than OSError on damaged files
         if Path(path).is_file() and not Path(path).stat().st_size:
-            return 0, "empty file"
+            return ["empty file"]
         reason = str(error).replace(repr(path), "").strip() or type(error).__name__
-        return 0, " ".join(reason.split())
-    return side, ""
+        return [" ".join(reason.split())]
 
 
 Item = tuple[Any, ...]
@@ -217,9 +220,13 @@ def _inspect_images(
         else:
             remedy = "Replace them, or leave them out with --skip-unreadable"
             found.problems.append(Problem("", text, items, remedy))
-    if images.tiny:
-        text = f"{len(images.tiny)} of {images.count} images have a side of less than {TINY} pixels"
-        found.warnings.append(Problem("", text, tuple(images.tiny)))
+    tiny = f"have a side of less than {TINY} pixels"
+    scaled = "have more than 8 bits a channel and are scaled to 8"
+    rotated = "are rotated or mirrored by their EXIF data, and are used as they are stored"
+    for text, paths, note in ((tiny, images.tiny, ""), (scaled, images.scaled, SCALED), (rotated, images.rotated, "")):
+        if paths:
+            items = tuple(f"{path} ({note})" if note else path for path in paths)
+            found.warnings.append(Problem("", f"{len(paths)} of {images.count} images {text}", items))
     return images.unreadable
 
 

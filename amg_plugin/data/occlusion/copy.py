@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from amg_plugin.data.images import as_rgb
 from amg_plugin.data.layout import (
     GALLERY_DIR,
     MARKET_EXAMPLE,
@@ -222,7 +223,7 @@ def _decoded(content: bytes) -> Image.Image:
         raise DataError("empty file")
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
+            return as_rgb(image)
     except Exception as error:  # Pillow's decoders raise more than OSError on damaged files
         text = re.sub(r" ?<_io\.BytesIO object at \w+>", "", str(error))
         raise DataError(text or type(error).__name__) from error
