@@ -131,7 +131,7 @@ TINY = {
     "amg.override.depth": 3,
     "amg.override.embed_dim": 96,  # for 3, 6, 8 and 12 heads alike
     "amg.check_images": False,
-    "amg.warmup_epochs": 0,
+    "amg.warmup_epochs": 0.0,
     "amg.calibration.batches": 1,
 }
 

@@ -60,6 +60,35 @@ def test_pruning_leaf_describes_the_network_of_its_dense_leaf(name):
         assert pruned.amg[key] == dense.amg[key]
 
 
+DEV_SPLIT = [name for name in list_configs() if "dev_split" in name]
+PUBLISHED = [name for name in list_configs() if name.split("/")[1].startswith(("tr_", "la_"))]
+
+
+@pytest.mark.parametrize("name", DEV_SPLIT)
+def test_pretrained_weights_are_fine_tuned_by_the_recipe_of_docs_training(name):
+    cfg = load_config(name)
+    assert cfg.train.optim == "adamw"
+    assert cfg.train.lr_scheduler == "cosine"
+    assert cfg.amg.lr_per_step
+    assert {"pad_crop", "random_erase"} <= set(cfg.data.transforms)
+    assert cfg.amg.finetune.warmup_share == pytest.approx(0.1)
+    if not cfg.amg.schedule:
+        assert cfg.amg.warmup_epochs == pytest.approx(0.1 * cfg.train.max_epoch)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_stay_as_published(name):
+    cfg = load_config(name)
+    assert cfg.train.optim == ("sgd" if "/tr_" in name else "adam")
+    assert not cfg.amg.lr_per_step
+    assert cfg.amg.finetune.warmup_share == 0
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_images_are_kept_in_memory(name):
+    assert load_config(name).amg.cache_images == "auto"
+
+
 def test_every_configuration_writes_to_a_folder_of_its_own():
     folders = [load_config(name).data.save_dir for name in list_configs()]
     assert len(set(folders)) == len(folders)
