@@ -123,7 +123,7 @@ def options_of(parser):
 @pytest.fixture(scope="module")
 def options():
     """The options of all commands, and those of tools that pages mention."""
-    elsewhere = ("seeds", "methods", "steps", "sections", "rounds", "reference", "opt_out")
+    elsewhere = ("seeds", "methods", "steps", "saving", "latency", "sections", "rounds", "reference", "opt_out")
     parsers = [cli.build_parser(), *map(cli.command_parser, cli.COMMANDS)]
     return set().union(*map(options_of, parsers)) | {f"--{name}" for name in elsewhere}
 
