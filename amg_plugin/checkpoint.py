@@ -65,6 +65,7 @@ class Checkpoint:
         except (AMGError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"The checkpoint's structure cannot be rebuilt: {error}") from error
         load_strictly(model, self.weights)
+        model.preprocessing = self.preprocessing
         return model.eval()
 
 
@@ -80,17 +81,19 @@ def save_checkpoint(
 
     Args:
         path: Where to; folders are made.
-        model: The network; DataParallel is unwrapped.
+        model: The network; DataParallel, DistributedDataParallel, AveragedModel and torch.compile are unwrapped.
         config: The run's configuration, plain data.
         history: Evaluations and cuts so far, plain data.
         preprocessing: How images become inputs: a :class:`Preprocessing`, or a mapping of its height, width, mean, std
-            and interpolation. Without it the checkpoint cannot be exported.
+            and interpolation; ``model.preprocessing`` if omitted, which networks of ``build_model`` and ``load_model``
+            have. Without it the checkpoint cannot be exported.
 
     Raises:
         CheckpointError: If ``preprocessing`` is incomplete or impossible.
         RunError: If the file cannot be written.
     """
     model = unwrap(model)
+    preprocessing = preprocessing or model.preprocessing
     if preprocessing and not isinstance(preprocessing, Preprocessing):
         preprocessing = Preprocessing.from_dict(_plain(preprocessing), path)
     content = {

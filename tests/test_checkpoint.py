@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 import amg_plugin
 from amg_plugin.checkpoint import FORMAT, VERSION, read_checkpoint, save_checkpoint
@@ -15,6 +16,7 @@ from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.weights import load_strictly
 from amg_plugin.pruning import apply_plan, current_plan
+from amg_plugin.utils.preprocessing import Preprocessing
 
 SPEC = ModelSpec(
     "vit_tiny_patch16_224", (32, 16), 5, overrides={"depth": 2, "embed_dim": 24, "num_heads": 3, "patch_size": 8}
@@ -63,11 +65,41 @@ def test_a_loaded_model_can_be_pruned_further(path):
     assert current_plan(model).heads == ((2,), (0,))
 
 
-def test_a_model_under_data_parallel_is_saved_without_the_wrapper(tmp_path):
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.nn.DataParallel,
+        AveragedModel,
+        lambda model: torch.compile(model, backend="eager"),
+        lambda model: torch.compile(torch.nn.DataParallel(AveragedModel(model)), backend="eager"),
+    ],
+    ids=["DataParallel", "AveragedModel", "compile", "all"],
+)
+def test_a_wrapped_model_is_saved_without_the_wrapper(tmp_path, wrap):
     model = make_model()
-    save_checkpoint(tmp_path / "model.pth", torch.nn.DataParallel(model))
+    save_checkpoint(tmp_path / "model.pth", wrap(model))
     images = torch.randn(2, 3, 32, 16)
     assert torch.equal(amg_plugin.load_model(tmp_path / "model.pth")(images), model(images))
+
+
+def test_a_model_under_distributed_data_parallel_is_saved_without_the_wrapper(tmp_path):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = make_model()
+        save_checkpoint(tmp_path / "model.pth", torch.nn.parallel.DistributedDataParallel(model))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert amg_plugin.load_model(tmp_path / "model.pth").spec == model.spec
+
+
+def test_the_preparation_of_images_travels_with_the_model(tmp_path):
+    model = make_model()
+    model.preprocessing = Preprocessing(32, 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+    for file in ("first.pth", "second.pth"):
+        save_checkpoint(tmp_path / file, model)
+        model = amg_plugin.load_model(tmp_path / file)
+    assert read_checkpoint(tmp_path / "second.pth").preprocessing == model.preprocessing
+    assert model.preprocessing.interpolation == "bicubic"
 
 
 def test_configuration_and_history_come_back(path):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import build_backbone, pooled_features
+from amg_plugin.utils.preprocessing import Preprocessing
 
 
 class FrozenBiasBatchNorm1d(nn.BatchNorm1d):
@@ -59,6 +60,9 @@ class ReIDModel(nn.Module):
     uses_cameras = False
     #: Gets the features ``[B, feature_dim]`` of every batch that logits are computed for, see :meth:`notify_observer`.
     feature_observer: Callable[[Tensor], None] | None = None
+
+    #: How images become its inputs; checkpoints and exported files say so too. None where nobody has said it.
+    preprocessing: Preprocessing | None = None
 
     def __init__(self, spec: ModelSpec, pretrained: bool = False) -> None:
         super().__init__()

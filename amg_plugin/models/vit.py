@@ -13,11 +13,13 @@ from timm.layers import Attention, PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from amg_plugin.errors import AMGError, ConfigError, InputError, UnsupportedModelError
 from amg_plugin.models.attention import PrunableAttention, PrunableBlock
 
 _PLAIN = (VisionTransformer, VisionTransformerDistilled)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,14 @@ def temporarily(name: str, value: Any, owners: Iterable[Any]) -> Iterator[None]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside DataParallel, or the network itself."""
-    return model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model
+    """The network inside DataParallel, DistributedDataParallel, AveragedModel and torch.compile, however nested."""
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):  # torch.compile
+            model = inner
+        else:
+            return model
 
 
 def backbone_of(model: nn.Module) -> VisionTransformer:

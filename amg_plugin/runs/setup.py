@@ -92,7 +92,9 @@ def build_model(cfg: CfgNode, num_classes: int, cameras: TrainingCameras | None 
             )
         side = replace(spec.side_information, cameras=cameras.count, camera_table=cameras.table)
         spec = replace(spec, side_information=side)
-    return build_network(spec, cfg.model.pretrained, cfg.amg.weights)
+    model = build_network(spec, cfg.model.pretrained, cfg.amg.weights)
+    model.preprocessing = Preprocessing.from_config(cfg.data)
+    return model
 
 
 def _described(cfg: CfgNode, num_classes: int) -> ModelSpec:

@@ -44,6 +44,11 @@ class Preprocessing:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
+    def of_torchreid(cls, image_size: tuple[int, int]) -> Preprocessing:
+        """What torchreid's data manager does where it is told nothing but the size."""
+        return cls(*image_size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
+
+    @classmethod
     def from_config(cls, data: CfgNode) -> Preprocessing:
         """What the node ``data`` of a configuration asks for in evaluation."""
         bicubic = "bicubic" in map(str.lower, data.transforms)
@@ -84,7 +89,7 @@ def not_recorded(path: str | Path, missing: list[str] | None = None) -> Checkpoi
     missing = missing or list(Preprocessing.__dataclass_fields__)
     return CheckpointError(
         f"'{path}' does not record how images are prepared ({', '.join(missing)}); "
-        "save it with amg_plugin.save_checkpoint(..., preprocessing=...)."
+        "set the network's 'preprocessing' and save it again with amg_plugin.save_checkpoint."
     )
 
 
