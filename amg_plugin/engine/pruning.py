@@ -17,6 +17,7 @@ from amg_plugin.models.vit import unwrap
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import TOLERANCE, Budget, Choice, Goal, PlanCost, check_budget, choices
 from amg_plugin.pruning.cut import PruningRules, carry_out
+from amg_plugin.pruning.merging import MergeRange
 from amg_plugin.pruning.schedule import Cut, PruningSchedule
 from amg_plugin.pruning.surgery import check_neurons
 from amg_plugin.registries import TARGETS
@@ -30,7 +31,7 @@ class AMGPruningHook(Hook):
     Args:
         schedule: Stages and final epochs.
         rules: Scorers, weights per block and floors.
-        token_variant: ``"kv"`` or ``"block"``.
+        token_variant: ``"kv"``, ``"block"`` or ``"merge"``.
 
     Attributes:
         snapshots: Scores per target of ``dense`` (before the first cut; ``start`` if the model was pruned already) and
@@ -70,9 +71,7 @@ class AMGPruningHook(Hook):
         """
         if not self.schedule.cuts:
             raise ConfigError("amg.schedule is empty, so there is nothing to prune; list at least one stage.")
-        plan = current_plan(model)
-        if plan.prunes_tokens:
-            plan.with_variant(self.token_variant)
+        plan = current_plan(model).with_variant(self.token_variant)
         limits = self.rules.limits(model)
         blocks = limits.blocks
         if not blocks:
@@ -81,11 +80,14 @@ class AMGPruningHook(Hook):
             )
         if "neurons" in self.schedule.targets:
             check_neurons(model, blocks)
+        merges = self.token_variant == "merge"
+        if merges and "tokens" in self.schedule.targets and not self.schedule.done:
+            MergeRange(plan, limits).check()
         if self.schedule.budget is None:
             self.schedule.check_feasible(plan, limits)
         else:
             self._check_budget(model, plan)
-        decay = self.rules.weight("tokens") if "tokens" in self.schedule.targets else 0.0
+        decay = self.rules.weight("tokens") if "tokens" in self.schedule.targets and not merges else 0.0
         if decay * (len(blocks) - 1) >= 1:
             raise ConfigError(
                 f"amg.layer_decay is {decay:g}, but must be below 1/{len(blocks) - 1} for "

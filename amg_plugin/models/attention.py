@@ -7,7 +7,7 @@ The classes add no parameter and no entry to the state dict: keys stay timm's. W
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from timm.layers import Attention
@@ -21,11 +21,13 @@ class PrunableAttention(Attention):
 
     Made out of an existing module by :meth:`convert`, never constructed. Queries are taken from every token; where
     ``kept_tokens`` is set, keys and values are projected *after* the gather, so that the work saved is real
-    (variant ``kv``; arXiv 2304.01452, section on token pruning).
+    (variant ``kv``; arXiv 2304.01452, section on token pruning). ``key_bias`` is added to the logits: the logarithm of
+    how many patches each token stands for (variant ``merge``; arXiv 2210.09461, "proportional attention").
     """
 
     observer: Callable[[Tensor], None] | None  # receives the softmax attention [B, H, Q, K] of each forward pass
     kept_tokens: Tensor | None
+    key_bias: Tensor | None  # [1, 1, 1, K]
 
     @classmethod
     def convert(cls, module: Attention) -> PrunableAttention:
@@ -34,6 +36,7 @@ class PrunableAttention(Attention):
             module.__class__ = cls
             module.observer = None
             module.register_buffer("kept_tokens", None, persistent=False)
+            module.register_buffer("key_bias", None, persistent=False)
         return module
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -44,13 +47,14 @@ class PrunableAttention(Attention):
         """
         # timm's fused path always takes the default scale.
         plain_scale = self.scale == self.head_dim**-0.5
-        if self.kept_tokens is None and self.observer is None and plain_scale:
+        pruned = self.kept_tokens is not None or self.key_bias is not None
+        if not pruned and self.observer is None and plain_scale:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         if attn_mask is not None or is_causal:
             raise NotImplementedError(
                 "attention masks are not supported together with pruned tokens, an observer or a scale of its own"
             )
-        return self.attend(x)[0]
+        return self.attend(x, self.key_bias)[0]
 
     def attend(
         self, x: Tensor, bias: Tensor | None = None, with_map: bool = False
@@ -102,14 +106,58 @@ class PrunableAttention(Attention):
         return query, key_value[0], key_value[1]
 
 
-class PrunableBlock(Block):
-    """timm's ``Block`` that may work on a fixed subset of the tokens (variant ``block``).
+class TokenMeans(nn.Module):
+    """Turns a sequence into one of constant means of its tokens (variant ``merge``).
 
-    A token that is not kept is carried around the block unchanged: no query, key, value or MLP is computed for it.
+    Gathers and weighted sums only: they export everywhere, scatters do not.
+
+    Args:
+        members: Per token to make, the places of those that it is the mean of, each with its weight.
+        like: Gives device and precision.
+    """
+
+    def __init__(self, members: Sequence[Sequence[tuple[int, float]]], like: Tensor) -> None:
+        super().__init__()
+        alone = [number for number, group in enumerate(members) if len(group) == 1]
+        means = [number for number, group in enumerate(members) if len(group) > 1]
+        longest = max(map(len, members))
+        padded = [[*members[n], *[(members[n][0][0], 0.0)] * (longest - len(members[n]))] for n in means]
+        made = {number: place for place, number in enumerate([*alone, *means])}
+
+        def index(numbers: Sequence[int]) -> Tensor:
+            return torch.tensor(numbers, dtype=torch.int64, device=like.device)
+
+        tensors = {
+            "alone": index([members[number][0][0] for number in alone]),
+            "joined": index([place for row in padded for place, _ in row]) if means else None,
+            "order": index([made[number] for number in range(len(members))]) if means else None,
+            "weights": like.new_tensor([[[weight] for _, weight in row] for row in padded]) if means else None,
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The means ``[B, M, D]`` of tokens ``[B, N, D]``."""
+        alone = x.index_select(1, self.alone)
+        if self.joined is None:
+            return alone
+        joined = x.index_select(1, self.joined).unflatten(1, self.weights.shape[:2])
+        means = (joined * self.weights.to(x.dtype)).sum(2)
+        return torch.cat((alone, means), dim=1).index_select(1, self.order)
+
+
+class PrunableBlock(Block):
+    """timm's ``Block`` that may work on fewer tokens than it gets.
+
+    In variant ``block`` a token that is not kept is carried around the block unchanged: no query, key, value or MLP is
+    computed for it. In variant ``merge`` tokens are merged for good in front of the first norm (``merge``); behind the
+    last block that works on merged tokens every position gets back the token that stands for it (``restore``).
     """
 
     kept_tokens: Tensor | None
     restore_order: Tensor | None
+    merge: TokenMeans | None
+    restore: TokenMeans | None
 
     @classmethod
     def convert(cls, module: Block) -> PrunableBlock:
@@ -118,18 +166,21 @@ class PrunableBlock(Block):
             module.__class__ = cls
             module.register_buffer("kept_tokens", None, persistent=False)
             module.register_buffer("restore_order", None, persistent=False)
+            module.merge = module.restore = None
         PrunableAttention.convert(module.attn)
         return module
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Run the block on the kept tokens of ``x`` ``[B, N, D]`` and put them back in place.
+        """Run the block on the kept or merged tokens of ``x`` ``[B, N, D]``, put back in place where they have to be.
 
         Raises:
             NotImplementedError: If a mask meets pruned tokens.
             ValueError: If the sequence has another length than the one that was pruned.
         """
         if self.kept_tokens is None:
-            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+            x = x if self.merge is None else self.merge(x)
+            x = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+            return x if self.restore is None else self.restore(x)
         if attn_mask is not None or is_causal:
             raise NotImplementedError("attention masks are not supported together with pruned tokens")
         if x.shape[1] != len(self.restore_order):
@@ -153,6 +204,25 @@ class PrunableBlock(Block):
             order = [place.get(position, len(kept) + position) for position in range(num_tokens)]
             self.kept_tokens = index
             self.restore_order = torch.tensor(order, dtype=torch.int64, device=device)
+
+    def merge_tokens(
+        self,
+        sizes: Sequence[int],
+        before: Sequence[Sequence[tuple[int, float]]] | None,
+        after: Sequence[Sequence[tuple[int, float]]] | None,
+    ) -> None:
+        """Set which tokens are merged, in variant ``"merge"``.
+
+        Args:
+            sizes: How many positions each token of the block stands for, prefix tokens included.
+            before: Per token of the block, what it is the mean of; None if nothing is merged in front of it.
+            after: The same for what leaves the block; None if that is what the block works on.
+        """
+        like = self.attn.qkv.weight.detach()
+        self.merge = None if before is None else TokenMeans(before, like)
+        self.restore = None if after is None else TokenMeans(after, like)
+        logs = torch.tensor(sizes, dtype=torch.float64).log().to(like)
+        self.attn.key_bias = logs[None, None, None] if max(sizes) > 1 else None
 
 
 class SubsetNorm(nn.Module):

@@ -12,6 +12,7 @@ from torch import nn
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.complexity import BlockCost, count
 from amg_plugin.models.vit import backbone_of
+from amg_plugin.pruning.merging import MergeRange
 from amg_plugin.pruning.plan import Limits, PruningPlan
 from amg_plugin.pruning.selection import removals
 from amg_plugin.pruning.surgery import current_plan
@@ -81,7 +82,7 @@ class PlanCost:
         sizes = zip(plan.heads_per_block, plan.neurons_per_block or self.neurons, strict=True)
         for cost, size, tokens in zip(self.blocks, sizes, plan.tokens_per_block, strict=True):
             kept = self.prefix + tokens
-            others = kept if plan.variant == "block" else everything
+            others = everything if plan.variant == "kv" else kept
             total += cost.macs(*size, others, kept, others)
         return total
 
@@ -162,9 +163,31 @@ def closest(after: Callable[[int], PruningPlan], most: int, goal: Goal) -> Pruni
     return min(candidates, key=lambda one: abs(goal.cost.saving(one) - goal.saving))
 
 
+def closest_merge(room: MergeRange, goal: Goal) -> dict[int, int]:
+    """Patch tokens that merging is to leave per block, so that the saving is closest to a goal.
+
+    Blocks lose the same number up to one, the larger first, wherever that comes within :data:`TOLERANCE`.
+    """
+
+    def saving(pairs: int) -> float:
+        return goal.cost.saving(room.outline(room.left(pairs)))
+
+    def miss(pairs: int) -> float:
+        return abs(saving(pairs) - goal.saving)
+
+    fewest, blocks = bisect_left(range(room.most), goal.saving, key=saving), len(room.blocks)
+    around = range(max(fewest - blocks, 0), min(fewest + blocks, room.most) + 1)
+    best = min(filter(room.is_orderly, around), key=miss)
+    return room.left(best if miss(best) <= TOLERANCE else min(around, key=miss))
+
+
 def expected_plan(plan: PruningPlan, goals: Goals, limits: Limits, cost: PlanCost) -> PruningPlan:
     """Where pruning would end if every block lost the same share, which is not known before the blocks are scored."""
     for target, saving in goals:
+        if target == "tokens" and plan.variant == "merge":
+            room = MergeRange(plan, limits)
+            plan = room.outline(closest_merge(room, Goal(cost, saving)))
+            continue
         # Ranks relative to the size of the block spread removals evenly; heads go from the largest, tokens from the
         # smallest score.
         scores = [torch.arange(1, left + 1, dtype=torch.float64) / left for left in limits.left(plan, target)]

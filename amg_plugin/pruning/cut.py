@@ -8,7 +8,9 @@ from torch import nn
 from yacs.config import CfgNode
 
 from amg_plugin.errors import RunError
-from amg_plugin.pruning.budget import Goal, closest_cut
+from amg_plugin.pruning.budget import Goal, closest_cut, closest_merge
+from amg_plugin.pruning.merge_pass import merged_plan
+from amg_plugin.pruning.merging import MergeRange
 from amg_plugin.pruning.plan import Limits, PruningPlan
 from amg_plugin.pruning.schedule import Cut
 from amg_plugin.pruning.scorers import Calibration
@@ -96,6 +98,10 @@ def plan_cut(
     scores = table.load(name)(model, calibration, limits.blocks)
     if [getattr(values, "shape", None) for values in scores] != [(size,) for size in left]:  # of a user, perhaps
         raise RunError(f"The {table.kind} '{name}' must give one tensor per block with {left} scores of its {target}.")
+    if target == "tokens" and plan.variant == "merge":
+        room = MergeRange(plan, limits)
+        kept = room.nearest(cut.removed_after(dense)) if goal is None else closest_merge(room, goal)
+        return merged_plan(model, calibration, dict(zip(limits.blocks, scores, strict=True)), kept)
     if goal is not None:
         return closest_cut(plan, target, scores, weight, limits, goal)
     return limits.narrow(plan, target, removals(target, scores, weight, limits).kept(count))

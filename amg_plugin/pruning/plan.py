@@ -144,6 +144,11 @@ class PruningPlan:
         """The positions that each token of a block stands for, in the order of ``tokens``."""
         return self.groups[block] if self.groups else tuple((position,) for position in self.tokens[block])
 
+    def groups_at(self, block: int) -> Indices:
+        """As :meth:`groups_of`; in front of the first block and behind the last one, every position for itself."""
+        outside = tuple((position,) for position in range(self.num_patches))
+        return self.groups_of(block) if 0 <= block < self.depth else outside
+
     @property
     def prunes_tokens(self) -> bool:
         """Whether any block keeps fewer tokens than the dense one."""

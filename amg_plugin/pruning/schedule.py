@@ -13,6 +13,7 @@ from typing import Any
 
 from amg_plugin.errors import ConfigError
 from amg_plugin.pruning.budget import Budget
+from amg_plugin.pruning.merging import MergeRange
 from amg_plugin.pruning.plan import Limits, PruningPlan
 from amg_plugin.pruning.selection import removal_count
 from amg_plugin.registries import TARGETS
@@ -178,13 +179,18 @@ class PruningSchedule:
             wanted, gone = removal_count(share, dense), dense - sum(left)
             # A block may be below the floor already, if earlier cuts had a lower one.
             feasible = dense - sum(min(count, floor) for count in left)
+            rule = f"amg.min_{target}_per_block {floor}"
+            if share and target == "tokens" and plan.variant == "merge":
+                room = MergeRange(plan, limits)
+                feasible = room.removed(room.most)
+                rule = f"merging (behind the first block, at most half at once) with {rule}"
             if wanted > feasible:
                 rate = math.ceil(1000 * feasible / dense) / 1000
                 if removal_count(rate, dense) > feasible:
                     rate = math.floor(1000 * feasible / dense) / 1000
                 raise ConfigError(
-                    f"amg.schedule asks for {wanted} of {dense} {target} to go, but amg.min_{target}_per_block "
-                    f"{floor} allows {feasible}, a rate of {rate:.3f} at most."
+                    f"amg.schedule asks for {wanted} of {dense} {target} to go, but {rule} allows "
+                    f"{feasible}, a rate of {rate:.3f} at most."
                 )
             if wanted < gone:
                 raise ConfigError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from amg_plugin.errors import PlanError
 from amg_plugin.models.attention import PrunableAttention, SubsetNorm
 from amg_plugin.models.vit import backbone_of, make_prunable
+from amg_plugin.pruning.merging import Group, Transition, transition
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.registries import TARGETS
 
@@ -69,7 +70,9 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         if plan.heads[index] != current.heads[index]:
             place = {head: position for position, head in enumerate(current.heads[index])}
             _keep_heads(block.attn, [place[head] for head in plan.heads[index]])
-        if plan.tokens[index] != current.tokens[index] or plan.variant != current.variant:
+        if plan.variant == "merge":
+            merge_tokens(backbone, index, *(plan.groups_at(number) for number in (index - 1, index, index + 1)))
+        elif plan.tokens[index] != current.tokens[index] or plan.variant != current.variant:
             _keep_tokens(backbone, index, plan)
     backbone.plan = plan
     return model
@@ -106,6 +109,36 @@ def _keep_tokens(backbone: VisionTransformer, index: int, plan: PruningPlan) -> 
     if len(kept) < plan.num_patches:
         positions = [*range(prefix), *(prefix + position for position in kept)]
     backbone.blocks[index].keep_tokens(positions, prefix + plan.num_patches, plan.variant)
+
+
+def merge_tokens(
+    backbone: VisionTransformer, index: int, before: Sequence[Group], groups: Sequence[Group], after: Sequence[Group]
+) -> None:
+    """Let a block work on merged tokens, in place.
+
+    Args:
+        backbone: A prunable ViT.
+        index: Number of the block.
+        before: Positions that each patch token stands for that the block gets.
+        groups: The same for those that it works on.
+        after: The same for those that the next block works on, or all positions if there is none. If they are finer,
+            every position gets its token back behind this block.
+    """
+    prefix = backbone.num_prefix_tokens
+    sizes = [1] * prefix + [len(group) for group in groups]
+    merges = tuple(before) != tuple(groups) and len(groups) <= len(before)
+    restores = len(after) > len(groups)
+    backbone.blocks[index].merge_tokens(
+        sizes,
+        _behind(prefix, transition(before, groups)) if merges else None,
+        _behind(prefix, transition(groups, after)) if restores else None,
+    )
+
+
+def _behind(prefix: int, members: Transition) -> Transition:
+    """The same for a sequence with prefix tokens in front, which stay as they are."""
+    moved = tuple(tuple((prefix + place, weight) for place, weight in group) for group in members)
+    return (*(((place, 1.0),) for place in range(prefix)), *moved)
 
 
 def _keep_heads(attention: PrunableAttention, kept: Sequence[int]) -> None:

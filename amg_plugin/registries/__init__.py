@@ -13,8 +13,8 @@ from amg_plugin.registries.registry import Registry, Row
 
 #: What can be removed: attention heads, patch tokens, hidden units of the MLPs.
 TARGETS = ("heads", "tokens", "neurons")
-#: What a removed token loses: the whole block, or only its key and value.
-TOKEN_VARIANTS = ("block", "kv")
+#: What a removed token loses: the whole block, or only its key and value; or it is merged into another one for good.
+TOKEN_VARIANTS = ("block", "kv", "merge")
 
 
 @dataclass(frozen=True)

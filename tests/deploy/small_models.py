@@ -1,5 +1,6 @@
 """Checkpoints of small networks with weights that matter, one per kind of network."""
 
+from naive_merging import random_merges
 from published_state import la_transformer, randomised, transreid
 
 from amg_plugin.checkpoint import save_checkpoint
@@ -22,6 +23,14 @@ def plain(*, heads=None, tokens=None, variant="block"):
     return apply_plan(model, plan.narrow(heads=heads, tokens=tokens))
 
 
+def merged():
+    """A ViT of three blocks whose tokens are merged in groups."""
+    overrides = {"embed_dim": 32, "depth": 3, "num_heads": 4, "patch_size": 8}
+    model = randomised(build_network(ModelSpec("vit_tiny_patch16_224", (32, 16), 5, overrides=overrides)))
+    plan = random_merges(current_plan(model).with_variant("merge"), [1, 2], 0.5)
+    return apply_plan(model, plan.narrow(heads=[*HEADS, [1, 2]]))
+
+
 NETWORKS = {
     "dense": plain,
     "heads": lambda: plain(heads=HEADS),
@@ -32,6 +41,7 @@ NETWORKS = {
     "transreid": lambda: transreid(
         depth=3, heads=[[0, 2], [1], [0, 1, 2, 3]], tokens=[[0, 3, 5, 20], range(10), range(21)]
     ),
+    "merge": merged,
     "la": lambda: la_transformer(tokens=[[0, 3, 5, 11], [1, 3, 4, 15], range(16), [7]]),
 }
 

@@ -121,7 +121,7 @@ def test_tokens_are_gathered_by_constant_indices(exported, kind):
     constants = {tensor.name for tensor in graph.initializer}
     constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     gathers = [node for node in graph.node if node.op_type.startswith("Gather")]
-    if kind in ("block", "kv"):
+    if kind in ("block", "kv", "merge"):
         assert any(node.input[0] not in constants for node in gathers)
     for node in gathers:
         # Camera labels, which look up a row of a constant, are the one exception.
@@ -131,7 +131,7 @@ def test_tokens_are_gathered_by_constant_indices(exported, kind):
     assert not used & dynamic
 
 
-@pytest.mark.parametrize("kind", ["block", "kv", "la"])
+@pytest.mark.parametrize("kind", ["block", "kv", "merge", "la"])
 def test_only_the_number_of_images_is_ever_asked_for(exported, kind):
     graph = onnx.load(str(exported(kind, "onnx", dynamic_batch=True)[0])).graph
     for node in graph.node:

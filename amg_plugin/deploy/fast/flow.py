@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from amg_plugin.pruning.merging import Transition, transition
+
 Positions = tuple[int, ...]
 
 
@@ -20,11 +22,13 @@ class Step:
     The sequence is what left the block before, then what was carried around it.
 
     Attributes:
-        gather: Places of the tokens that the block works on.
+        gather: Places of the tokens that the block works on, behind ``means``.
         carry: Places of the tokens that pass around it and are needed later.
         keys: Places among the gathered tokens that give keys and values.
         first_query: The gathered tokens from here on are queries, pass the MLP and leave the block.
         incoming: How many tokens left the block before; places from there on were carried.
+        means: Tokens that the block works on and that are means of others, as (place, weight).
+        sizes: How many positions each token stands for that the block works on; empty where that is one.
     """
 
     gather: Positions
@@ -32,6 +36,13 @@ class Step:
     keys: Positions
     first_query: int
     incoming: int
+    means: Transition = ()
+    sizes: Positions = ()
+
+    @property
+    def length(self) -> int:
+        """How many tokens the block works on."""
+        return len(self.means) + len(self.gather)
 
     @property
     def needs_carried(self) -> bool:
@@ -48,15 +59,18 @@ class Flow:
         order: The positions left at the end, in the order they then have: those that left the last block, then those
             carried around it.
         outgoing: How many of them left the last block.
+        groups: Where tokens are merged, the positions that each token of ``order`` stands for; else empty.
     """
 
     steps: tuple[Step, ...]
     order: Positions
     outgoing: int
+    groups: tuple[Positions, ...] = ()
 
     def rows_of(self, positions: Iterable[int]) -> Positions:
         """Where ``positions`` are in the final sequence."""
-        place = {position: index for index, position in enumerate(self.order)}
+        groups = self.groups or [(position,) for position in self.order]
+        place = {position: index for index, group in enumerate(groups) for position in group}
         return tuple(place[position] for position in positions)
 
 
@@ -94,6 +108,42 @@ def token_flow(kept: Sequence[Sequence[int] | None], variant: str, length: int, 
         steps.append(Step(taken, passed, keys, first_query, incoming))
         source, incoming = gathered[first_query:] + carried, len(role.queries)
     return Flow(tuple(steps), tuple(source), incoming)
+
+
+def merged_flow(groups: Sequence[Sequence[Positions]], prefix: int, read: Iterable[int]) -> Flow:
+    """Plan the way of tokens that are merged for good.
+
+    Args:
+        groups: Per block, the patch positions that each of its tokens stands for.
+        prefix: Tokens in front of the patches, which stay for themselves.
+        read: Positions of the whole sequence that are read after the last block.
+    """
+    read = frozenset(read)
+    first = [(position,) for position in range(prefix)]
+    patches = sorted(position for group in groups[0] for position in group)
+    source = [*first, *((prefix + position,) for position in patches)]
+    steps: list[Step] = []
+    for number, block in enumerate(groups):
+        tokens = [*first, *(tuple(prefix + position for position in group) for group in block)]
+        members = dict(zip(tokens, transition(source, tokens), strict=True))
+        means = [token for token in tokens if len(members[token]) > 1]
+        # What the head reads goes last in the last block, where nothing else asks.
+        ending = read if number == len(groups) - 1 and read <= frozenset(range(prefix)) else frozenset()
+        alone = sorted(set(tokens) - set(means), key=lambda token: (token[0] in ending, token))
+        order = [*means, *alone]
+        steps.append(
+            Step(
+                gather=tuple(members[token][0][0] for token in alone),
+                carry=(),
+                keys=tuple(range(len(order))),
+                first_query=len(order) - len(ending) if ending else 0,
+                incoming=len(source),
+                means=tuple(members[token] for token in means),
+                sizes=tuple(map(len, order)) if max(map(len, order)) > 1 else (),
+            )
+        )
+        source = order[steps[-1].first_query :]
+    return Flow(tuple(steps), tuple(token[0] for token in source), len(source), tuple(source))
 
 
 def _until(position: int, later: Sequence[_Roles]) -> int:

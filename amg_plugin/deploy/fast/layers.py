@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from amg_plugin.deploy.fast.flow import Positions, Step
 from amg_plugin.models.attention import PrunableBlock
+from amg_plugin.pruning.merging import Transition
 
 #: Share of the tokens whose queries may be computed for nothing, to project queries, keys and values in one product.
 FUSED_SURPLUS = 0.125
@@ -39,6 +40,30 @@ class Gather(nn.Module):
             return tokens[self.first * batch : (self.first + self.count) * batch]
         width = tokens.shape[-1]
         return tokens.view(-1, batch, width).index_select(0, self.index).view(-1, width)
+
+
+class Means(nn.Module):
+    """Constant means of tokens, out of sequences as in :class:`Gather`.
+
+    Args:
+        members: Per token to make, the places of those that it is the mean of, each with its weight.
+    """
+
+    def __init__(self, members: Transition) -> None:
+        super().__init__()
+        longest = max(map(len, members))
+        padded = [[*group, *[(group[0][0], 0.0)] * (longest - len(group))] for group in members]
+        index = torch.tensor([[row[turn][0] for row in padded] for turn in range(longest)], dtype=torch.int64)
+        weights = torch.tensor([[row[turn][1] for row in padded] for turn in range(longest)])
+        self.register_buffer("index", index.flatten(), persistent=False)
+        self.register_buffer("weights", weights[:, :, None, None], persistent=False)
+
+    def forward(self, tokens: Tensor, batch: int) -> Tensor:
+        """The means, ``[means * batch, D]``."""
+        width = tokens.shape[-1]
+        members = tokens.view(-1, batch, width).index_select(0, self.index)
+        members = members.view(*self.weights.shape[:2], batch, width)
+        return (members * self.weights.to(tokens.dtype)).sum(0).view(-1, width)
 
 
 class FastLinear(nn.Module):
@@ -106,11 +131,15 @@ class FastBlock(nn.Module):
     def __init__(self, block: PrunableBlock, step: Step) -> None:
         super().__init__()
         attention, mlp = block.attn, block.mlp
-        length = len(step.gather)
+        length = step.length
         self.needs_carried = step.needs_carried
         # Where carried tokens are joined in front of the block, it has to leave those that it does not work on.
         takes_all = step.gather == tuple(range(step.incoming)) and not step.needs_carried
         self.gather = None if takes_all else Gather(step.gather)
+        self.means = Means(step.means) if step.means else None
+        key_bias = torch.tensor(step.sizes, dtype=torch.float64).log()[None, None, None] if step.sizes else None
+        key_bias = None if key_bias is None else key_bias.to(block.attn.qkv.weight.dtype)
+        self.register_buffer("key_bias", key_bias, persistent=False)
         self.carry = Gather(step.carry) if step.carry else None
         self.context = None if len(step.keys) == length else Gather(step.keys)
         self.first_query, self.queries, self.keys = step.first_query, length - step.first_query, len(step.keys)
@@ -141,6 +170,8 @@ class FastBlock(nn.Module):
         """What leaves the block and what is carried around it, each ``[tokens * batch, D]``, out of the same two."""
         source = torch.cat((tokens, carried)) if self.needs_carried and carried is not None else tokens
         tokens = source if self.gather is None else self.gather(source, batch)
+        if self.means is not None:
+            tokens = torch.cat((self.means(source, batch), tokens))
         normed = self.norm1(tokens)
         queries = normed[self.first_query * batch :] if self.first_query else normed
         asking = tokens[self.first_query * batch :] if self.first_query else tokens
@@ -166,7 +197,8 @@ class FastBlock(nn.Module):
             key, value = self.key_value(context).view(self.keys, batch, 2, *heads).permute(2, 1, 3, 0, 4).unbind(0)
         query = query if self.q_norm is None else self.q_norm(query)
         key = key if self.k_norm is None else self.k_norm(key)
-        out = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        bias = None if self.key_bias is None else self.key_bias.to(query.dtype)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
         out = out.permute(2, 0, 1, 3).reshape(self.queries * batch, self.num_heads * self.head_dim)
         out = out if self.attention_norm is None else self.attention_norm(out)
         return out if self.gate is None else out * self.gate(queries).sigmoid()

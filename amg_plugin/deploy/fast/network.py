@@ -4,6 +4,7 @@ What is done once, when the form is made, since the positions of pruned tokens a
 
 - Tokens that no later block keeps and the head does not read are left behind; the last block computes only the class
   token's query, where the head reads nothing else. The same holds for the dense network.
+- Merged tokens are constant means; what they stand for is a constant that the attention adds to its logits.
 - Tokens are never put back in place: a block finds what it needs in whatever order the block before left it.
 - Keys, values and queries are slices; the position embedding and prefix tokens are one constant; layer scale is folded
   into the layer before it, the batch-norm neck into the last norm.
@@ -21,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amg_plugin.deploy.fast.flow import Flow, token_flow
+from amg_plugin.deploy.fast.flow import Flow, merged_flow, token_flow
 from amg_plugin.deploy.fast.layers import FastBlock, FastLinear, Gather, can_pack
 from amg_plugin.errors import InputError
 from amg_plugin.models.la_transformer import LATransformer, part_averages
@@ -123,7 +124,8 @@ class Jigsaw(nn.Module):
 
     def __init__(self, model: TransReID, flow: Flow) -> None:
         super().__init__()
-        vit, branch, length = model.backbone, model.jigsaw, len(flow.order)
+        vit, branch = model.backbone, model.jigsaw
+        length = _patches(vit).stop
         after_neck = model.spec.neck_feat == "after"
         last = token_flow(_kept(vit)[-1:], current_plan(vit).variant, length, _read_by_pooling(vit))
         self.restore = Gather(flow.rows_of(range(length)))
@@ -176,7 +178,11 @@ class FastNetwork(nn.Module):
         self.patches = FastPatches(vit)
         self.side_information = model.side_information if isinstance(model, TransReID) else None
         self.norm_pre = vit.norm_pre
-        flow = token_flow(kept, plan.variant, length, read)
+        if plan.groups:
+            groups = [plan.groups_of(block) for block in range(len(kept))]
+            flow = merged_flow(groups, vit.num_prefix_tokens, read)
+        else:
+            flow = token_flow(kept, plan.variant, length, read)
         self.blocks = nn.ModuleList(FastBlock(block, step) for block, step in zip(vit.blocks, flow.steps, strict=False))
         if jigsaw:
             self.head: nn.Module = Jigsaw(model, flow)

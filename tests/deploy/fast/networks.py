@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import torch
+from naive_merging import random_merges
 from torch import Tensor
 
 from amg_plugin.models.build import build_network
@@ -49,6 +50,8 @@ PRUNINGS = {
     "heads_block_neurons": (0.5, 0.4, "block", 0.6),
     "block_in_pairs": (1.0, 0.6, "block", 1.0),
     "kv_in_pairs": (1.0, 0.6, "kv", 1.0),
+    "merge": (1.0, 0.5, "merge", 1.0),
+    "heads_merge_neurons": (0.5, 0.3, "merge", 0.6),
 }
 
 
@@ -78,8 +81,11 @@ def build(kind: str = "vit", pruning: str = "dense", seed: int = 0) -> ReIDModel
         return sorted(chosen.sample(range(total), count))
 
     heads = [subset(total, keep_heads, block) for block, total in enumerate(plan.num_heads)]
-    tokens = [subset(plan.num_patches, keep_tokens, block) for block in range(plan.depth)]
     neurons = [subset(total, keep_neurons, block) for block, total in enumerate(plan.num_neurons)]
+    if variant == "merge":
+        merged = random_merges(plan, sorted(free)[1:], keep_tokens, seed)
+        return apply_plan(model, merged.narrow(heads=heads, neurons=neurons))
+    tokens = [subset(plan.num_patches, keep_tokens, block) for block in range(plan.depth)]
     if pruning.endswith("in_pairs"):  # two neighbours keep the same, and others come back behind them
         tokens[1] = tokens[0] if 1 in free else tokens[1]
         tokens[3] = tokens[2] if 3 in free else tokens[3]
