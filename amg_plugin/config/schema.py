@@ -230,7 +230,9 @@ KEYS: dict[str, Key] = {
     "amg.occlusion.min_coverage": Key(0.15, "smallest hidden share of such an image", between(0.05, 0.7)),
     "amg.occlusion.max_coverage": Key(0.6, "largest; between the two: a Beta(2, 3) distribution", between(0.05, 0.7)),
     # Pruning
-    "amg.token_variant": Key("block", "removed tokens skip the block, lose key and value, or merge", one_of(*TOKEN_VARIANTS)),
+    "amg.token_variant": Key(
+        "block", "removed tokens skip the block, lose key and value, merge", one_of(*TOKEN_VARIANTS)
+    ),
     "amg.head_scorer": Key("amg", "registered scorer of heads", one_of(HEAD_SCORERS)),
     "amg.token_scorer": Key("amg", "registered scorer of tokens", one_of(TOKEN_SCORERS)),
     "amg.neuron_scorer": Key("taylor", "registered scorer of hidden units of the MLPs", one_of(NEURON_SCORERS)),
