@@ -37,6 +37,7 @@ COMMANDS = {
     "test": "amg_plugin.cli.test",
     "inspect": "amg_plugin.cli.inspect",
     "visualize": "amg_plugin.cli.visualize",
+    "plot": "amg_plugin.cli.plot",
     "export": "amg_plugin.cli.export",
     "bench": "amg_plugin.cli.bench",
     "compare": "amg_plugin.cli.compare",

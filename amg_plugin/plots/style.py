@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from amg_plugin.utils.files import replacing
 
-FORMATS = ("png", "pdf")
+FORMATS = ("png", "pdf", "svg")
 KEPT, REMOVED, NO_KEY, INK, FAINT = "#2a6fbb", "#d8d8d8", "#cfcfcf", "#222222", "#6a6a6a"
 FONT = {"font.family": "DejaVu Sans", "font.size": 8, "axes.linewidth": 0.5, "text.color": INK}
 
@@ -91,6 +91,10 @@ def save_figure(figure: Figure, path: Path, dots_per_inch: int) -> None:
     """
     kind = path.suffix.lstrip(".")
     # Without a date or a version the same figure gives the same file.
-    metadata = {"CreationDate": None, "Producer": None, "Creator": None} if kind == "pdf" else {"Software": None}
-    with replacing(path, "figure") as draft, mpl.rc_context({**FONT, "pdf.fonttype": 42}):  # text stays text
+    metadata = {
+        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+        "svg": {"Date": None, "Creator": None},
+    }.get(kind, {"Software": None})
+    options = {**FONT, "pdf.fonttype": 42, "svg.hashsalt": "amg_plugin"}  # text stays text in a PDF
+    with replacing(path, "figure") as draft, mpl.rc_context(options):
         figure.savefig(draft, format=kind, dpi=dots_per_inch, metadata=metadata)

@@ -108,7 +108,7 @@ def test_the_same_figure_gives_the_same_file(tmp_path, kind):
         save_figure(draw_image(PICTURE, attention(PLAN)), tmp_path / "new" / f"{name}.{kind}", 60)
     a, b = ((tmp_path / "new" / f"{name}.{kind}").read_bytes() for name in "ab")
     assert a == b
-    assert a.startswith(b"\x89PNG" if kind == "png" else b"%PDF")
+    assert a.startswith({"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[kind])
     assert len(list((tmp_path / "new").iterdir())) == 2
 
 

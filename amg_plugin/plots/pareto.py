@@ -1,0 +1,169 @@
+"""Accuracy over cost: methods as lines over their sizes, out of the files of ``tools/compare_methods.py``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from amg_plugin.errors import InputError
+from amg_plugin.plots.style import FAINT, FONT, Sheet, header_text
+
+#: The axis of cost that needs no measurement.
+MACS = "macs"
+STEPS = {"before": "nothing trained", "after": "fine-tuned"}
+# Okabe and Ito's colours, which readers with any colour vision can tell apart, and a shape each for print.
+_LOOKS = (
+    ("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#e69f00", "D"), ("#cc79a7", "v"), ("#56b4e9", "P"),
+    ("#7f7f7f", "X"),
+)  # fmt: skip
+_DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What cost is.
+
+    Attributes:
+        kind: :data:`MACS`, or the form that was timed: ``"onnx"``, ``"fast"``.
+        batch: Images per pass, for times.
+    """
+
+    kind: str
+    batch: int = 1
+
+    @property
+    def label(self) -> str:
+        """Text of the axis."""
+        if self.kind == MACS:
+            return "counted MACs of an image (G)"
+        return f"milliseconds per pass of {self.batch} image{'s' * (self.batch > 1)} ({self.kind})"
+
+
+@dataclass
+class Curves:
+    """What is drawn.
+
+    Attributes:
+        points: Label -> (cost, mAP in per cent), ascending by cost.
+        marks: Name -> cost, of networks without an accuracy.
+        conditions: What times were measured on; empty for MACs.
+    """
+
+    points: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    marks: dict[str, float] = field(default_factory=dict)
+    conditions: str = ""
+
+
+def read_curves(paths: Sequence[str | Path], axis: Axis, step: str, methods: Sequence[str] = ()) -> Curves:
+    """Gather the points of several files, each with the methods at one size.
+
+    Args:
+        paths: JSON files of ``tools/compare_methods.py``.
+        axis: What cost is.
+        step: ``"before"`` or ``"after"`` the fine-tuning; the dense model is shown without it.
+        methods: Keys of the methods to draw; empty for all.
+
+    Raises:
+        InputError: If a file is something else, knows no such method, or has no times.
+    """
+    curves, known = Curves(), set()
+    for path in paths:
+        result = _read(path)
+        known |= set(result["methods"])
+        timed = _times(path, result, axis)
+        for name, entry in result["methods"].items():
+            found = entry["before" if name == _DENSE else step]
+            if not found or (methods and name not in methods):
+                continue
+            if axis.kind != MACS and name not in timed:
+                raise InputError(f"'{path}' has no time of '{name}'; run tools/compare_methods.py --latency again.")
+            cost = timed[name] if timed else fmean(run["macs"] for run in found.values()) / 1e9
+            point = cost, 100 * fmean(run["mAP"] for run in found.values())
+            if name != _DENSE or entry["label"] not in curves.points:  # every file has it
+                curves.points.setdefault(entry["label"], []).append(point)
+        curves.marks |= {name: cost for name, cost in timed.items() if name not in result["methods"]}
+        if timed:
+            on = result["latency_on"]
+            curves.conditions = f"{on['device']}, {on['threads']} thread{'s' * (on['threads'] > 1)}"
+    if missing := [name for name in methods if name not in known]:
+        raise InputError(f"No file has the method '{missing[0]}'; there are {', '.join(sorted(known))}.")
+    if not curves.points:
+        raise InputError(f"No file has figures of the step '{step}'.")
+    for points in curves.points.values():
+        points.sort()
+    return curves
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{path}' cannot be read as JSON: {error}.") from error
+    methods = result.get("methods") if isinstance(result, Mapping) else None
+    if not isinstance(methods, Mapping) or not all(
+        isinstance(entry, Mapping) and {"label", *STEPS} <= set(entry) for entry in methods.values()
+    ):
+        raise InputError(f"'{path}' is not a file of tools/compare_methods.py.")
+    return result
+
+
+def _times(path: str | Path, result: Mapping[str, Any], axis: Axis) -> dict[str, float]:
+    if axis.kind == MACS:
+        return {}
+    timed = {
+        name: forms[axis.kind][str(axis.batch)]["median"]
+        for name, forms in result.get("latency", {}).items()
+        if str(axis.batch) in forms.get(axis.kind, ())
+    }
+    if not timed:
+        raise InputError(
+            f"'{path}' has no times of {axis.kind} at batch {axis.batch}; run tools/compare_methods.py --latency, or "
+            f"choose '{MACS}'."
+        )
+    return timed
+
+
+def draw_pareto(panels: Sequence[tuple[Axis, Curves]], step: str) -> Figure:
+    """One panel per axis, side by side; up and left is better."""
+    width, height, left, bottom, gap = 4.6, 3.3, 0.62, 0.95, 0.62
+    with mpl.rc_context(FONT):
+        sheet = Sheet(left + len(panels) * (width + gap) - gap + 0.25, bottom + height + 0.75)
+        conditions = next((curves.conditions for _, curves in panels if curves.conditions), "counted, not measured")
+        header_text(sheet, "Accuracy over cost", f"mAP, {STEPS[step]}; up and left is better. {conditions}")
+        for number, (axis, curves) in enumerate(panels):
+            axes = sheet.panel(left + number * (width + gap), bottom, width, height)
+            _draw_panel(axes, axis, curves)
+        handles, labels = axes.get_legend_handles_labels()
+        x = left / sheet.width
+        sheet.figure.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(x, 0.06 / sheet.height), ncols=min(len(labels), 5),
+            frameon=False, borderaxespad=0, fontsize=8,
+        )  # fmt: skip
+    return sheet.figure
+
+
+def _draw_panel(axes: Axes, axis: Axis, curves: Curves) -> None:
+    looks = iter(_LOOKS * (1 + len(curves.points) // len(_LOOKS)))
+    for label, points in curves.points.items():
+        if label == _DENSE:
+            axes.plot(*zip(*points, strict=True), "k*", markersize=11, label=label, zorder=4)
+            continue
+        colour, shape = next(looks)
+        axes.plot(*zip(*points, strict=True), color=colour, marker=shape, markersize=5, linewidth=1.2, label=label)
+    for name, cost in curves.marks.items():
+        axes.axvline(cost, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
+        axes.text(cost, 0.02, f" {name}", rotation=90, fontsize=7, color=FAINT, transform=axes.get_xaxis_transform(),
+                  ha="right", va="bottom")  # fmt: skip
+    axes.set(xlabel=axis.label, ylabel="mAP %")
+    axes.set_xlim(left=0)
+    axes.grid(color="#e6e6e6", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
