@@ -6,8 +6,9 @@ matches nothing in it, instead of silently keeping the half that fits.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from amg_plugin.errors import AMGError, CheckpointError, RunError
-from amg_plugin.models.build import build_network
+from amg_plugin.models.build import build_network, differences
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import unwrap
@@ -25,6 +26,8 @@ from amg_plugin.registries.formats import file_format
 from amg_plugin.registries.imports import stored_imports
 from amg_plugin.utils.files import replacing
 from amg_plugin.utils.preprocessing import Preprocessing
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "amg_plugin.checkpoint"
 VERSION = 1
@@ -44,6 +47,7 @@ class Checkpoint:
         config: The run's configuration as plain data.
         history: One entry per evaluation or cut, plain data.
         preprocessing: How images become inputs; None in checkpoints that were saved from Python without it.
+        identities: Digest of the training identities; empty in older checkpoints, and where data does not name them.
     """
 
     spec: ModelSpec
@@ -52,6 +56,12 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     preprocessing: Preprocessing | None = None
+    identities: str = ""
+
+    def knows(self, num_classes: int, identities: str) -> bool:
+        """Whether its classifier is for these training identities, as far as that can be known."""
+        others = bool(self.identities and identities) and self.identities != identities
+        return self.spec.num_classes == num_classes and not others
 
     def build(self) -> ReIDModel:
         """Rebuild the structure, then load the weights strictly; the network is in eval mode, on the CPU.
@@ -65,8 +75,64 @@ class Checkpoint:
         except (AMGError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"The checkpoint's structure cannot be rebuilt: {error}") from error
         load_strictly(model, self.weights)
-        model.preprocessing = self.preprocessing
+        model.preprocessing, model.identities = self.preprocessing, self.identities
         return model.eval()
+
+    def check_start(self, spec: ModelSpec) -> None:
+        """Check that backbone and necks fit a network that is to be trained on other identities.
+
+        Raises:
+            CheckpointError: If image size or structure differ, or it is pruned and the network has a reducer.
+        """
+        if self.spec.image_size != spec.image_size:
+            sizes = ["x".join(map(str, one.image_size)) for one in (self.spec, spec)]
+            raise CheckpointError(f"The checkpoint is for images of {sizes[0]} (height x width), not {sizes[1]}.")
+        for key, ours, theirs in differences(self.spec, spec, count_cameras=False):
+            raise CheckpointError(f"The checkpoint is of another structure: its {key} is {ours!r}, not {theirs!r}.")
+        if spec.reducer and not self.plan.is_dense:
+            raise CheckpointError("The checkpoint is pruned, but amg.reducer starts from a dense network.")
+
+    def start(self, spec: ModelSpec) -> ReIDModel:
+        """A network with this backbone, pruned as it is, these necks and a new classifier; in eval mode, on the CPU.
+
+        What a network learned per camera is new too where its cameras are others.
+
+        Raises:
+            CheckpointError: See :meth:`check_start`.
+        """
+        self.check_start(spec)
+        model = apply_plan(build_network(spec), self.plan)
+        new = _depends_on(spec, num_classes=spec.num_classes + 1)
+        side, own = spec.side_information, self.spec.side_information
+        if side and own and side.camera_table != own.camera_table and side.cameras:
+            new |= _depends_on(spec, side_information=replace(side, cameras=side.cameras + 1, camera_table={}))
+        weights = {name: value for name, value in self.weights.items() if name not in new}
+        load_strictly(model, weights, "The checkpoint's backbone and necks do not fit", optional=new)
+        logger.info(
+            "backbone%s and necks are the checkpoint's; the classifier is new, for %d identities",
+            "" if self.plan.is_dense else ", pruned as it is,",
+            spec.num_classes,
+        )
+        return model.eval()
+
+
+def _depends_on(spec: ModelSpec, **changes: Any) -> set[str]:
+    """Names of the tensors whose shape follows from a field of a description."""
+    # Drop path: timm may read its rates from a tensor, which the meta device has none of.
+    with torch.device("meta"):
+        both = [build_network(replace(one, drop_path=0.0)).state_dict() for one in (spec, replace(spec, **changes))]
+    return {name for name, value in both[0].items() if value.shape != both[1][name].shape}
+
+
+def build_start(spec: ModelSpec, pretrained: bool = False, weights: str | Path = "") -> ReIDModel:
+    """As :func:`amg_plugin.models.build_network`, whose ``weights`` may also be a checkpoint to start from.
+
+    Raises:
+        InputError: If ``weights`` do not fit, or timm has none.
+    """
+    if weights and is_checkpoint(weights):
+        return read_checkpoint(weights).start(spec)
+    return build_network(spec, pretrained, weights)
 
 
 def save_checkpoint(
@@ -105,6 +171,7 @@ def save_checkpoint(
         "config": _plain(config or {}),
         "history": _plain(history),
         "preprocessing": preprocessing.to_dict() if preprocessing else {},
+        "identities": model.identities,
     }
     try:
         with replacing(path, "checkpoint") as draft:
@@ -138,7 +205,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         spec, plan = ModelSpec.from_dict(content["spec"]), PruningPlan.from_dict(content["plan"])
     except AMGError as error:
         raise CheckpointError(f"'{path}' cannot be used: {error}") from error
-    return Checkpoint(spec, plan, content["weights"], content["config"], content["history"], preprocessing)
+    identities = str(content.get("identities", ""))  # older files have none
+    return Checkpoint(spec, plan, content["weights"], content["config"], content["history"], preprocessing, identities)
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a file is a checkpoint of the plugin, of whatever version."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch raises many types for foreign files
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Checkpoints come back as they were written, or not at all."""
 
+import logging
 import pickle
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 import amg_plugin
-from amg_plugin.checkpoint import FORMAT, VERSION, read_checkpoint, save_checkpoint
+from amg_plugin.checkpoint import FORMAT, VERSION, build_start, read_checkpoint, save_checkpoint
 from amg_plugin.errors import CheckpointError, RunError
+from amg_plugin.models.build import build_network
 from amg_plugin.models.reid import ReIDModel
-from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.spec import ModelSpec, ReducerSpec
 from amg_plugin.models.weights import load_strictly
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.utils.preprocessing import Preprocessing
@@ -334,3 +338,78 @@ def test_loading_gives_no_warning(path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         amg_plugin.load_model(path)
+
+
+# A start on other identities -----------------------------------------------------------------------------------------
+
+JIGSAW = {"jigsaw": {"parts": 2, "shift": 1, "groups": 2}}
+KINDS = {"plain": {}, "triplet": {"loss": "triplet"}, "jigsaw": JIGSAW, "parts": {"head": "parts", "parts": 2}}
+
+
+def saved(tmp_path, pruned=True, **changes):
+    """A checkpoint of any kind of network, read back."""
+    torch.manual_seed(0)
+    model = build_network(ModelSpec.from_dict({**SPEC.to_dict(), **changes}))
+    if pruned:
+        apply_plan(model, current_plan(model).narrow(heads=[[1, 2], range(3)], tokens=[[0, 3, 7], range(8)]))
+    save_checkpoint(tmp_path / "model.pth", model)
+    return read_checkpoint(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("pruned", [False, True], ids=["dense", "pruned"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [5, 9])
+def test_a_start_takes_backbone_and_necks_and_makes_a_new_classifier(tmp_path, caplog, kind, pruned, number):
+    checkpoint = saved(tmp_path, pruned, **KINDS[kind])
+    with caplog.at_level(logging.INFO):
+        model = checkpoint.start(replace(checkpoint.spec, num_classes=number))
+    (line,) = (message for message in caplog.messages if "classifier is new" in message)
+    assert (f"for {number} identities" in line, "pruned" in line) == (True, pruned)
+    assert current_plan(model) == checkpoint.plan
+    last = re.compile(r"classifier\.weight|local_classifiers|classify\.weight")
+    for name, value in model.state_dict().items():
+        kept = torch.equal(value, checkpoint.weights[name])
+        assert kept is not bool(last.search(name)) or name.endswith("classify.bias"), name
+    images = torch.randn(2, 3, 32, 16)
+    assert torch.equal(model(images), checkpoint.build()(images))
+
+
+def test_weights_of_a_configuration_may_be_a_checkpoint(tmp_path):
+    checkpoint = saved(tmp_path)
+    model = build_start(replace(SPEC, num_classes=3, loss="triplet"), weights=tmp_path / "model.pth")
+    assert (model.spec.num_classes, model.spec.loss, current_plan(model)) == (3, "triplet", checkpoint.plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_size": (16, 16)}, "images of 32x16"),
+        ({"overrides": {**SPEC.overrides, "depth": 3}}, "amg.override"),
+        ({"head": "parts", "parts": 2}, "amg.head"),
+        ({"reducer": ReducerSpec("tome", (8, 8))}, "amg.reducer"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(tmp_path, changes, said):
+    checkpoint = saved(tmp_path)
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.start(replace(SPEC, **changes))
+
+
+def test_the_digest_of_identities_comes_back_and_older_files_have_none(path):
+    model = amg_plugin.load_model(path)
+    assert model.identities == ""
+    model.identities = "abc"
+    save_checkpoint(path, model)
+    assert amg_plugin.load_model(path).identities == "abc"
+    content = torch.load(path, weights_only=True)
+    del content["identities"]
+    torch.save(content, path)
+    assert read_checkpoint(path).identities == ""
+
+
+@pytest.mark.parametrize(
+    ("own", "number", "theirs", "known"),
+    [("a", 5, "a", True), ("a", 5, "b", False), ("", 5, "b", True), ("a", 5, "", True), ("a", 6, "a", False)],
+)
+def test_a_classifier_is_for_certain_identities(path, own, number, theirs, known):
+    assert replace(read_checkpoint(path), identities=own).knows(number, theirs) is known

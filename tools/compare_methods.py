@@ -200,7 +200,7 @@ def cut(cfg: CfgNode, checkpoint: Checkpoint, model: nn.Module, method: Method) 
     """Carry out every cut at once, as ``amg-reid prune`` does before its first epoch; gives the history."""
     pruning = AMGPruningHook.from_config(cfg)
     datamanager = build_datamanager(cfg)
-    check_identities(checkpoint, datamanager.num_train_pids)
+    check_identities(checkpoint, datamanager)
     apply_plan(model, current_plan(model).with_variant(cfg.amg.token_variant))
     pruning.check(model)
     engine = assemble(cfg, datamanager, model, [], 1)

@@ -3,9 +3,10 @@
 Loaders, loop and evaluator are torchreid's. The model of the last epoch goes to SAVE_DIR/last.pth, the best one (mAP of
 the first target at the evaluations that test.eval_freq asks for) to SAVE_DIR/best.pth, the figures to
 SAVE_DIR/result.json. An amg.schedule of the configuration is not used here: see 'amg-reid prune'. --weights continues
-from a checkpoint, for example to give a dense model the epochs that a pruned one was fine-tuned for; without
---config-file its own configuration counts, and SAVE_DIR is the folder 'train' inside its data.save_dir. A SAVE_DIR that
-holds a result.json is refused without --overwrite.
+from a checkpoint, for example to give a dense model the epochs that a pruned one was fine-tuned for; on other
+identities it takes backbone and neck and makes a new classifier, and says so. Without --config-file the checkpoint's
+own configuration counts, and SAVE_DIR is the folder 'train' inside its data.save_dir. A SAVE_DIR that holds a
+result.json is refused without --overwrite.
 
 example: amg-reid train --config-file market1501/vit_small --root reid-data data.save_dir log/vit_small
 """

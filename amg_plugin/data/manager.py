@@ -18,6 +18,7 @@ from amg_plugin.data.cache import keep_images, reading
 from amg_plugin.data.checks.folders import Batch, check_training_set, known_datasets
 from amg_plugin.data.checks.inspection import Inspection, inspect_data
 from amg_plugin.data.datasets.local import relabelled, usable_items
+from amg_plugin.data.identities import identity_digest
 from amg_plugin.data.labels import Loaders
 from amg_plugin.data.layout import TEST_PARTS
 from amg_plugin.data.occlusion.settings import Coverage
@@ -97,6 +98,8 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         self.camera_offsets = _camera_offsets(self.train_loader.dataset.train, [found[name] for name in sources])
         if inspection.leaves_out:
             self._leave_out(inspection, kwargs)
+        #: Who the training identities are; empty where a data set does not name them.
+        self.identities = identity_digest(sources, found, self.train_loader.dataset.train)
         self._read_images(cache_gb)
 
     def _read_images(self, gigabytes: float) -> None:

@@ -85,6 +85,11 @@ class DistillationHook(Hook):
                 f"The teacher knows {theirs.num_classes} identities, the training data has {ours.num_classes}; "
                 "amg.distill.teacher must come from the same data."
             )
+        if "" not in (known := {self.teacher.identities, student.identities}) and len(known) > 1:
+            raise ConfigError(
+                f"The teacher knows {theirs.num_classes} identities, and the training data has as many others (or the "
+                "same in another order); amg.distill.teacher must come from the same data."
+            )
         if _outputs(ours) != _outputs(theirs):
             raise ConfigError(
                 f"The teacher has {_outputs(theirs)} classifiers, the model {_outputs(ours)}; amg.distill.teacher must "

@@ -63,6 +63,8 @@ class ReIDModel(nn.Module):
 
     #: How images become its inputs; checkpoints and exported files say so too. None where nobody has said it.
     preprocessing: Preprocessing | None = None
+    #: Digest of the identities that its classifier knows; empty if unknown.
+    identities: str = ""
 
     def __init__(self, spec: ModelSpec, pretrained: bool = False) -> None:
         super().__init__()

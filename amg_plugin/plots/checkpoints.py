@@ -116,7 +116,7 @@ def scored_maps(cfg: CfgNode, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     prepare(cfg)
     checkpoint = fitted(checkpoint, cfg)
     datamanager = build_datamanager(cfg)
-    check_identities(checkpoint, datamanager.num_train_pids)
+    check_identities(checkpoint, datamanager)
     model = checkpoint.build()
     engine = assemble(cfg, datamanager, model, [], 1)
     blocks, plan = prunable_blocks(model), checkpoint.plan

@@ -69,14 +69,14 @@ def vit_amg_tiny(num_classes: int, loss: str = "softmax", pretrained: bool = Tru
 
 
 def _build(name: str, num_classes: int, loss: str, pretrained: bool) -> ReIDModel:
-    from amg_plugin.models.build import build_network
+    from amg_plugin.checkpoint import build_start
     from amg_plugin.models.solve import fit_reducer
     from amg_plugin.models.spec import ARCHITECTURES, spec_from_config
     from amg_plugin.utils.preprocessing import Preprocessing
 
     amg = active_amg_config()
     spec = spec_from_config(amg, num_classes=num_classes, loss=loss, default_arch=ARCHITECTURES[name])
-    model = build_network(fit_reducer(spec, amg), pretrained, amg.weights)
+    model = build_start(fit_reducer(spec, amg), pretrained, amg.weights)
     model.preprocessing = Preprocessing.of_torchreid(spec.image_size)
     return model
 

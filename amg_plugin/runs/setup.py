@@ -11,7 +11,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from amg_plugin import compat
-from amg_plugin.checkpoint import Checkpoint
+from amg_plugin.checkpoint import Checkpoint, build_start, is_checkpoint, read_checkpoint
 from amg_plugin.config import from_plain_dict, get_default_config, to_plain_dict
 from amg_plugin.data.labels import Loaders, TrainingCameras
 from amg_plugin.data.manager import build_test_loaders
@@ -72,13 +72,16 @@ def _check_precision(cfg: CfgNode) -> None:
         )
 
 
-def build_model(cfg: CfgNode, num_classes: int, cameras: TrainingCameras | None = None) -> ReIDModel:
+def build_model(
+    cfg: CfgNode, num_classes: int, cameras: TrainingCameras | None = None, identities: str = ""
+) -> ReIDModel:
     """The network of a configuration, on the CPU.
 
     Args:
         cfg: The configuration.
         num_classes: Training identities.
         cameras: Cameras of the training data, for side information.
+        identities: Digest of the training identities.
 
     Raises:
         ConfigError: If the name is none of the plugin's, or ``amg.sie.cameras`` is another number than the data has.
@@ -92,8 +95,8 @@ def build_model(cfg: CfgNode, num_classes: int, cameras: TrainingCameras | None 
             )
         side = replace(spec.side_information, cameras=cameras.count, camera_table=cameras.table)
         spec = replace(spec, side_information=side)
-    model = build_network(spec, cfg.model.pretrained, cfg.amg.weights)
-    model.preprocessing = Preprocessing.from_config(cfg.data)
+    model = build_start(spec, cfg.model.pretrained, cfg.amg.weights)
+    model.preprocessing, model.identities = Preprocessing.from_config(cfg.data), identities
     return model
 
 
@@ -111,11 +114,11 @@ def check_buildable(cfg: CfgNode) -> None:
     Raises:
         ConfigError: If the network's name, image size or stride is impossible.
         UnsupportedModelError: If it is not a plain ViT.
-        InputError: If the file in ``amg.weights`` is missing.
+        InputError: If the file in ``amg.weights`` is missing, or a checkpoint that does not fit.
     """
     spec = _described(cfg, 1)
-    if cfg.amg.weights:
-        check_weight_file(cfg.amg.weights)
+    if cfg.amg.weights and is_checkpoint(check_weight_file(cfg.amg.weights)):
+        read_checkpoint(cfg.amg.weights).check_start(spec)
     with torch.device("meta"):
         build_network(replace(spec, drop_path=0.0))  # whose rates timm may read from a tensor, which meta has none of
 
@@ -211,17 +214,20 @@ def fitted(checkpoint: Checkpoint, cfg: CfgNode) -> Checkpoint:
     return replace(checkpoint, spec=spec)
 
 
-def check_identities(checkpoint: Checkpoint, num_classes: int) -> None:
-    """Check that a checkpoint can go on with the training data.
+def check_identities(checkpoint: Checkpoint, datamanager: Any) -> None:
+    """Check that a checkpoint can be scored and be the teacher on the training data.
 
     Raises:
-        CheckpointError: If it knows another number of identities.
+        CheckpointError: If it knows another number of identities, or others.
     """
-    if checkpoint.spec.num_classes != num_classes:
-        raise CheckpointError(
-            f"The checkpoint knows {checkpoint.spec.num_classes} identities, the training data has {num_classes}; "
-            "use the training data (--sources, --root) that the checkpoint was trained on."
-        )
+    count, number = checkpoint.spec.num_classes, datamanager.num_train_pids
+    if checkpoint.knows(number, datamanager.identities):
+        return
+    other = f"has {number}" if count != number else "has as many others (or the same in another order)"
+    raise CheckpointError(
+        f"The checkpoint knows {count} identities, the training data {other}; use the training data (--sources, "
+        "--root) that the checkpoint was trained on, or train on these first ('amg-reid train --weights')."
+    )
 
 
 def _on_device(cfg: CfgNode, model: nn.Module) -> nn.Module:

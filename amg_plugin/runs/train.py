@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -22,7 +23,7 @@ from amg_plugin.utils.tables import text_table
 
 
 def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
-    """Train the dense model of ``cfg``, or go on from ``checkpoint``.
+    """Train the dense model of ``cfg``, or go on from ``checkpoint``, with a new classifier for other identities.
 
     Returns:
         Sections of the result; the checkpoints are in ``data.save_dir``.
@@ -37,11 +38,14 @@ def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     else:
         checkpoint = fitted(checkpoint, cfg)
     datamanager = build_datamanager(cfg)
+    number = datamanager.num_train_pids
     if checkpoint is None:
-        model = build_model(cfg, datamanager.num_train_pids, TrainingCameras.of(datamanager))
-    else:
-        check_identities(checkpoint, datamanager.num_train_pids)
+        model = build_model(cfg, number, TrainingCameras.of(datamanager), datamanager.identities)
+    elif checkpoint.knows(number, datamanager.identities):
         model = checkpoint.build()
+    else:
+        model = checkpoint.start(replace(checkpoint.spec, num_classes=number))
+    model.identities = datamanager.identities
     shape = report.structure(model, cfg.data.height, cfg.data.width)
     best = BestModelHook(cfg.data.save_dir)
     freezing = [UnfreezingHook(cfg.amg.unfreeze.every)] if cfg.amg.unfreeze.every else []
@@ -93,7 +97,8 @@ def prune(cfg: CfgNode, checkpoint: Checkpoint, say: Callable[[str], None] = lam
     pruning.check(model)  # what is not feasible should fail before the data is looked at
     teaching = [DistillationHook.from_config(cfg)] if cfg.amg.distill.enabled else []
     datamanager = build_datamanager(cfg)
-    check_identities(checkpoint, datamanager.num_train_pids)
+    check_identities(checkpoint, datamanager)
+    model.identities = datamanager.identities
     height, width = cfg.data.height, cfg.data.width
     shapes = dict.fromkeys(("dense", "start"), report.structure(model, height, width))
     best = BestModelHook(cfg.data.save_dir, eligible=lambda: pruning.schedule.finished)

@@ -76,6 +76,8 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
     ):
         folder = self.layout.locate(root)
         parts = self.read(folder)
+        #: Path -> the identity that a name says.
+        self.identities = {item[0]: item[1] for items in parts.values() for item in items}
         train, query, gallery = relabelled(parts.get("train", [])), parts["query"], parts["gallery"]
         if mode is None:
             mode = "train" if train else "query"
