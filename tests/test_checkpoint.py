@@ -63,6 +63,20 @@ def test_a_model_comes_back_with_its_structure_and_bit_equal_outputs(tmp_path, p
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+def test_constant_updates_come_back(tmp_path):
+    model = make_model()
+    apply_plan(model, current_plan(model).with_updates([0]))
+    model.backbone.blocks[0].token_update.normal_()
+    save_checkpoint(tmp_path / "model.pth", model)
+    again, images = amg_plugin.load_model(tmp_path / "model.pth"), torch.randn(3, 3, 32, 16)
+    assert current_plan(again).updates == (0,)
+    assert torch.equal(again.backbone.blocks[0].token_update, model.backbone.blocks[0].token_update)
+    assert torch.equal(again(images), model(images))
+    weights = {name: value for name, value in model.state_dict().items() if "update" not in name}
+    with pytest.raises(CheckpointError, match=r"missing .*token_update"):
+        load_strictly(again, weights)
+
+
 def test_a_loaded_model_can_be_pruned_further(path):
     model = amg_plugin.load_model(path)
     apply_plan(model, current_plan(model).narrow(heads=[[1], [0]]))

@@ -243,6 +243,12 @@ KEYS: dict[str, Key] = {
     "amg.min_tokens_per_block": Key(1, "patch tokens that every block keeps", at_least(1)),
     "amg.min_neurons_per_block": Key(1, "hidden units that every block's MLP keeps", at_least(1)),
     "amg.neuron_multiple": Key(1, "an MLP that loses hidden units keeps a multiple of this many", at_least(1)),
+    "amg.repair": Key("none", "what is fitted anew after each cut", one_of("none", "mean", "least_squares")),
+    "amg.repair_images": Key(1024, "training images of a repair, rounded up to whole batches", at_least(1)),
+    "amg.repair_pass": Key(
+        "blocks", "on what the repaired blocks before give, or in one pass", one_of("blocks", "one")
+    ),
+    "amg.repair_ridge": Key(0.001, "weight of the change of the weights, relative to the inputs' variance", POSITIVE),
     "amg.schedule": Key([], "stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS", None, dict),
     "amg.final_epochs": Key(0, "epochs of fine-tuning after the last stage", at_least(0)),
     "amg.reducer": Key("amg", "pruning, or for comparison tokens reduced per image", one_of("amg", REDUCERS, "none")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -35,16 +36,19 @@ def plain_train_loader(engine: HookedEngine) -> DataLoader:
     )
 
 
-def build_calibration(engine: HookedEngine, label: str) -> Calibration:
+def build_calibration(engine: HookedEngine, label: str, images: int = 0) -> Calibration:
     """What scorers may run, as ``amg.calibration`` says.
 
     Args:
         engine: The engine, whose training data and task loss are used.
         label: What the progress bar says.
+        images: Instead of what ``amg.calibration`` says, plain images in batches that hold at least so many, as far as
+            there are.
     """
     options, model = engine.cfg.amg.calibration, unwrap(engine.model)
-    loader = engine.train_loader if options.augment else plain_train_loader(engine)
-    length = min(options.batches, len(loader)) if options.batches else len(loader)
+    loader = engine.train_loader if options.augment and not images else plain_train_loader(engine)
+    wanted = math.ceil(images / loader.batch_size) if images else options.batches
+    length = min(wanted, len(loader)) if wanted else len(loader)
 
     def batches() -> Iterator[tuple[Tensor, Tensor, tuple[Tensor | None, ...]]]:
         for data in tqdm(islice(loader, length), total=length, desc=label, leave=False, disable=None):

@@ -19,6 +19,7 @@ from amg_plugin.pruning.budget import TOLERANCE, Budget, Choice, Goal, PlanCost,
 from amg_plugin.pruning.cut import PruningRules, carry_out
 from amg_plugin.pruning.merging import MergeRange
 from amg_plugin.pruning.schedule import Cut, PruningSchedule
+from amg_plugin.pruning.streams import Repair
 from amg_plugin.pruning.surgery import check_neurons
 from amg_plugin.registries import TARGETS
 
@@ -32,16 +33,20 @@ class AMGPruningHook(Hook):
         schedule: Stages and final epochs.
         rules: Scorers, weights per block and floors.
         token_variant: ``"kv"``, ``"block"`` or ``"merge"``.
+        repair: How each cut is repaired; None: not at all.
 
     Attributes:
         snapshots: Scores per target of ``dense`` (before the first cut; ``start`` if the model was pruned already) and
             ``pruned`` (after the last cut, before the final fine-tuning).
     """
 
-    def __init__(self, schedule: PruningSchedule, rules: PruningRules, token_variant: str) -> None:
+    def __init__(
+        self, schedule: PruningSchedule, rules: PruningRules, token_variant: str, repair: Repair | None = None
+    ) -> None:
         self.schedule = schedule
         self.rules = rules
         self.token_variant = token_variant
+        self.repair = repair or Repair("none")
         self.snapshots: dict[str, dict[str, Any]] = {}
         self.cost: PlanCost | None = None
 
@@ -59,7 +64,7 @@ class AMGPruningHook(Hook):
             )
         budget = Budget(cfg.amg.target_macs_saving, cfg.amg.head_token_balance) if cfg.amg.target_macs_saving else None
         schedule = PruningSchedule.from_config(cfg.amg.schedule, cfg.amg.final_epochs, budget)
-        return cls(schedule, PruningRules.from_config(cfg.amg), cfg.amg.token_variant)
+        return cls(schedule, PruningRules.from_config(cfg.amg), cfg.amg.token_variant, Repair.from_config(cfg.amg))
 
     def check(self, model: nn.Module) -> None:
         """Check the schedule against a model before any work starts.
@@ -114,6 +119,7 @@ class AMGPruningHook(Hook):
 
         Raises:
             ConfigError: If the schedule does not fit the model or the run's number of epochs.
+            InputError: If a repair is impossible, see :meth:`Repair.check`.
         """
         model = unwrap(engine.model)
         self.check(model)
@@ -126,6 +132,8 @@ class AMGPruningHook(Hook):
             raise ConfigError(f"train.start_epoch is {engine.epoch}, but a pruning schedule starts at epoch 0.")
         plan = current_plan(model)
         apply_plan(model, plan if plan.prunes_tokens else plan.with_variant(self.token_variant))
+        loader = engine.train_loader
+        self.repair.check(model, self.schedule.targets, len(loader) * loader.batch_size)
         self.snapshots["dense" if plan.is_dense else "start"] = engine.evaluate()
         if not engine.max_epoch:
             self._cut(engine, 0)
@@ -161,7 +169,9 @@ class AMGPruningHook(Hook):
         while (cut := self.schedule.due(epoch)) is not None:
             label = f"score {cut.target}, stage {cut.stage + 1}, cut {cut.iteration + 1}/{cut.iterations}"
             with scoring_mode(model, engine.cfg.amg.calibration.mode):
-                plan = carry_out(model, cut, self.rules, build_calibration(engine, label), self.goal(cut))
+                plain = build_calibration(engine, f"repair, {label}", self.repair.images)
+                scoring = build_calibration(engine, label)
+                plan = carry_out(model, cut, self.rules, scoring, self.goal(cut), self.repair, plain)
             self.schedule.advance()
             cuts += 1
             entry = {"event": "cut", "epoch": epoch, "target": cut.target, "stage": cut.stage}

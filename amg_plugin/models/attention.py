@@ -2,7 +2,8 @@
 
 The classes add no parameter and no entry to the state dict: keys stay timm's. What is pruned is held in plain integers
 (number of heads) and in integer index buffers (kept token positions), which belong to the
-:class:`~amg_plugin.pruning.PruningPlan` and not to the weights.
+:class:`~amg_plugin.pruning.PruningPlan` and not to the weights. One thing is added: blocks that the plan names in its
+``updates`` have a buffer of constants for the tokens that pass around them.
 """
 
 from __future__ import annotations
@@ -106,6 +107,10 @@ class PrunableAttention(Attention):
         return query, key_value[0], key_value[1]
 
 
+def _index(positions: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(positions, dtype=torch.int64, device=like.device)
+
+
 class TokenMeans(nn.Module):
     """Turns a sequence into one of constant means of its tokens (variant ``merge``).
 
@@ -124,13 +129,10 @@ class TokenMeans(nn.Module):
         padded = [[*members[n], *[(members[n][0][0], 0.0)] * (longest - len(members[n]))] for n in means]
         made = {number: place for place, number in enumerate([*alone, *means])}
 
-        def index(numbers: Sequence[int]) -> Tensor:
-            return torch.tensor(numbers, dtype=torch.int64, device=like.device)
-
         tensors = {
-            "alone": index([members[number][0][0] for number in alone]),
-            "joined": index([place for row in padded for place, _ in row]) if means else None,
-            "order": index([made[number] for number in range(len(members))]) if means else None,
+            "alone": _index([members[number][0][0] for number in alone], like),
+            "joined": _index([place for row in padded for place, _ in row], like) if means else None,
+            "order": _index([made[number] for number in range(len(members))], like) if means else None,
             "weights": like.new_tensor([[[weight] for _, weight in row] for row in padded]) if means else None,
         }
         for name, tensor in tensors.items():
@@ -149,24 +151,29 @@ class TokenMeans(nn.Module):
 class PrunableBlock(Block):
     """timm's ``Block`` that may work on fewer tokens than it gets.
 
-    In variant ``block`` a token that is not kept is carried around the block unchanged: no query, key, value or MLP is
-    computed for it. In variant ``merge`` tokens are merged for good in front of the first norm (``merge``); behind the
-    last block that works on merged tokens every position gets back the token that stands for it (``restore``).
+    In variant ``block`` a token that is not kept is carried around the block: no query, key, value or MLP is computed
+    for it. It stays as it is, or gets the constant that ``token_update`` ``[carried, D]`` has for its position.
+
+    In variant ``merge`` tokens are merged for good in front of the first norm (``merge``); behind the last block that
+    works on merged tokens every position gets back the token that stands for it (``restore``).
     """
 
     kept_tokens: Tensor | None
+    carried_tokens: Tensor | None
     restore_order: Tensor | None
     merge: TokenMeans | None
     restore: TokenMeans | None
+    token_update: Tensor | None
 
     @classmethod
     def convert(cls, module: Block) -> PrunableBlock:
         """Turn ``module`` and its attention into prunable ones in place."""
         if not isinstance(module, cls):
             module.__class__ = cls
-            module.register_buffer("kept_tokens", None, persistent=False)
-            module.register_buffer("restore_order", None, persistent=False)
             module.merge = module.restore = None
+            for name in ("kept_tokens", "carried_tokens", "restore_order"):
+                module.register_buffer(name, None, persistent=False)
+            module.register_buffer("token_update", None)
         PrunableAttention.convert(module.attn)
         return module
 
@@ -186,24 +193,34 @@ class PrunableBlock(Block):
         if x.shape[1] != len(self.restore_order):
             raise ValueError(f"the block was pruned for {len(self.restore_order)} tokens, but got {x.shape[1]}")
         kept = super().forward(x.index_select(1, self.kept_tokens))
+        carried = x.index_select(1, self.carried_tokens)
+        if self.token_update is not None:
+            carried = carried + self.token_update
         # Gathers only: they export everywhere, scatters do not.
-        return torch.cat((kept, x), dim=1).index_select(1, self.restore_order)
+        return torch.cat((kept, carried), dim=1).index_select(1, self.restore_order)
 
-    def keep_tokens(self, kept: list[int] | None, num_tokens: int, variant: str) -> None:
+    def keep_tokens(self, kept: list[int] | None, num_tokens: int, variant: str, updated: bool = False) -> None:
         """Set the tokens that take part, prefix tokens included, in variant ``"kv"`` or ``"block"``.
 
         ``kept`` are ascending positions below ``num_tokens``, the length of what the block receives; None means all.
+        With ``updated`` the others get constants: those that they have already, or 0.
         """
-        device = self.norm1.weight.device if self.norm1.weight is not None else self.attn.qkv.weight.device
-        index = None if kept is None else torch.tensor(kept, dtype=torch.int64, device=device)
+        weight = self.attn.qkv.weight
+        index, before = (None if kept is None else _index(kept, weight)), self.carried_tokens
         self.attn.kept_tokens = index if variant == "kv" else None
-        self.kept_tokens = self.restore_order = None
-        if index is not None and variant == "block":
-            # Places in the kept tokens followed by the whole sequence that came in.
-            place = {position: number for number, position in enumerate(kept)}
-            order = [place.get(position, len(kept) + position) for position in range(num_tokens)]
-            self.kept_tokens = index
-            self.restore_order = torch.tensor(order, dtype=torch.int64, device=device)
+        self.kept_tokens = self.carried_tokens = self.restore_order = None
+        if index is None or variant != "block":
+            return
+        place = {position: number for number, position in enumerate(kept)}
+        carried = [position for position in range(num_tokens) if position not in place]
+        place |= {position: len(kept) + number for number, position in enumerate(carried)}
+        self.kept_tokens, self.carried_tokens = index, _index(carried, weight)
+        self.restore_order = _index([place[position] for position in range(num_tokens)], weight)
+        if updated:
+            constants = weight.new_zeros(len(carried), weight.shape[1])
+            if self.token_update is not None:
+                constants[[carried.index(position) for position in before.tolist()]] = self.token_update
+            self.token_update = constants
 
     def merge_tokens(
         self,

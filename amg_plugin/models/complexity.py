@@ -62,6 +62,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(value.numel() for name, value in model.named_parameters() if not is_classifier(name.rsplit(".", 1)[0]))
 
 
+def count_constants(model: nn.Module) -> int:
+    """Number of values in the constant updates of carried tokens: buffers, which are no parameters and not trained."""
+    return sum(value.numel() for name, value in model.named_buffers() if name.endswith("token_update"))
+
+
 def is_classifier(name: str) -> bool:
     """Whether a module, by its full name, belongs to a classifier."""
     return re.fullmatch(rf"(backbone\.)?({'|'.join(CLASSIFIERS)})(\..+)?", name) is not None

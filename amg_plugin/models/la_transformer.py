@@ -66,6 +66,11 @@ class LATransformer(ReIDModel):
         )
         self.feature_dim = parts * width
 
+    @property
+    def tokens_read(self) -> range:
+        """As :attr:`ReIDModel.tokens_read`: all."""
+        return range(self.backbone.num_prefix_tokens + self.backbone.patch_embed.num_patches)
+
     def branch_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Class token ``[B, D]`` and part averages ``[B, parts, D]`` of images ``[B, 3, height, width]``."""
         tokens = at_least_float32(self.backbone.forward_features(images))

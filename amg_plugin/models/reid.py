@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amg_plugin.models.spec import ModelSpec
-from amg_plugin.models.vit import build_backbone, pooled_features
+from amg_plugin.models.vit import build_backbone, pooled_features, read_by_pooling
 from amg_plugin.utils.preprocessing import Preprocessing
 
 
@@ -80,6 +80,11 @@ class ReIDModel(nn.Module):
 
     def backbone_loaded(self) -> None:
         """Called when the backbone has got other weights; a place for networks that copy parts of it."""
+
+    @property
+    def tokens_read(self) -> range:
+        """Positions that are read behind the last block, in training or in evaluation."""
+        return read_by_pooling(self.backbone)
 
     def branch_features(self, images: Tensor, *labels: Tensor | None) -> Any:
         """Features before the neck, of each branch where a network has several, of images ``[B, 3, height, width]``.

@@ -242,6 +242,13 @@ def backbone_of(model: nn.Module) -> VisionTransformer:
     return model
 
 
+def read_by_pooling(model: VisionTransformer) -> range:
+    """Positions of the tokens behind the last block that :func:`pooled_features` reads."""
+    if isinstance(model, VisionTransformerDistilled):
+        return range(2)
+    return range(1) if model.has_class_token else range(model.num_prefix_tokens + model.patch_embed.num_patches)
+
+
 def pooled_features(model: VisionTransformer, tokens: Tensor) -> Tensor:
     """Image features ``[B, D]`` out of the tokens ``[B, N, D]`` that ``forward_features`` gives.
 

@@ -4,16 +4,19 @@ from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.recorder import AttentionMapRecorder, AttentionRecorder, TokenGradientRecorder
 from amg_plugin.pruning.scores import head_entropy, token_importance
 from amg_plugin.pruning.selection import select_heads, select_neurons, select_tokens
+from amg_plugin.pruning.streams import Repair, prune_and_repair
 from amg_plugin.pruning.surgery import apply_plan, current_plan
 
 __all__ = [
     "AttentionMapRecorder",
     "AttentionRecorder",
     "PruningPlan",
+    "Repair",
     "TokenGradientRecorder",
     "apply_plan",
     "current_plan",
     "head_entropy",
+    "prune_and_repair",
     "select_heads",
     "select_neurons",
     "select_tokens",

@@ -15,6 +15,7 @@ from amg_plugin.pruning.plan import Limits, PruningPlan
 from amg_plugin.pruning.schedule import Cut
 from amg_plugin.pruning.scorers import Calibration
 from amg_plugin.pruning.selection import removals
+from amg_plugin.pruning.streams import Repair, prune_and_repair
 from amg_plugin.pruning.surgery import apply_plan, current_plan, prunable_blocks
 from amg_plugin.registries import HEAD_SCORERS, NEURON_SCORERS, TOKEN_SCORERS, ScorerRow
 
@@ -108,9 +109,24 @@ def plan_cut(
 
 
 def carry_out(
-    model: nn.Module, cut: Cut, rules: PruningRules, calibration: Calibration, goal: Goal | None = None
+    model: nn.Module,
+    cut: Cut,
+    rules: PruningRules,
+    calibration: Calibration,
+    goal: Goal | None = None,
+    repair: Repair | None = None,
+    plain: Calibration | None = None,
 ) -> PruningPlan:
-    """Score, select and prune ``model`` in place; arguments as :func:`plan_cut`; returns the new plan."""
+    """Score, select, prune ``model`` in place and repair it.
+
+    Arguments as :func:`plan_cut`; ``repair`` says how to repair, None: not at all, with the images of ``plain``
+    (``calibration`` if omitted). Returns the new plan.
+    """
     plan = plan_cut(model, cut, rules, calibration, goal)
-    apply_plan(model, plan)
-    return plan
+    merges = cut.target == "tokens" and plan.variant == "merge"  # means of tokens already; nothing is fitted
+    if repair is None or repair.kind == "none" or merges or plan == current_plan(model):
+        apply_plan(model, plan)
+    else:
+        plain = plain or calibration
+        prune_and_repair(model, plan, repair, plain.batches(), plain.forward)
+    return current_plan(model)

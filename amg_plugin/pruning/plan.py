@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -194,6 +194,10 @@ class PruningPlan:
     def merge(self, tokens: Sequence[Sequence[int]], groups: Sequence[Sequence[Sequence[int]]]) -> PruningPlan:
         """The same plan with coarser groups of tokens; arguments as the attributes."""
         return replace(self, tokens=tokens, groups=groups)
+
+    def with_updates(self, blocks: Iterable[int]) -> PruningPlan:
+        """The same plan with constant updates in ``blocks`` as well."""
+        return replace(self, updates=sorted({*self.updates, *blocks}))
 
     def fitted(self, other: PruningPlan) -> PruningPlan:
         """This plan with the number of neurons of ``other``, if it does not know them itself."""

@@ -72,10 +72,15 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
             _keep_heads(block.attn, [place[head] for head in plan.heads[index]])
         if plan.variant == "merge":
             merge_tokens(backbone, index, *(plan.groups_at(number) for number in (index - 1, index, index + 1)))
-        elif plan.tokens[index] != current.tokens[index] or plan.variant != current.variant:
+        elif _tokens_change(current, plan, index):
             _keep_tokens(backbone, index, plan)
     backbone.plan = plan
     return model
+
+
+def _tokens_change(current: PruningPlan, plan: PruningPlan, block: int) -> bool:
+    updated = [block in one.updates for one in (current, plan)]
+    return plan.tokens[block] != current.tokens[block] or plan.variant != current.variant or updated[0] != updated[1]
 
 
 def _check_fit(current: PruningPlan, plan: PruningPlan) -> None:
@@ -93,6 +98,8 @@ def _check_fit(current: PruningPlan, plan: PruningPlan) -> None:
         raise PlanError(
             f"The model's tokens were removed in variant '{current.variant}'; the plan says '{plan.variant}'."
         )
+    if lost := set(current.updates) - set(plan.updates):
+        raise PlanError(f"The plan gives up the constant updates of block {min(lost)}, which the model has.")
 
 
 def _check_prunable(model: nn.Module, plan: PruningPlan) -> None:
@@ -108,7 +115,7 @@ def _keep_tokens(backbone: VisionTransformer, index: int, plan: PruningPlan) -> 
     prefix, kept, positions = backbone.num_prefix_tokens, plan.tokens[index], None
     if len(kept) < plan.num_patches:
         positions = [*range(prefix), *(prefix + position for position in kept)]
-    backbone.blocks[index].keep_tokens(positions, prefix + plan.num_patches, plan.variant)
+    backbone.blocks[index].keep_tokens(positions, prefix + plan.num_patches, plan.variant, index in plan.updates)
 
 
 def merge_tokens(

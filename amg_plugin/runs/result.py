@@ -13,7 +13,7 @@ from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.models import complexity
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import backbone_of, unwrap
-from amg_plugin.pruning import current_plan
+from amg_plugin.pruning import PruningPlan, current_plan
 from amg_plugin.registries import TARGETS
 from amg_plugin.utils.files import write_text
 from amg_plugin.utils.tables import markdown_table, text_table
@@ -37,9 +37,10 @@ def structure(model: nn.Module, height: int, width: int) -> dict[str, Any]:
     Returns:
         ``params`` (without classifier), ``macs`` (one image, without classifier), ``heads_per_block``,
         ``tokens_per_block`` (without prefix tokens; with a reducer, those that enter the block),
-        ``neurons_per_block``.
+        ``neurons_per_block``, and ``constants``, the values in constant updates, if there are any.
     """
     model = unwrap(model)
+    constants = complexity.count_constants(model)
     counted, plan = complexity.count(model, height, width), current_plan(model)
     return {
         "params": counted["params"],
@@ -47,6 +48,7 @@ def structure(model: nn.Module, height: int, width: int) -> dict[str, Any]:
         "heads_per_block": plan.heads_per_block,
         "tokens_per_block": getattr(model, "tokens_per_block", None) or plan.tokens_per_block,
         "neurons_per_block": plan.neurons_per_block,
+        **({"constants": constants} if constants else {}),
     }
 
 
@@ -226,6 +228,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "plan_digest": plan.digest,
         "macs": counted["macs"],
         "params": counted["params"],
+        "constants": complexity.count_constants(model),
         "blocks": blocks,
         "preprocessing": checkpoint.preprocessing.to_dict() if checkpoint.preprocessing else {},
     }
@@ -244,6 +247,12 @@ def _published_parts(spec: ModelSpec) -> list[str]:
     if spec.head == "parts":
         lines.append(f"part classifiers: {spec.parts}")
     return lines
+
+
+def _constants(plan: PruningPlan, values: int) -> list[str]:
+    """What the constant updates are, as a line, if there are any."""
+    blocks = " ".join(map(str, plan.updates))
+    return [f"constant updates in blocks {blocks}: {values:,} values in buffers, not trained"] if values else []
 
 
 def description_text(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
@@ -273,6 +282,7 @@ def description_text(checkpoint: Checkpoint, content: dict[str, Any]) -> str:
         f"{how}; heads {heads}/{sum(plan.num_heads)}; tokens {tokens}/{plan.num_patches * plan.depth}; "
         f"neurons {neurons}/{sum(content['num_neurons'])}",
         f"{content['macs']:,} MACs and {content['params']:,} parameters without the classifier",
+        *_constants(plan, content["constants"]),
         f"plan {plan.digest[:16]}",
     ]
     table = text_table(["block", "heads", "kept heads", "tokens", "neurons", "M MACs", "k params"], rows)

@@ -31,10 +31,18 @@ def merged():
     return apply_plan(model, plan.narrow(heads=[*HEADS, [1, 2]]))
 
 
+def with_updates():
+    """Tokens that pass around a block get constants, also in the second block, as after a mean over patches."""
+    model = plain(tokens=TOKENS)
+    apply_plan(model, current_plan(model).with_updates([0, 1]))
+    return randomised(model)
+
+
 NETWORKS = {
     "dense": plain,
     "heads": lambda: plain(heads=HEADS),
     "block": lambda: plain(heads=HEADS, tokens=TOKENS),
+    "updates": with_updates,
     "kv": lambda: plain(heads=HEADS, tokens=TOKENS, variant="kv"),
     # OpenVINO's CPU plugin crashes on this one if the number of images is fixed, seen with 2026.4.
     "fragile": lambda: plain(heads=[[0, 1, 3], [0]], tokens=[range(5), [0, 1, 2, 3, 4, 5, 7]]),

@@ -8,7 +8,7 @@ import torch
 from tiny_run import BATCHES, DEPTH, HEADS, PATCHES
 
 from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, Hook
-from amg_plugin.errors import ConfigError, PlanError
+from amg_plugin.errors import ConfigError, InputError, PlanError
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.schedule import PruningSchedule
 from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
@@ -461,3 +461,28 @@ def test_schedules_are_read_from_the_configuration(make_cfg):
     hook = AMGPruningHook.from_config(cfg)
     assert hook.schedule.total_epochs == PruningSchedule.from_config(cfg.amg.schedule, 3).total_epochs == 5
     assert hook.token_variant == "kv"
+
+
+def test_cuts_are_repaired_on_plain_images_in_eval_mode(prune, caplog):
+    caplog.set_level("INFO")
+    seen = []
+
+    def watch(model):
+        model.backbone.blocks[0].attn.proj.register_forward_pre_hook(lambda module, args: seen.append(module.training))
+
+    options = {"amg__calibration__mode": "train", "amg__calibration__augment": True}
+    engine, _ = prune(
+        [heads(0.25, 2), tokens(0.25)], before=watch, amg__repair="mean", amg__repair_images=16, **options
+    )
+    lines = [record.message for record in caplog.records if record.message.startswith("repair (mean)")]
+    assert len(lines) == 3
+    assert all("as cut" in line and "repaired" in line for line in lines)
+    assert False in seen and True in seen
+    assert current_plan(engine.model).updates
+
+
+def test_a_repair_without_enough_images_ends_the_run_before_it_starts(prune):
+    seen = Structure()
+    with pytest.raises(InputError, match="32 columns of proj of block 1 needs as many calibration tokens"):
+        prune([heads(0.25)], hooks=[seen], amg__repair="least_squares", amg__repair_images=16)
+    assert not seen.epochs and not seen.tests

@@ -151,11 +151,13 @@ class MaskedViT:
         variant: str,
         key_factors: list[Tensor] | None = None,
         neurons: list[list[int]] | None = None,
+        constants: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """All tokens ``[B, N, D]`` before the last norm, and features ``[B, D]``.
 
         ``key_factors`` scale the columns of the attention after the softmax, per block ``[N]``; the maps themselves
-        are kept in ``maps``, per block ``[B, H, N, N]``. Without ``neurons`` every block keeps all of them.
+        are kept in ``maps``, per block ``[B, H, N, N]``. ``constants``, per block ``[N, D]`` with the prefix, are added
+        to tokens that are carried around a block. Without ``neurons`` every block keeps all of them.
         """
         self.maps, self.key_factors = [], key_factors
         x = self._embed(images)
@@ -166,7 +168,8 @@ class MaskedViT:
             takes_part[[prefix + position for position in tokens[block]]] = True
             attended = x + self._scale(block, 1, self._attention(block, x, heads[block], takes_part))
             done = attended + self._scale(block, 2, self._mlp(block, attended, neurons))
-            x = torch.where(takes_part[None, :, None], done, x) if variant == "block" else done
+            around = x if constants is None else x + constants[block]
+            x = torch.where(takes_part[None, :, None], done, around) if variant == "block" else done
         return x, self._features(x, prefix)
 
     def _embed(self, images: Tensor) -> Tensor:

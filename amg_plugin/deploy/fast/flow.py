@@ -24,6 +24,7 @@ class Step:
     Attributes:
         gather: Places of the tokens that the block works on, behind ``means``.
         carry: Places of the tokens that pass around it and are needed later.
+        rows: Which ones they are among all positions that do not take part, ascending.
         keys: Places among the gathered tokens that give keys and values.
         first_query: The gathered tokens from here on are queries, pass the MLP and leave the block.
         incoming: How many tokens left the block before; places from there on were carried.
@@ -33,6 +34,7 @@ class Step:
 
     gather: Positions
     carry: Positions
+    rows: Positions
     keys: Positions
     first_query: int
     incoming: int
@@ -105,7 +107,9 @@ def token_flow(kept: Sequence[Sequence[int] | None], variant: str, length: int, 
         first_query = len(gathered) - len(role.queries)
         keys = tuple(number for number, position in enumerate(gathered) if position in role.keys)
         taken, passed = (tuple(place[position] for position in positions) for positions in (gathered, carried))
-        steps.append(Step(taken, passed, keys, first_query, incoming))
+        outside = {position: row for row, position in enumerate(sorted(set(range(length)) - role.keys))}
+        rows = tuple(outside[position] for position in carried)
+        steps.append(Step(taken, passed, rows, keys, first_query, incoming))
         source, incoming = gathered[first_query:] + carried, len(role.queries)
     return Flow(tuple(steps), tuple(source), incoming)
 

@@ -141,6 +141,10 @@ class FastBlock(nn.Module):
         key_bias = None if key_bias is None else key_bias.to(block.attn.qkv.weight.dtype)
         self.register_buffer("key_bias", key_bias, persistent=False)
         self.carry = Gather(step.carry) if step.carry else None
+        update = None
+        if self.carry is not None and block.token_update is not None:
+            update = block.token_update[list(step.rows), None].clone()
+        self.register_buffer("update", update, persistent=False)
         self.context = None if len(step.keys) == length else Gather(step.keys)
         self.first_query, self.queries, self.keys = step.first_query, length - step.first_query, len(step.keys)
         self.num_heads, self.head_dim, self.scale = attention.num_heads, attention.head_dim, attention.scale
@@ -184,7 +188,13 @@ class FastBlock(nn.Module):
             hidden = self.activation(hidden)
         if self.mlp_norm is not None:
             hidden = self.mlp_norm(hidden)
-        return self.fc2(hidden, out), None if self.carry is None else self.carry(source, batch)
+        return self.fc2(hidden, out), None if self.carry is None else self._pass_around(source, batch)
+
+    def _pass_around(self, source: Tensor, batch: int) -> Tensor:
+        carried = self.carry(source, batch)
+        if self.update is None:
+            return carried
+        return (carried.view(-1, batch, carried.shape[-1]) + self.update).flatten(0, 1)
 
     def _attend(self, normed: Tensor, queries: Tensor, batch: int) -> Tensor:
         heads = (self.num_heads, self.head_dim)

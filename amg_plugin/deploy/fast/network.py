@@ -28,7 +28,7 @@ from amg_plugin.errors import InputError
 from amg_plugin.models.la_transformer import LATransformer, part_averages
 from amg_plugin.models.reid import ReIDModel, at_least_float32
 from amg_plugin.models.transreid import TransReID
-from amg_plugin.models.vit import unwrap
+from amg_plugin.models.vit import read_by_pooling, unwrap
 from amg_plugin.pruning import current_plan
 
 
@@ -73,7 +73,7 @@ class ClassToken(nn.Module):
     def __init__(self, model: ReIDModel, flow: Flow, neck: nn.BatchNorm1d | None) -> None:
         super().__init__()
         vit = model.backbone
-        self.restore = Gather(flow.rows_of(_read_by_pooling(vit)))
+        self.restore = Gather(flow.rows_of(read_by_pooling(vit)))
         self.norm, self.fc_norm = vit.norm, vit.fc_norm
         self.distilled = isinstance(vit, VisionTransformerDistilled)
         # Other ways of pooling are timm's own; they find every token in its place.
@@ -127,7 +127,7 @@ class Jigsaw(nn.Module):
         vit, branch = model.backbone, model.jigsaw
         length = _patches(vit).stop
         after_neck = model.spec.neck_feat == "after"
-        last = token_flow(_kept(vit)[-1:], current_plan(vit).variant, length, _read_by_pooling(vit))
+        last = token_flow(_kept(vit)[-1:], current_plan(vit).variant, length, read_by_pooling(vit))
         self.restore = Gather(flow.rows_of(range(length)))
         self.whole = FastBlock(vit.blocks[-1], last.steps[0])
         self.head = ClassToken(model, last, model.bottleneck if after_neck else None)
@@ -174,7 +174,7 @@ class FastNetwork(nn.Module):
         if jigsaw:
             kept, read = kept[:-1], range(length)
         else:
-            read = _patches(vit) if isinstance(model, LATransformer) else _read_by_pooling(vit)
+            read = _patches(vit) if isinstance(model, LATransformer) else read_by_pooling(vit)
         self.patches = FastPatches(vit)
         self.side_information = model.side_information if isinstance(model, TransReID) else None
         self.norm_pre = vit.norm_pre
@@ -266,12 +266,6 @@ def _kept(vit: VisionTransformer) -> list[list[int] | None]:
 
 def _patches(vit: VisionTransformer) -> range:
     return range(vit.num_prefix_tokens, vit.num_prefix_tokens + vit.patch_embed.num_patches)
-
-
-def _read_by_pooling(vit: VisionTransformer) -> range:
-    if isinstance(vit, VisionTransformerDistilled):
-        return range(2)
-    return range(1) if vit.has_class_token else range(_patches(vit).stop)
 
 
 def _is_affine(norm: nn.Module) -> bool:

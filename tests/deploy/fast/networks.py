@@ -52,6 +52,7 @@ PRUNINGS = {
     "kv_in_pairs": (1.0, 0.6, "kv", 1.0),
     "merge": (1.0, 0.5, "merge", 1.0),
     "heads_merge_neurons": (0.5, 0.3, "merge", 0.6),
+    "block_with_updates": (1.0, 0.5, "block", 1.0),
 }
 
 
@@ -89,7 +90,14 @@ def build(kind: str = "vit", pruning: str = "dense", seed: int = 0) -> ReIDModel
     if pruning.endswith("in_pairs"):  # two neighbours keep the same, and others come back behind them
         tokens[1] = tokens[0] if 1 in free else tokens[1]
         tokens[3] = tokens[2] if 3 in free else tokens[3]
-    return apply_plan(model, plan.narrow(heads=heads, tokens=tokens, neurons=neurons))
+    plan = plan.narrow(heads=heads, tokens=tokens, neurons=neurons)
+    if not pruning.endswith("with_updates"):
+        return apply_plan(model, plan)
+    apply_plan(model, plan.with_updates(range(plan.depth)))
+    for block in model.backbone.blocks:
+        if block.token_update is not None:
+            block.token_update.copy_(0.5 * torch.randn(block.token_update.shape, generator=generator))
+    return model
 
 
 def inputs(model: ReIDModel, batch: int = 3) -> tuple[Tensor, ...]:

@@ -1,0 +1,302 @@
+"""A cut with its repair: two copies of a network side by side, block by block, on the same calibration images.
+
+Beyond the paper (docs/beyond.md). Targets come from the network as it was just before the cut, so that fine-tuning
+between cuts is not undone; no labels are needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import LayerScale
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from amg_plugin.errors import InputError, RunError
+from amg_plugin.models.attention import PrunableBlock
+from amg_plugin.models.vit import backbone_of, make_prunable, temporarily, unwrap
+from amg_plugin.pruning.plan import PruningPlan
+from amg_plugin.pruning.repair import Moments, check_tokens, fit_least_squares, fit_mean
+from amg_plugin.pruning.surgery import apply_plan, current_plan, prunable_blocks
+
+logger = logging.getLogger(__name__)
+
+Stream = list[Tensor]
+"""Tokens ``[B, N, D]`` at one place of a network, a tensor per calibration batch."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """How a cut is repaired.
+
+    Attributes:
+        kind: ``"none"``, ``"mean"`` (biases and constant updates of tokens) or ``"least_squares"`` (weights as well).
+        images: Calibration images, in whole batches: the last batch may go beyond.
+        way: ``"blocks"``: each block gets what the repaired blocks in front of it give. ``"one"``: each block gets
+            what it got before the cut.
+        ridge: Weight of the change of the weights, see :func:`amg_plugin.pruning.repair.fit_least_squares`.
+    """
+
+    kind: str = "least_squares"
+    images: int = 1024
+    way: str = "blocks"
+    ridge: float = 1e-3
+
+    @classmethod
+    def from_config(cls, amg: CfgNode) -> Repair:
+        """Read the ``amg`` configuration node."""
+        return cls(amg.repair, amg.repair_images, amg.repair_pass, amg.repair_ridge)
+
+    def check(self, model: nn.Module, targets: Iterable[str], images: int) -> None:
+        """Check that a network can be repaired after cuts of ``targets``, before any work starts.
+
+        Args:
+            model: The network, as it is before the cuts.
+            targets: What is removed: ``"heads"``, ``"tokens"``, ``"neurons"``.
+            images: Calibration images that there are.
+
+        Raises:
+            InputError: If a layer has more columns than there are calibration tokens, or no bias for a mean.
+        """
+        if self.kind == "none":
+            return
+        backbone, plan, read = backbone_of(model), current_plan(model), tokens_read(model)
+        names = {"heads": "proj", "neurons": "fc2", **({"tokens": "proj"} if plan.variant == "kv" else {})}
+        prefix, images = backbone.num_prefix_tokens, min(images, self.images)
+        for index in prunable_blocks(model):
+            kept = [*range(prefix), *(prefix + position for position in plan.tokens[index])]
+            works = kept if plan.variant == "block" else range(prefix + plan.num_patches)
+            last = index == plan.depth - 1
+            tokens = images * sum(position in read or not last for position in works)
+            for name in sorted({names[target] for target in targets if target in names}):
+                layer = _layer(backbone.blocks[index], name)
+                if self.kind == "mean":
+                    _check_bias(layer, f"{name} of block {index}")
+                else:
+                    check_tokens(tokens, layer.in_features, f"{name} of block {index}")
+
+
+def tokens_read(model: nn.Module) -> range:
+    """Positions that are read behind the last block; all of them if the network does not say (``tokens_read``)."""
+    backbone = backbone_of(model)
+    length = backbone.num_prefix_tokens + backbone.patch_embed.num_patches
+    return getattr(unwrap(model), "tokens_read", range(length))
+
+
+@torch.no_grad()
+def prune_and_repair(
+    model: nn.Module,
+    plan: PruningPlan,
+    repair: Repair,
+    batches: Iterable[Any],
+    forward: Callable[[Any], Tensor] | None = None,
+) -> dict[str, float]:
+    """Prune ``model`` in place to ``plan`` as :func:`apply_plan` does, and repair what the cut broke.
+
+    Args:
+        model: A plain timm ViT, or a network that holds one as ``backbone``. Everything is computed in eval mode; the
+            model is then in the mode that it was in.
+        plan: What to keep. Blocks whose tokens get constant updates are added to it.
+        repair: How to repair.
+        batches: Calibration batches, without augmentation.
+        forward: Runs ``model`` on a batch and gives features ``[B, D]``; None: the batch is the model's argument.
+
+    Returns:
+        Relative squared distances of the features from those before the cut: ``as_cut`` and ``repaired``.
+
+    Raises:
+        InputError: If there are fewer calibration tokens than columns, or tokens are to be merged; the model then stays
+            as it is.
+        RunError: If statistics are not finite or a covariance is singular; the model then stays as it is.
+    """
+    forward, network, backbone = forward or model, unwrap(model), make_prunable(backbone_of(model))
+    if plan.variant == "merge" and plan.tokens != current_plan(network).tokens:
+        raise InputError("A cut that merges tokens cannot be repaired; give the plan to apply_plan.")
+    with temporarily("training", False, network.modules()):
+        kept, tokens, before = _start(backbone, repair.images, batches, forward)
+        plan = plan.with_updates(_updated(network, plan) if repair.kind != "none" else ())
+        repaired = apply_plan(copy.deepcopy(backbone), plan)
+        repair_blocks(backbone, repaired, tokens, repair, tokens_read(network))
+        del tokens
+        apply_plan(network, plan)
+        as_cut = [forward(batch) for batch in kept]
+        backbone.load_state_dict(repaired.state_dict())
+        after = [forward(batch) for batch in kept]
+    distances = {"as_cut": _distance(as_cut, before), "repaired": _distance(after, before)}
+    logger.info(
+        "repair (%s): relative squared distance of the features from those before the cut: %.4g as cut, %.4g repaired",
+        repair.kind,
+        *distances.values(),
+    )
+    return distances
+
+
+def _start(
+    backbone: nn.Module, images: int, batches: Iterable[Any], forward: Callable[[Any], Tensor]
+) -> tuple[list[Any], Stream, list[Tensor]]:
+    """Calibration batches, the tokens that enter the first block, and the features."""
+    kept, features, count = [], [], 0
+    with _inputs(backbone.blocks[0]) as seen:
+        tokens: Stream = []
+        for batch in batches:
+            kept.append(batch)
+            features.append(forward(batch))
+            tokens.append(seen[backbone.blocks[0]])
+            count += len(tokens[-1])
+            if count >= images:
+                break
+    if not all(torch.isfinite(values).all() for values in features):
+        raise RunError("The features of the network before the cut are not finite, so it cannot be repaired.")
+    return kept, tokens, features
+
+
+def _distance(features: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    pairs = list(zip(features, reference, strict=True))
+    off = sum((one.double() - other.double()).square().sum().item() for one, other in pairs)
+    return off / sum(other.double().square().sum().item() for _, other in pairs)
+
+
+def _updated(model: nn.Module, plan: PruningPlan) -> list[int]:
+    """Blocks that lose tokens by ``plan`` and whose carried tokens somebody reads."""
+    if plan.variant != "block":
+        return []
+    current, backbone = current_plan(model), backbone_of(model)
+    patches_read = len(tokens_read(model)) > backbone.num_prefix_tokens
+    return [
+        index
+        for index in range(plan.depth)
+        if plan.tokens[index] != current.tokens[index] and (index < plan.depth - 1 or patches_read)
+    ]
+
+
+@contextmanager
+def _inputs(*modules: nn.Module) -> Iterator[dict[nn.Module, Tensor]]:
+    """What goes into modules, by module, whenever they run."""
+    seen: dict[nn.Module, Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda module, args: seen.__setitem__(module, args[0])) for module in modules
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _layer(block: PrunableBlock, name: str) -> nn.Linear:
+    return block.attn.proj if name == "proj" else block.mlp.fc2
+
+
+@torch.no_grad()
+def repair_blocks(
+    before: nn.Module, after: nn.Module, tokens: Stream, repair: Repair, read: Sequence[int] | None = None
+) -> None:
+    """Repair the blocks of ``after``, in place, on the tokens that enter the first block.
+
+    Args:
+        before: The ViT before the cut, in eval mode, prunable.
+        after: A copy of it that was cut.
+        tokens: What enters the first block, ``[B, N, D]`` per batch.
+        repair: How to repair.
+        read: Positions that are read behind the last block; None for all.
+    """
+    dense = pruned = tokens
+    for index, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True)):
+        changes = _changes(old, new)
+        targets: dict[str, Stream] = {"proj": [], "fc2": []}
+        outcome = []
+        with _inputs(old.norm2, old.drop_path2) as seen:
+            for x in dense:
+                outcome.append(old(x))
+                middle, added = seen[old.norm2], seen[old.drop_path2]
+                for name in changes & set(targets):
+                    targets[name].append(middle if name == "proj" else middle + added)
+        source = pruned if repair.way == "blocks" else dense
+        only = read if index == len(before.blocks) - 1 else None
+        for name, values in targets.items():
+            if values and repair.kind != "none":
+                wanted = [_rows(tokens, old.kept_tokens, new.kept_tokens) for tokens in values]
+                moments = _moments(new, name, source, wanted, only, f"{name} of block {index}")
+                _fit(_layer(new, name), moments, repair)
+        if new.token_update is not None and repair.kind != "none":
+            _update_carried(old, new, source, outcome)
+        if repair.way == "blocks":
+            pruned = outcome if pruned is dense and not changes else [new(x) for x in pruned]
+        dense = outcome
+
+
+def _changes(old: PrunableBlock, new: PrunableBlock) -> set[str]:
+    """What a cut changed: the layers whose inputs are other ones, and ``"tokens"``."""
+    found = {name for name in ("proj", "fc2") if _layer(new, name).in_features < _layer(old, name).in_features}
+    if not _same(new.attn.kept_tokens, old.attn.kept_tokens):
+        found.add("proj")
+    return found if _same(new.kept_tokens, old.kept_tokens) else found | {"tokens"}
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
+def _rows(values: Tensor, held: Tensor | None, wanted: Tensor | None) -> Tensor:
+    """Those of the tokens at positions ``held`` that are at ``wanted``, both ascending; None for all."""
+    if wanted is None:
+        return values
+    return values.index_select(1, wanted if held is None else torch.searchsorted(held, wanted))
+
+
+def _moments(
+    block: PrunableBlock,
+    name: str,
+    source: Stream,
+    targets: Stream,
+    only: Sequence[int] | None,
+    label: str,
+) -> Moments:
+    """Statistics of a layer's inputs, and of what it should give for its branch to end at ``targets``."""
+    layer, moments = _layer(block, name), Moments(label)
+    norm, scale = (block.norm1, block.ls1) if name == "proj" else (block.norm2, block.ls2)
+    kept = block.kept_tokens
+    gamma = scale.gamma if isinstance(scale, LayerScale) else 1.0
+    with _inputs(norm, layer) as seen:
+        for x, target in zip(source, targets, strict=True):
+            block(x)
+            inputs, missing = seen[layer], (target - seen[norm]) / gamma
+            if only is not None:
+                positions = range(inputs.shape[1]) if kept is None else kept.tolist()
+                rows = [row for row, position in enumerate(positions) if position in only]
+                inputs, missing = inputs[:, rows], missing[:, rows]
+            moments.add(inputs, missing)
+    return moments
+
+
+def _check_bias(layer: nn.Linear, name: str) -> None:
+    if layer.bias is None:
+        raise InputError(f"amg.repair mean goes into biases, but {name} has none; least_squares is possible.")
+
+
+def _fit(layer: nn.Linear, moments: Moments, repair: Repair) -> None:
+    if repair.kind == "mean":
+        _check_bias(layer, moments.name)
+        layer.bias.copy_(fit_mean(layer.weight, moments))
+        return
+    weight, bias = fit_least_squares(layer.weight, layer.bias, moments, repair.ridge)
+    layer.weight.copy_(weight)
+    if bias is not None:
+        layer.bias.copy_(bias)
+
+
+def _update_carried(old: PrunableBlock, new: PrunableBlock, source: Stream, outcome: Stream) -> None:
+    """Give the tokens that the block has just lost the mean of what they lack behind it."""
+    before = [] if old.carried_tokens is None else old.carried_tokens.tolist()
+    carried = new.carried_tokens.tolist()
+    fresh = [position for position in carried if position not in before]
+    total = sum((y[:, fresh] - x[:, fresh]).double().sum(0) for x, y in zip(source, outcome, strict=True))
+    if fresh:
+        count = sum(len(x) for x in source)
+        new.token_update[[carried.index(position) for position in fresh]] = (total / count).to(new.token_update.dtype)
