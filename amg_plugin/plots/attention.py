@@ -1,7 +1,8 @@
 """What a figure shows, as tensors: attention of the class token per head and position, and scores laid out by the plan.
 
 Everything is laid out by the numbering of the dense model, so that a pruned network and the dense one it comes from can
-be put side by side. What a network does not have (removed heads, patches without a key) is NaN.
+be put side by side. What a network does not have (removed heads, patches without a key) is NaN. Where
+tokens are merged, patches share what the token gets that stands for them.
 """
 
 from __future__ import annotations
@@ -66,12 +67,23 @@ def attention_of_images(model: nn.Module, images: Tensor) -> list[ImageAttention
         model.embed(images)
     maps = torch.full((len(images), plan.depth, max(plan.num_heads), plan.num_patches), torch.nan)
     for block, kept in enumerate(recorder.kept):
-        # Keys come in the order of the kept positions, in either token variant.
-        heads = torch.tensor(plan.heads[block])[:, None]
-        maps[:, block, heads, torch.tensor(plan.tokens[block])] = kept
+        # Keys come in the order of the kept positions, in every token variant.
+        heads, (positions, tokens, sizes) = torch.tensor(plan.heads[block])[:, None], spread(plan, block)
+        maps[:, block, heads, positions] = kept[:, :, tokens] / sizes
     query = "class token" if backbone.has_class_token else "mean of all tokens"
     grid = tuple(backbone.patch_embed.grid_size)
     return [ImageAttention(image, plan, grid, query) for image in maps]
+
+
+def spread(plan: PruningPlan, block: int) -> tuple[Tensor, Tensor, Tensor]:
+    """How values of a block's tokens are shared out among the positions that they stand for.
+
+    Returns:
+        Positions, the number of the token that stands for each, and how many positions that token stands for.
+    """
+    rows = [(position, number, len(group)) for number, group in enumerate(plan.groups_of(block)) for position in group]
+    positions, tokens, sizes = torch.tensor(rows).unbind(1)
+    return positions, tokens, sizes
 
 
 def check_comparable(before: PruningPlan, after: PruningPlan) -> None:
@@ -92,8 +104,17 @@ def kept_heads(plan: PruningPlan) -> Tensor:
 
 
 def kept_tokens(plan: PruningPlan) -> Tensor:
-    """Which patch positions are kept, bool ``[blocks, patches]``."""
+    """Which patch positions are kept, bool ``[blocks, patches]``; where tokens are merged, those whose token stays."""
     return _kept(plan.tokens, plan.num_patches)
+
+
+def group_numbers(plan: PruningPlan) -> Tensor:
+    """The number of the token that stands for each position, ``[blocks, patches]``; -1 for positions without one."""
+    numbers = torch.full((plan.depth, plan.num_patches), -1)
+    for block in range(plan.depth):
+        positions, tokens, _ = spread(plan, block)
+        numbers[block, positions] = tokens
+    return numbers
 
 
 def _kept(indices: Sequence[Sequence[int]], width: int) -> Tensor:

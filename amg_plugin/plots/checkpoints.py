@@ -18,7 +18,7 @@ from amg_plugin.deploy.images import as_image, normalized, unit_input
 from amg_plugin.engine.calibration import build_calibration, scoring_mode
 from amg_plugin.errors import CheckpointError
 from amg_plugin.models.vit import backbone_of
-from amg_plugin.plots.attention import attention_of_images, check_comparable, lay_out, per_block_norm
+from amg_plugin.plots.attention import attention_of_images, check_comparable, lay_out, per_block_norm, spread
 from amg_plugin.plots.figures import ModelMaps, draw_image, draw_model
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
@@ -123,9 +123,14 @@ def scored_maps(cfg: CfgNode, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     with scoring_mode(model, cfg.amg.calibration.mode):
         entropy = HEAD_SCORERS.load("amg")(model, build_calibration(engine, "score heads"), blocks)
         importance = TOKEN_SCORERS.load("amg")(model, build_calibration(engine, "score tokens"), blocks)
+    shares = [spread(plan, block) for block in range(plan.depth)]
+    importance = [
+        values.cpu()[shares[block][1]] / shares[block][2] for block, values in zip(blocks, importance, strict=True)
+    ]
+    positions = [where.tolist() for where, _, _ in shares]
     return (
         lay_out(entropy, blocks, plan.heads, max(plan.num_heads)),
-        per_block_norm(lay_out(importance, blocks, plan.tokens, plan.num_patches)),
+        per_block_norm(lay_out(importance, blocks, positions, plan.num_patches)),
     )
 
 

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from amg_plugin.plots.attention import ImageAttention, kept_heads, kept_tokens
+from amg_plugin.plots.attention import ImageAttention, group_numbers, kept_heads, kept_tokens
 from amg_plugin.plots.style import (
+    BORDER,
     FAINT,
     FONT,
     KEPT,
@@ -69,7 +70,7 @@ def draw_image(
             for number, mean in enumerate(means[:, row]):
                 _draw_heat(sheet.cell(row, 1 + sheet.heads + number), mean, np.nanmax(means[:, row]))
         _write_names(sheet, ["mean\nbefore", after_title][-sheet.means :], after.plan.heads_known)
-        _draw_footer(sheet, after.query)
+        _draw_footer(sheet, after.query, merged=bool(after.plan.groups))
     return sheet.figure
 
 
@@ -95,16 +96,38 @@ class _BlockSheet(Sheet):
 
 
 def _draw_kept(sheet: _BlockSheet, row: int, picture: np.ndarray, after: ImageAttention) -> None:
-    """The image, with the positions that the block does not keep greyed out."""
+    """The image: positions that the block does not keep are greyed out, merged ones have their common colour."""
     axes = sheet.cell(row, 0)
-    kept = _laid_out(kept_tokens(after.plan).numpy()[row], after.grid)
+    groups = _laid_out(group_numbers(after.plan).numpy()[row], after.grid)
     extent = (0, picture.shape[1], picture.shape[0], 0)
     axes.imshow(picture, extent=extent, interpolation="lanczos")
-    veil = np.zeros((*kept.shape, 4), dtype=np.float32)
+    veil = np.zeros((*groups.shape, 4), dtype=np.float32)
     veil[..., :3] = mpl.colors.to_rgb(NO_KEY)
-    veil[..., 3] = np.where(kept, 0.0, 0.93)
+    veil[..., 3] = np.where(groups < 0, 0.93, 0.0)
+    if after.plan.groups:
+        veil[:] = _mean_colours(picture, groups)
+        _draw_borders(axes, groups, extent[1] / groups.shape[1], extent[2] / groups.shape[0])
     axes.imshow(veil, extent=extent, interpolation="nearest")
     axes.set_ylabel(f"block {row}", rotation=0, ha="right", va="center", labelpad=6, fontsize=8)
+
+
+def _mean_colours(picture: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """For each position its group's mean colour and opacity, ``[rows, columns, 4]``; a lone patch stays transparent."""
+    (rows, columns), (height, width) = groups.shape, picture.shape[:2]
+    labels = groups[np.arange(height)[:, None] * rows // height, np.arange(width)[None] * columns // width]
+    counts = np.maximum(np.bincount(labels.ravel(), minlength=groups.max() + 1), 1)
+    sums = [np.bincount(labels.ravel(), picture[..., channel].ravel(), len(counts)) for channel in range(3)]
+    alone = np.bincount(groups.ravel(), minlength=len(counts)) == 1
+    colours = np.stack([*(total / counts / 255 for total in sums), ~alone], axis=-1)
+    return colours[groups]
+
+
+def _draw_borders(axes: Axes, groups: np.ndarray, width: float, height: float, left: float = 0.0) -> None:
+    """Lines between patches of different groups; a patch is ``width`` times ``height``, the first is at ``left``."""
+    rows, columns = np.nonzero(groups[:, 1:] != groups[:, :-1])
+    axes.vlines(left + (columns + 1) * width, left + rows * height, left + (rows + 1) * height, BORDER, linewidth=0.5)
+    rows, columns = np.nonzero(groups[1:] != groups[:-1])
+    axes.hlines(left + (rows + 1) * height, left + columns * width, left + (columns + 1) * width, BORDER, linewidth=0.5)
 
 
 def _draw_maps(sheet: _BlockSheet, row: int, after: ImageAttention) -> None:
@@ -139,14 +162,16 @@ def _write_names(sheet: _BlockSheet, means: Sequence[str], heads_known: bool) ->
     sheet.text(middle, top + 0.24, text, weight="bold", **options)
 
 
-def _draw_footer(sheet: _BlockSheet, query: str) -> None:
+def _draw_footer(sheet: _BlockSheet, query: str, merged: bool) -> None:
     bar = sheet.panel(_LEFT, 0.40, 2.1, 0.09)
     made = colour_bar(bar, PowerNorm(_GAMMA, 0, 1), heat_map(), "", orientation="horizontal")
     made.set_ticks([0, 0.05, 0.25, 0.5, 1], labels=["0", "0.05", "0.25", "0.5", "1"])
     label = f"attention of the {query} / maximum of the panel (means: of the block)"
     sheet.text(_LEFT, 0.07, label, fontsize=7.5)
     marks = [
-        Patch(facecolor=NO_KEY, edgecolor="none", label="position not kept"),
+        Patch(facecolor="none", edgecolor=BORDER, label="patches of one token, in their mean colour")
+        if merged
+        else Patch(facecolor=NO_KEY, edgecolor="none", label="position not kept"),
         mpl.lines.Line2D([], [], color=FAINT, marker="x", linestyle="", markersize=5, label="head removed"),
     ]
     spacing = {"handlelength": 1.0, "handletextpad": 0.5, "columnspacing": 1.2, "borderpad": 0}
@@ -248,13 +273,16 @@ def _draw_grids(
     sheet: Sheet, top: float, maps: ModelMaps, norm: Normalize | None, per_line: int, height: float
 ) -> None:
     """The same positions where they are in the image, a small panel for each block."""
-    sheet.text(_LEFT, top + 0.2, "Positions in the image", weight="bold", fontsize=8.5)
+    merged = "; lines: patches of one token" if maps.plan.groups else ""
+    sheet.text(_LEFT, top + 0.2, f"Positions in the image{merged}", weight="bold", fontsize=8.5)
     width = height * maps.grid[1] / maps.grid[0]
     for block, kept in enumerate(kept_tokens(maps.plan).numpy()):
         line, column = divmod(block, per_line)
         axes = sheet.panel(_LEFT + column * (width + _MODEL_GAP), top - line * (height + 0.2) - height, width, height)
         values = None if maps.importance is None else maps.importance[block].numpy().reshape(maps.grid)
         _draw_matrix(axes, values, kept.reshape(maps.grid), norm, np.ones(maps.grid, dtype=bool))
+        if maps.plan.groups:
+            _draw_borders(axes, group_numbers(maps.plan)[block].numpy().reshape(maps.grid), 1, 1, -0.5)
         bare(axes)
         axes.set_title(f"block {block}" if per_line <= 8 else str(block), fontsize=7.5, pad=2)
 

@@ -17,6 +17,7 @@ from amg_plugin.utils.files import replacing
 
 FORMATS = ("png", "pdf", "svg")
 KEPT, REMOVED, NO_KEY, INK, FAINT = "#2a6fbb", "#d8d8d8", "#cfcfcf", "#222222", "#6a6a6a"
+BORDER = "#f0a030"
 FONT = {"font.family": "DejaVu Sans", "font.size": 8, "axes.linewidth": 0.5, "text.color": INK}
 
 

@@ -2,16 +2,19 @@
 
 How a saving is spread decides what it is worth, so the plans follow those that AMG makes of trained networks (the
 Market-1501 dev split's, docs/results/): later blocks lose more than early ones, and the kept positions of a block are,
-by and large, those in the middle of the image, in every block the same ones.
+by and large, those in the middle of the image, in every block the same ones. Merged tokens are neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
+import torch
+
 from amg_plugin.errors import InputError
-from amg_plugin.pruning.budget import Goal, Goals, PlanCost, closest
+from amg_plugin.pruning.budget import Goal, Goals, PlanCost, closest, closest_merge
+from amg_plugin.pruning.merging import MergeRange, Tokens, choose_pairs, merge_costs
 from amg_plugin.pruning.plan import Limits, PruningPlan
 from amg_plugin.pruning.selection import removal_count
 
@@ -39,14 +42,22 @@ def example_plan(dense: PruningPlan, grid: tuple[int, int], head_rate: float, to
         total = limits.dense(dense, target)
         if not 0 <= rate < 1:
             raise InputError(f"The rate {rate} of {target} is impossible; allowed: at least 0 and less than 1.")
-        if (count := removal_count(rate, total)) > total - dense.depth:
-            raise InputError(f"The rate {rate} of {target} would leave a block without any.")
+        count, most = removal_count(rate, total), total - dense.depth
+        if target == "tokens" and dense.variant == "merge":
+            most = _most_merged(plan, limits)
+        if count > most:
+            raise InputError(
+                f"The rate {rate} of {target} would leave a block without any; up to {most / total:.3f} can go."
+            )
         plan = example_cut(plan, grid, target, limits, count)
     return plan
 
 
 def example_cut(plan: PruningPlan, grid: tuple[int, int], target: str, limits: Limits, count: int) -> PruningPlan:
     """Take away a number of heads or (block, position) pairs, spread as in :func:`example_plan`."""
+    if target == "tokens" and plan.variant == "merge":
+        gone = limits.dense(plan, target) - sum(limits.left(plan, target))
+        return _merged(plan, grid, MergeRange(plan, limits).nearest(gone + count))
     left = limits.left(plan, target)
     chosen = []
     for block, total, gone in zip(limits.blocks, left, _spread(left, count, limits.floor(target)), strict=True):
@@ -62,9 +73,33 @@ def example_for_budget(
 ) -> PruningPlan:
     """The plan, spread as in :func:`example_plan`, whose saving of MACs is closest to the last of some goals."""
     for target, saving in goals:
+        if target == "tokens" and plan.variant == "merge":
+            plan = _merged(plan, grid, closest_merge(MergeRange(plan, limits), Goal(cost, saving)))
+            continue
         after = partial(example_cut, plan, grid, target, limits)
         plan = closest(after, limits.removable(plan, target), Goal(cost, saving))
     return plan
+
+
+def _most_merged(plan: PruningPlan, limits: Limits) -> int:
+    """(block, position) pairs that merging can remove, counted from the dense model."""
+    room = MergeRange(plan, limits)
+    return room.removed(room.most)
+
+
+def _merged(plan: PruningPlan, grid: tuple[int, int], left: Mapping[int, int]) -> PruningPlan:
+    """Merge neighbours: Ward's criterion on the places of the patches in the image."""
+    rows, columns = grid
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double()
+    found = [tokens := Tokens.all(plan.num_patches)] * plan.depth
+    for block in sorted(left):
+        current = Tokens(plan.tokens[block], plan.groups_of(block))
+        tokens = current.coarsened(tokens, current.sizes)
+        centres = torch.stack([places[list(group)].mean(0) for group in tokens.groups])
+        sizes = tokens.sizes
+        costs = merge_costs(torch.cdist(centres, centres).square(), sizes, sizes)
+        tokens = found[block] = tokens.joined(choose_pairs(costs, sizes, len(tokens.groups) - left[block]))
+    return plan.merge([one.positions for one in found], [one.groups for one in found])
 
 
 def _distance(place: int, rows: int, columns: int) -> float:

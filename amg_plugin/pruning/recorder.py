@@ -279,7 +279,7 @@ def attention_share(attention: Tensor, chosen: Tensor, prefix: int, class_token:
 
     Args:
         attention: Softmax attention ``[B, H, Q, K]``; the first ``prefix`` keys, and queries, are prefix tokens.
-        chosen: Which of the patch keys are meant, bool ``[B, K - prefix]``.
+        chosen: Which of the patch keys are meant, or which part of each, ``[B, K - prefix]``.
         prefix: Number of prefix tokens.
         class_token: Whether token 0 is a class token.
 
@@ -294,7 +294,8 @@ def attention_share(attention: Tensor, chosen: Tensor, prefix: int, class_token:
 class CoveredAttentionRecorder(AttentionRecorder):
     """Mean over images of :func:`attention_share` of the covered patches, per block.
 
-    Set ``covered`` before each batch is run. Where tokens are pruned, only the kept keys of a block are looked at.
+    Set ``covered`` before each batch is run. Where tokens are pruned, only the kept keys of a block are looked at; one
+    that stands for several patches is covered in part.
 
     Attributes:
         covered: Which patches of the coming batch are covered, bool ``[B, N]`` over the patches of the dense model.
@@ -303,8 +304,8 @@ class CoveredAttentionRecorder(AttentionRecorder):
 
     def __init__(self, model: nn.Module, blocks: Sequence[int] | None = None) -> None:
         super().__init__(model, blocks)
-        tokens = current_plan(self.backbone).tokens
-        self._kept = [torch.tensor(tokens[block]) for block in self.blocks]
+        plan = current_plan(self.backbone)
+        self._groups = [[list(group) for group in plan.groups_of(block)] for block in self.blocks]
         self._attention = [0.0] * len(self.blocks)
         self._keys = [0.0] * len(self.blocks)
         self.covered: Tensor | None = None
@@ -317,17 +318,18 @@ class CoveredAttentionRecorder(AttentionRecorder):
             ValueError: If the map does not belong to ``covered``: another number of images, or of keys than the plan
                 keeps (networks that choose their tokens image by image).
         """
-        prefix, kept = self.backbone.num_prefix_tokens, self._kept[place]
-        expected = (len(self.covered) if self.covered is not None else 0, prefix + len(kept))
+        prefix, groups = self.backbone.num_prefix_tokens, self._groups[place]
+        expected = (len(self.covered) if self.covered is not None else 0, prefix + len(groups))
         if (attention.shape[0], attention.shape[-1]) != expected:
             raise ValueError(
                 f"attention of {attention.shape[0]} images over {attention.shape[-1]} keys, "
                 f"but {expected[0]} images and {expected[1]} keys were expected"
             )
-        covered = self.covered[:, kept].to(attention.device)
+        patches = self.covered.double()
+        covered = torch.stack([patches[:, group].mean(1) for group in groups], dim=1).to(attention.device)
         share = attention_share(attention.detach(), covered, prefix, self.backbone.has_class_token)
         self._attention[place] += share.sum().item()
-        self._keys[place] += covered.double().mean(1).sum().item()
+        self._keys[place] += patches[:, sum(groups, [])].mean(1).sum().item()
         if place == 0:
             self.images += len(covered)
 

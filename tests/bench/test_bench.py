@@ -68,6 +68,15 @@ def test_a_structure_is_a_dense_network_and_what_is_left_of_it():
     assert sum(plan.tokens_per_block) == 12 * 8 - 24
 
 
+def test_merged_networks_are_described_like_others():
+    _, block = from_structure("vit_amg_tiny", ["token25"], (64, 32))
+    _, merged = from_structure("vit_amg_tiny", ["token25"], (64, 32), variant="merge")
+    assert merged.plan["variant"] == "merge" and merged.plan["groups"]
+    found, other = merged.describe(), block.describe()
+    assert found["macs"] == pytest.approx(other["macs"], rel=0.01)
+    assert 0.9 * found["macs"] < found["macs_fast"] < found["macs"]
+
+
 def test_a_pruned_checkpoint_is_measured_against_its_dense_network(pruned):
     dense, subject = from_checkpoint(str(pruned))
     assert current_plan(dense.build()).is_dense

@@ -10,12 +10,13 @@ from amg_plugin.models.vit import backbone_of
 from amg_plugin.plots.attention import (
     attention_of_images,
     check_comparable,
+    group_numbers,
     kept_heads,
     kept_tokens,
     lay_out,
     per_block_norm,
 )
-from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
+from amg_plugin.pruning import AttentionMapRecorder, PruningPlan, apply_plan, current_plan
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 4, "patch_size": 8}
 HEADS = [[0, 2], [0, 1, 2, 3], [3]]
@@ -82,6 +83,21 @@ def test_the_class_tokens_attention_lies_at_the_dense_numbers(images, name, vari
             assert image.maps[block].isnan().sum() == 32 - kept.numel()
 
 
+def test_patches_share_the_attention_that_their_token_gets(images):
+    model = network()
+    groups = [[[n] for n in range(8)], [[0, 6], [1], [2, 3, 5], [4], [7]], [[2, 3, 4, 5, 7], [0, 1, 6]]]
+    merged = current_plan(model).with_variant("merge").merge([range(8), [0, 1, 3, 4, 7], [2, 6]], groups)
+    apply_plan(model, merged)
+    with AttentionMapRecorder(model) as recorder, torch.no_grad():
+        model.embed(images[:1])
+    image = attention_of_images(model, images[:1])[0]
+    for block, tokens in enumerate(merged.groups):
+        expected = recorder.mean()[block][:, 0, 1:].float()
+        for number, group in enumerate(tokens):
+            for position in group:
+                torch.testing.assert_close(image.maps[block, :, position], expected[:, number] / len(group))
+
+
 def test_without_a_class_token_all_tokens_ask(images):
     (first, _) = attention_of_images(network("averaged"), images)
     assert first.query == "mean of all tokens"
@@ -113,6 +129,12 @@ def plan(heads=HEADS, tokens=TOKENS):
 def test_kept_marks_follow_the_plan():
     assert kept_heads(plan()).int().tolist() == [[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]]
     assert [row.nonzero().flatten().tolist() for row in kept_tokens(plan())] == TOKENS
+
+
+def test_positions_know_the_token_that_stands_for_them():
+    merged = PruningPlan.dense([4, 4], 4, "merge").merge([range(4), [1, 2]], [[[0], [1], [2], [3]], [[0, 1], [2, 3]]])
+    assert group_numbers(merged).tolist() == [[0, 1, 2, 3], [0, 0, 1, 1]]
+    assert group_numbers(plan()).tolist()[2] == [-1, -1, -1, -1, 0, -1, -1, -1]
 
 
 def test_blocks_with_fewer_heads_are_padded():

@@ -73,6 +73,34 @@ def test_positions_that_are_not_kept_are_greyed_out_in_the_image():
     assert hidden == [[], [0, 1, 5, 6, 7]]
 
 
+MERGED = PruningPlan.dense([3, 3], 8, "merge").merge(
+    [range(8), [0, 3, 4]], [[[n] for n in range(8)], [[0, 1, 2], [3], [4, 5, 6, 7]]]
+)
+
+
+def test_merged_positions_have_their_common_colour_and_borders():
+    picture = np.zeros((32, 16, 3), dtype=np.uint8)
+    picture[:8, :8, 0] = 255  # the first patch is red
+    maps = torch.rand(2, 3, 8)
+    figure = draw_image(picture, ImageAttention(maps, MERGED, GRID, "class token"))
+    veils = [image.get_array() for axes in figure.axes for image in axes.images if image.get_array().ndim == 3]
+    first, second = (veil.reshape(8, 4) for veil in veils if veil.shape[-1] == 4)
+    assert not first[:, 3].any()
+    assert second[:, 3].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+    assert second[:3, 0].tolist() == pytest.approx([1 / 3] * 3)
+    assert second[4:, 0].tolist() == [0] * 4
+    rows = [axes for axes in figure.axes if axes.get_ylabel().startswith("block")]
+    assert [sum(len(lines.get_segments()) for lines in axes.collections) for axes in rows] == [4 + 6, 1 + 3]
+    assert "patches of one token, in their mean colour" in texts(figure)
+
+
+def test_the_figure_of_a_merged_network_shows_the_groups():
+    figure = draw_model(ModelMaps(MERGED, GRID, importance=torch.rand(2, 8, dtype=torch.float64)))
+    grids = [axes for axes in figure.axes if axes.images and axes.images[0].get_array().shape == GRID]
+    assert [sum(len(lines.get_segments()) for lines in axes.collections) for axes in grids] == [4 + 6, 1 + 3]
+    assert "Positions in the image; lines: patches of one token" in texts(figure)
+
+
 def test_heads_whose_numbers_are_unknown_are_not_passed_off_as_known():
     plan = PruningPlan("block", [3, 3], 8, [[0, 1], [0]], [range(8)] * 2, heads_known=False)
     assert any("not recorded" in text for text in texts(draw_image(PICTURE, attention(plan))))

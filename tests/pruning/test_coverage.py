@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from masked_reference import build_tiny, images_for, random_choice
+from naive_merging import random_merges
 
 from amg_plugin.models.vit import pooled_features
 from amg_plugin.pruning import AttentionMapRecorder, apply_plan, current_plan
@@ -134,3 +135,22 @@ def test_masks_of_another_batch_are_refused(model, covered):
 def test_a_mean_of_nothing_is_refused(model):
     with pytest.raises(RuntimeError, match="no image"):
         CoveredAttentionRecorder(model).mean()
+
+
+def test_a_key_of_several_patches_is_covered_in_part(model):
+    images = images_for(model)
+    plan = current_plan(model).with_variant("merge")
+    apply_plan(model, random_merges(plan, range(1, plan.depth), 0.4))
+    covered = covered_for(images)
+    found = record(model, [(images, covered)], [2])[0]
+    with AttentionMapRecorder(model, [2]) as recorder:
+        shares = []
+        for image, hidden in zip(images, covered.tolist(), strict=True):
+            recorder.sums, recorder.images = [], 0
+            run(model, image[None])
+            row = recorder.mean()[0][:, 0, PREFIX:].mean(0).tolist()
+            groups = current_plan(model).groups[2]
+            parts = [sum(hidden[n] for n in group) / len(group) for group in groups]
+            shares.append(sum(share * part for share, part in zip(row, parts, strict=True)) / sum(row))
+    assert found["attention"] == pytest.approx(sum(shares) / len(shares))
+    assert found["keys"] == pytest.approx(covered.double().mean().item())

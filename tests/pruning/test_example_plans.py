@@ -41,6 +41,21 @@ def test_the_variant_of_the_dense_plan_counts():
     assert example_plan(DENSE.with_variant("kv"), (16, 8), 0.1, 0.1).variant == "kv"
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.4])
+def test_merged_tokens_are_neighbours(rate):
+    plan = example_plan(DENSE.with_variant("merge"), (16, 8), 0.25, rate)
+    assert 12 * 128 - sum(plan.tokens_per_block) == int(rate * 12 * 128 + 1e-9)
+    assert plan.tokens_per_block[0] == 128
+    for group in plan.groups_of(11):
+        rows, columns = {place // 8 for place in group}, {place % 8 for place in group}
+        assert max(rows) - min(rows) < 5 and max(columns) - min(columns) < 5
+
+
+def test_more_than_can_be_merged_is_refused():
+    with pytest.raises(InputError, match=r"up to 0\.\d+ can go"):
+        example_plan(DENSE.with_variant("merge"), (16, 8), 0.0, 0.95)
+
+
 @pytest.mark.parametrize(
     ("rates", "words"), [((1.0, 0), "heads is impossible"), ((0, -0.1), "tokens"), ((0.9, 0), "without")]
 )
@@ -71,7 +86,7 @@ def test_a_cut_goes_on_from_a_pruned_plan():
     assert all(set(after) <= set(before) for before, after in zip(start.tokens, again.tokens, strict=True))
 
 
-@pytest.mark.parametrize(("variant", "saving"), [("block", 0.1), ("block", 0.35), ("kv", 0.1)])
+@pytest.mark.parametrize(("variant", "saving"), [("block", 0.1), ("block", 0.35), ("kv", 0.1), ("merge", 0.3)])
 def test_a_saving_is_met_by_heads_and_tokens(variant, saving):
     model = build_network(ModelSpec("vit_tiny_patch16_224", (256, 128), 3, overrides={"depth": 4}))
     cost = PlanCost.of(model)
