@@ -169,7 +169,7 @@ def _draw_footer(sheet: _BlockSheet, query: str, merged: bool) -> None:
     label = f"attention of the {query} / maximum of the panel (means: of the block)"
     sheet.text(_LEFT, 0.07, label, fontsize=7.5)
     marks = [
-        Patch(facecolor="none", edgecolor=BORDER, label="patches of one token, in their mean colour")
+        Patch(facecolor="none", edgecolor=BORDER, label="patches of one token")
         if merged
         else Patch(facecolor=NO_KEY, edgecolor="none", label="position not kept"),
         mpl.lines.Line2D([], [], color=FAINT, marker="x", linestyle="", markersize=5, label="head removed"),

@@ -329,7 +329,7 @@ class CoveredAttentionRecorder(AttentionRecorder):
         covered = torch.stack([patches[:, group].mean(1) for group in groups], dim=1).to(attention.device)
         share = attention_share(attention.detach(), covered, prefix, self.backbone.has_class_token)
         self._attention[place] += share.sum().item()
-        self._keys[place] += patches[:, sum(groups, [])].mean(1).sum().item()
+        self._keys[place] += patches[:, [position for group in groups for position in group]].mean(1).sum().item()
         if place == 0:
             self.images += len(covered)
 

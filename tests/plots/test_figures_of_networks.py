@@ -91,7 +91,7 @@ def test_merged_positions_have_their_common_colour_and_borders():
     assert second[4:, 0].tolist() == [0] * 4
     rows = [axes for axes in figure.axes if axes.get_ylabel().startswith("block")]
     assert [sum(len(lines.get_segments()) for lines in axes.collections) for axes in rows] == [4 + 6, 1 + 3]
-    assert "patches of one token, in their mean colour" in texts(figure)
+    assert "patches of one token" in texts(figure)
 
 
 def test_the_figure_of_a_merged_network_shows_the_groups():
