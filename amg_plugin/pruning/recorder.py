@@ -270,6 +270,39 @@ class InputVarianceRecorder(InputRecorder):
         return found
 
 
+class InputCovarianceRecorder(AbstractContextManager):
+    """Means and covariances of the inputs of layers, over all tokens or over those at the front.
+
+    Args:
+        layers: The layers, whose inputs are ``[B, N, C]``.
+        tokens: For each layer, how many tokens at the front count; None: all.
+
+    Attributes:
+        sums: Per layer, the number of tokens and the sums of ``z`` and of ``z z^T``, ``[1]``, ``[C]``, ``[C, C]``,
+            float64; empty before the first batch. Those of several processes can be added up.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], tokens: Sequence[int | None]) -> None:
+        self.layers, self.tokens = list(layers), list(tokens)
+        self.sums: list[list[Tensor]] = [[] for _ in self.layers]
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> InputCovarianceRecorder:
+        for place, layer in enumerate(self.layers):
+            self._handles.append(layer.register_forward_pre_hook(partial(self._observe, place)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _observe(self, place: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].detach()[:, : self.tokens[place]].flatten(0, 1).double()
+        sums = [values.new_tensor([len(values)]), values.sum(0), values.T @ values]
+        held = self.sums[place]
+        self.sums[place] = [one + other for one, other in zip(held, sums, strict=True)] if held else sums
+
+
 def attention_share(attention: Tensor, chosen: Tensor, prefix: int, class_token: bool = True) -> Tensor:
     """Share of the attention to patches that falls on chosen ones.
 

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from amg_plugin.errors import RunError
 from amg_plugin.models.vit import backbone_of, temporarily
 from amg_plugin.pruning.recorder import (
     AttentionMapRecorder,
+    InputCovarianceRecorder,
     InputGradientRecorder,
     InputVarianceRecorder,
     TokenGradientRecorder,
 )
-from amg_plugin.pruning.scores import entropy_against_gradient, head_entropy
+from amg_plugin.pruning.scores import entropy_against_gradient, head_entropy, what_repair_leaves
+from amg_plugin.pruning.streams import tokens_read
 from amg_plugin.pruning.surgery import current_plan
 
 Batch = Any
@@ -117,6 +121,44 @@ def entropy_against_gradient_of_heads(
         _run_gradients(model, calibration)
     entropy = [head_entropy(mean, normalize=True) for mean in _mean_maps(maps, calibration)]
     return entropy_against_gradient(entropy, _over_processes(recorder.changes, calibration))
+
+
+def reconstruction_of_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:
+    """Beyond the paper: minus the first-order change of the loss by what least squares cannot make up for.
+
+    Each head is taken by itself: the other heads of its block stay and stand in for it. One pass without gradients
+    gives means and covariances, a second one the gradients.
+
+    Raises:
+        RunError: If statistics are not finite.
+    """
+    attentions = [backbone_of(model).blocks[block].attn for block in blocks]
+    layers, widths = [one.proj for one in attentions], [one.head_dim for one in attentions]
+    with InputCovarianceRecorder(layers, _front_tokens(model, blocks)) as recorder, torch.no_grad():
+        for batch in calibration.batches():
+            calibration.forward(batch)
+    left = []
+    for block, width, sums in zip(blocks, widths, recorder.sums, strict=True):
+        count, total, products = _over_processes(sums, calibration)
+        mean = total / count
+        covariance = products / count - mean.outer(mean)
+        if not torch.isfinite(covariance).all():
+            raise RunError(f"The inputs of proj of block {block} are not finite; the calibration pass gave NaN.")
+        left.append(partial(_times, mean=mean, matrix=what_repair_leaves(covariance, width)))
+    with InputGradientRecorder(layers, widths, left) as gradients:
+        _run_gradients(model, calibration)
+    return [-changes for changes in _over_processes(gradients.changes, calibration)]
+
+
+def _times(values: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
+    return (values - mean.to(values.dtype)) @ matrix.to(values.dtype).T
+
+
+def _front_tokens(model: nn.Module, blocks: Sequence[int]) -> list[int | None]:
+    """How many tokens at the front of each block matter: in a last one of which only prefix tokens are read, those."""
+    backbone, read = backbone_of(model), len(tokens_read(model))
+    last = len(backbone.blocks) - 1
+    return [read if block == last and read <= backbone.num_prefix_tokens else None for block in blocks]
 
 
 def random_heads(model: nn.Module, calibration: Calibration, blocks: Sequence[int]) -> list[Tensor]:

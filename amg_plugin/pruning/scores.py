@@ -102,6 +102,34 @@ def loss_changes(removed: Tensor, gradient: Tensor, width: int) -> Tensor:
     return per_image.unflatten(1, (-1, width)).sum(2).abs().sum(0)
 
 
+def what_repair_leaves(covariance: Tensor, width: int, ridge: float = 1e-3) -> Tensor:
+    """What is left of the input of a layer, part by part, once a part went and least squares made up for it.
+
+    For each part ``h`` and the others ``K``: ``z_h - A (z_K - m_K) - m_h`` with ``A = C_hK (C_KK + l I)^-1`` and ``l``
+    the mean diagonal of ``C_KK`` times ``ridge``, as in :func:`amg_plugin.pruning.repair.fit_least_squares`.
+
+    Args:
+        covariance: ``C`` of the layer's inputs, ``[C, C]``.
+        width: Neighbouring columns of a part.
+        ridge: Weight of the change of the weights.
+
+    Returns:
+        ``R`` ``[C, C]``, float64: what is left of an input ``z`` with mean ``m`` is ``R (z - m)``.
+    """
+    covariance = covariance.double()
+    left = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
+    for start in range(0, len(covariance), width):
+        part = slice(start, start + width)
+        others = torch.ones(len(covariance), dtype=torch.bool, device=covariance.device)
+        others[part] = False
+        if others.any():
+            penalised = covariance[others][:, others]
+            weight = ridge * penalised.diagonal().mean()
+            penalised.diagonal().add_(weight.clamp_min(torch.finfo(torch.float32).tiny))  # all of them may be 0
+            left[part, others] = -torch.linalg.solve(penalised, covariance[others, part]).T
+    return left
+
+
 def entropy_against_gradient(entropy: Sequence[Tensor], changes: Sequence[Tensor]) -> list[Tensor]:
     """Weigh the entropy of heads against what removing them does to the loss.
 

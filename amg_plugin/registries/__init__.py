@@ -101,6 +101,7 @@ for _table, _name, _function, _line in (
     (HEAD_SCORERS, "amg", "entropy_of_heads", "entropy of the mean attention map"),
     (HEAD_SCORERS, "taylor", "taylor_of_heads", "first-order change of the loss, beyond the paper"),
     (HEAD_SCORERS, "entropy_gradient", "entropy_against_gradient_of_heads", "entropy against taylor, beyond the paper"),
+    (HEAD_SCORERS, "reconstruction", "reconstruction_of_heads", "taylor of what a repair leaves, beyond the paper"),
     (HEAD_SCORERS, "random", "random_heads", "random scores, for comparison"),
     (HEAD_SCORERS, "magnitude", "magnitude_of_heads", "norm of the weights, for comparison"),
     (TOKEN_SCORERS, "amg", "importance_of_tokens", "attention times gradient"),

@@ -18,7 +18,12 @@ from amg_plugin.pruning.cut import PruningRules, plan_cut
 from amg_plugin.pruning.recorder import AttentionMapRecorder, InputGradientRecorder
 from amg_plugin.pruning.schedule import PruningSchedule, Stage
 from amg_plugin.pruning.scorers import Calibration
-from amg_plugin.pruning.scores import entropy_against_gradient, loss_changes, token_sums_per_image
+from amg_plugin.pruning.scores import (
+    entropy_against_gradient,
+    loss_changes,
+    token_sums_per_image,
+    what_repair_leaves,
+)
 from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
 
 TINY = {"depth": 3, "embed_dim": 16, "num_heads": 2}
@@ -28,7 +33,7 @@ NETWORKS = {
     "transreid": {"stride": 12, "side_information": {"cameras": 3}, "jigsaw": {}, "loss": "triplet"},
     "la_transformer": {"head": "parts", "parts": 3, "part_hidden": 8},
 }
-BEYOND_HEADS = ["taylor", "entropy_gradient"]
+BEYOND_HEADS = ["taylor", "entropy_gradient", "reconstruction"]
 
 
 def network(name):
@@ -93,6 +98,43 @@ def changes_one_by_one(model, batches, block):
                 handle.remove()
                 totals[head] += abs(torch.autograd.grad(loss, factor)[0].item())
     return torch.tensor(totals, dtype=torch.float64)
+
+
+def lost_one_by_one(model, batches, block, front=None):
+    """``[2]``: what the residual of a head, fitted by the other one, does to the loss in every image by itself."""
+    attention, seen, totals = backbone_of(model).blocks[block].attn, [], [0.0, 0.0]
+    keep = attention.proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, :front].detach()))
+    for batch in batches:
+        loss_per_image(model, *batch)
+    keep.remove()
+    tokens = torch.cat([values.flatten(0, 1) for values in seen])
+    mean = tokens.mean(0)
+    heads = [slice(head * attention.head_dim, (head + 1) * attention.head_dim) for head in range(2)]
+    for head, (ours, other) in enumerate((heads, heads[::-1])):
+        weights = direct_fit((tokens - mean)[:, other], (tokens - mean)[:, ours], 1e-3)
+        for images, cameras, pids in batches:
+            for number in range(len(images)):
+                share = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+                def lose(module, inputs, number=number, share=share, ours=ours, other=other, weights=weights):
+                    centred = (inputs[0] - mean)[number].detach()
+                    lost = torch.zeros_like(inputs[0])
+                    lost[number, :, ours] = centred[:, ours] - centred[:, other] @ weights
+                    return (inputs[0] - share * lost,)
+
+                handle = attention.proj.register_forward_pre_hook(lose)
+                loss = loss_per_image(model, images, cameras, pids).mean()
+                handle.remove()
+                totals[head] += abs(torch.autograd.grad(loss, share)[0].item())
+    return torch.tensor(totals, dtype=torch.float64)
+
+
+def direct_fit(inputs, targets, ridge):
+    """Weights ``[K, R]`` of the ridge regression of centred targets on centred inputs, by rows for the penalty."""
+    size, mean = len(inputs), inputs.square().mean(0).mean()
+    rows = torch.cat([inputs / size**0.5, (ridge * mean) ** 0.5 * torch.eye(inputs.shape[1], dtype=inputs.dtype)])
+    values = torch.cat([targets / size**0.5, torch.zeros(inputs.shape[1], targets.shape[1], dtype=targets.dtype)])
+    return torch.linalg.lstsq(rows, values).solution
 
 
 def tokens_one_by_one(model, batches, block):
@@ -214,6 +256,47 @@ def test_changes_of_parts_of_one_column_are_those_of_hidden_units():
         assert loss_changes(values, gradient, width).tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 6])
+def test_what_repair_leaves_is_the_residual_of_a_direct_least_squares_fit(width):
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    tokens = torch.randn(50, 6, generator=generator, dtype=torch.float64) @ mix + 3
+    centred = tokens - tokens.mean(0)
+    left = centred @ what_repair_leaves(centred.T @ centred / len(tokens), width, 0.1).T
+    for start in range(0, 6, width):
+        part = list(range(start, start + width))
+        others = [column for column in range(6) if column not in part]
+        expected = centred[:, part]
+        if others:
+            expected = expected - centred[:, others] @ direct_fit(centred[:, others], expected, 0.1)
+        assert torch.allclose(left[:, part], expected)
+
+
+@pytest.mark.parametrize("variant", ["block", "kv", None])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_reconstruction_is_the_change_by_what_the_other_heads_cannot_make_up_for(batches, name, variant):
+    model = network(name)
+    if variant:
+        pruned(model, variant)
+    (values,) = HEAD_SCORERS.load("reconstruction")(model, calibration_of(model, batches), [1])
+    assert torch.allclose(-values, lost_one_by_one(model, batches, 1), rtol=1e-8, atol=0)
+    assert values.dtype == torch.float64
+
+
+def test_a_last_block_of_which_the_class_token_is_read_is_fitted_on_that_token(batches):
+    model = network("plain")
+    (values,) = HEAD_SCORERS.load("reconstruction")(model, calibration_of(model, batches), [2])
+    assert torch.allclose(-values, lost_one_by_one(model, batches, 2, front=1), rtol=1e-8, atol=0)
+    assert not torch.allclose(-values, lost_one_by_one(model, batches, 2), rtol=1e-3, atol=0)
+
+
+def test_what_others_say_as_well_leaves_nothing_behind():
+    one = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    same, dead = torch.cat([one, one], 1), torch.zeros(2, 2, dtype=torch.float64)
+    assert (same @ what_repair_leaves(same.T @ same / 2, 1).T).abs().max() < 2e-3
+    assert torch.equal(what_repair_leaves(dead, 1), torch.eye(2, dtype=torch.float64))
+
+
 def test_token_sums_per_image_do_not_cancel_out():
     attention = torch.tensor([1.0, 1.0]).reshape(2, 1, 1, 1)
     gradient = torch.tensor([3.0, -2.0]).reshape(2, 1, 1, 1)
@@ -228,7 +311,7 @@ def test_sums_are_added_up_over_processes(batches, name):
         for some, reduce in ((batches, None), (batches, lambda tensor: 2 * tensor), (batches * 2, None))
     ]
     assert torch.allclose(scores[1], scores[2])
-    assert torch.allclose(scores[1], scores[0] * (2 if name == "taylor" else 1))
+    assert torch.allclose(scores[1], scores[0] * (1 if name == "entropy_gradient" else 2))
 
 
 @pytest.mark.parametrize("trainable", [True, False])
