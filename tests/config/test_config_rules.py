@@ -66,7 +66,7 @@ TOKENS = {"target": "tokens", "rate": 0.25, "iterations": 1, "epochs": 0}
         ("amg.bias_lr_factor", 0.0, "greater than 0"),
         ("amg.unfreeze.every", -1, "at least 0"),
         ("amg.token_variant", "query", "'block', 'kv'"),
-        ("amg.head_scorer", "entropy", "'amg', 'taylor', 'entropy_gradient', 'random', 'magnitude'"),
+        ("amg.head_scorer", "entropy", "'amg', 'taylor', 'entropy_gradient', 'reconstruction', 'random', 'magnitude'"),
         ("amg.token_scorer", "entropy", "'amg', 'amg_image', 'random', 'cls_attention'"),
         ("amg.layer_growth", -0.1, "at least 0"),
         ("amg.layer_decay", 1.0, "less than 1"),

@@ -75,6 +75,11 @@ def calibration_of(model, batches, **options):
 def pruned(model, variant="block"):
     plan = current_plan(model).with_variant(variant)
     patches = range(plan.num_patches)
+    if variant == "merge":
+        everything = tuple((position,) for position in patches)
+        pairs = tuple((position, position + 1) for position in patches[::2])
+        plan = plan.narrow(heads=[[1], [0, 1], [0, 1]])
+        return apply_plan(model, plan.merge([patches, patches[::2], patches], [everything, pairs, everything]))
     return apply_plan(model, plan.narrow(heads=[[1], [0, 1], [0, 1]], tokens=[patches[:5], patches[2:], patches]))
 
 
@@ -150,7 +155,7 @@ def tokens_one_by_one(model, batches, block):
     return total
 
 
-@pytest.mark.parametrize("variant", ["block", "kv", None])
+@pytest.mark.parametrize("variant", ["block", "kv", "merge", None])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_taylor_is_the_change_of_the_loss_by_a_head_in_each_image(batches, name, variant):
     model = network(name)
@@ -162,7 +167,7 @@ def test_taylor_is_the_change_of_the_loss_by_a_head_in_each_image(batches, name,
         assert (values < 0).all() and values.dtype == torch.float64
 
 
-@pytest.mark.parametrize("variant", ["block", "kv", None])
+@pytest.mark.parametrize("variant", ["block", "kv", "merge", None])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_amg_image_is_the_importance_of_each_image_by_itself(batches, name, variant):
     model = network(name)
@@ -272,7 +277,7 @@ def test_what_repair_leaves_is_the_residual_of_a_direct_least_squares_fit(width)
         assert torch.allclose(left[:, part], expected)
 
 
-@pytest.mark.parametrize("variant", ["block", "kv", None])
+@pytest.mark.parametrize("variant", ["block", "kv", "merge", None])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_reconstruction_is_the_change_by_what_the_other_heads_cannot_make_up_for(batches, name, variant):
     model = network(name)
