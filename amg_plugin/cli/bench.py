@@ -94,14 +94,12 @@ def run(args: Namespace) -> int:
 
 def _files(name: str) -> dict[str, Path]:
     """The two files of ``--output``, in a folder that can be written; known before anything is measured."""
-    from amg_plugin.utils.files import check_writable
+    from amg_plugin.utils.files import check_output
 
     path = Path(name).with_suffix("") if name.endswith((".json", ".md")) else Path(name)
     if not path.name or name.endswith(("/", "\\")):
         raise InputError(f"--output '{name}' is not a name for files; give, for example, edge or results/edge.")
     files = {suffix: path.with_name(f"{path.name}.{suffix}") for suffix in ("json", "md")}
     for file in files.values():
-        if file.is_dir():
-            raise InputError(f"'{file}', which --output '{name}' would write, is a folder; choose another name.")
-    check_writable(path.parent, "The folder of --output,")
+        check_output(file)
     return files

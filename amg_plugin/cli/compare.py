@@ -49,9 +49,11 @@ add_arguments = adder(
 def run(args: Namespace) -> int:
     """Compare; 0 on success."""
     from amg_plugin.runs.compare import compare, conditions, render
-    from amg_plugin.utils.files import write_text
+    from amg_plugin.utils.files import check_output, write_text
 
     cfg = config_from_arguments(args, use_schedule=False)
+    if args.output:
+        check_output(args.output)
     form = args.format or _SUFFIXES.get(Path(args.output or "").suffix, "text")
     named = {"models": args.models, "weights": args.weights, "checkpoints": args.checkpoint, "sizes": args.size}
     with _messages_aside():

@@ -23,15 +23,21 @@ add_arguments = adder(
     KEYS,
 )
 
+_OPTIONS = {"data.root": "--root", "data.save_dir": "--save-dir", "train.seed": "--seed"}
+
 
 def run(args: Namespace) -> int:
     """Run the demo; 0 on success."""
-    from amg_plugin.checkpoint import LAST_CHECKPOINT, read_checkpoint
+    from amg_plugin.checkpoint import LAST_CHECKPOINT, Checkpoint, read_checkpoint
     from amg_plugin.config import load_config
-    from amg_plugin.data.synthetic.reid import write_synthetic_reid
-    from amg_plugin.runs.setup import prepare
-    from amg_plugin.runs.train import prune, train
+    from amg_plugin.data.synthetic.reid import SyntheticSpec, write_synthetic_reid
+    from amg_plugin.pruning import current_plan
+    from amg_plugin.runs.setup import build_model, prepare
+    from amg_plugin.runs.train import plan_pruning, prune, train
 
+    for key, option in _OPTIONS.items():
+        if key in args.opts[::2]:
+            raise InputError(f"{key} is for both halves of the demo and the drawing; give it as {option}.")
     if args.seed < 0:
         raise InputError(f"--seed {args.seed} is negative; 0 or more is allowed.")
     root, folder = Path(args.root) / f"seed{args.seed}", Path(args.save_dir)
@@ -44,7 +50,10 @@ def run(args: Namespace) -> int:
     pruned_cfg = load_config("demo/synthetic_head25_token25", options)
 
     prepare(pruned_cfg)  # what is wrong with it should fail before anything is drawn
-    prepare(dense_cfg)
+    model = build_model(dense_cfg, SyntheticSpec().train_ids)
+    start = Checkpoint(model.spec, current_plan(model), model.state_dict(), preprocessing=model.preprocessing)
+    plan_pruning(pruned_cfg, start)
+    prepare(dense_cfg)  # which seeds everything
     write_synthetic_reid(root, seed=args.seed)
     with logged(dense_cfg.data.save_dir, "train") as started:
         finish(dense_cfg, "train", train(dense_cfg), started)

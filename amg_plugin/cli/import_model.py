@@ -47,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.paper.importing import Sizes, read_network, save_imported
     from amg_plugin.runs.result import describe, description_text
+    from amg_plugin.utils.files import check_output
 
+    check_output(args.out, "--out")
     sizes = Sizes(**{one.name: getattr(args, one.name) for one in fields(Sizes) if one.name != "cameras"})
     model = read_network(args.file, args.source, sizes)
     save_imported(args.out, model, args.source, Path(args.file).name, args.trained_on)

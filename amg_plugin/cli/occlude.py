@@ -41,6 +41,7 @@ add_arguments = adder(
 def run(args: Namespace) -> int:
     """Make the copy; 0 on success."""
     from amg_plugin.data.occlusion.copy import MASK_DIR, write_occluded_copy
+    from amg_plugin.utils.files import expanded
     from amg_plugin.utils.tables import text_table
 
     if args.threads < 0:
@@ -48,7 +49,7 @@ def run(args: Namespace) -> int:
     settings = CopySettings(args.seed, args.gallery_share, args.cut_share, Coverage(*args.coverage))
     if args.target in ("", ".", "..") or Path(args.target).name != args.target:
         raise DataError(f"The target '{args.target}' must be a plain name: the folder to make below --root.")
-    target, name = Path(args.root).expanduser() / args.target, Path(args.source).name
+    target, name = expanded(args.root) / args.target, Path(args.source).name
     source = _source_folder(args.source, args.root)
     manifest = write_occluded_copy(source, target, settings, source_name=name, link=args.link, threads=args.threads)
     rows = []
@@ -64,6 +65,7 @@ def run(args: Namespace) -> int:
 def _source_folder(source: str, root: str) -> Path:
     """Where a data set is: a registered name means its folder below ``root``, anything else is a folder."""
     from amg_plugin import compat
+    from amg_plugin.utils.files import expanded
 
     known = {}
     if compat.is_installed():
@@ -72,7 +74,7 @@ def _source_folder(source: str, root: str) -> Path:
         known = known_datasets(source)
         if source in known and (folder := check_dataset_folder(source, root)):
             return folder
-    if (folder := Path(source).expanduser()).is_dir():
+    if (folder := expanded(source)).is_dir():
         return folder
     raise DataError(
         f"The source '{source}' is neither a folder nor a data set; known are {', '.join(sorted(known)) or 'none'}."

@@ -34,7 +34,9 @@ def run(args: Namespace) -> int:
 
     from amg_plugin.plots.pareto import MACS, Axis, draw_pareto, read_curves
     from amg_plugin.plots.style import save_figure
+    from amg_plugin.utils.files import check_output
 
+    check_output(path)
     axes = dict.fromkeys(Axis(kind, 1 if kind == MACS else batch) for kind in args.over for batch in args.batch)
     panels = [(axis, read_curves(args.results, axis, args.step, args.methods)) for axis in axes]
     save_figure(draw_pareto(panels, args.step), path, 150)

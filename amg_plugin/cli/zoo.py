@@ -62,7 +62,10 @@ def fetch_one(entry: ZooEntry, folder: Path, args: argparse.Namespace) -> int:
     from amg_plugin.paper.zoo import LICENCE, fetch, import_entry, remarks
     from amg_plugin.pruning import current_plan
     from amg_plugin.runs.result import describe, description_text
+    from amg_plugin.utils.files import check_output
 
+    if args.out:
+        check_output(args.out, "--out")
     fetched = fetch(entry, folder, local_file=args.file, refresh=args.refresh)
     record = fetched.record
     state = "recorded" if fetched.is_new else "verified"

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from amg_plugin.errors import ConfigError
+from amg_plugin.utils.files import expanded
 
 _BASE_KEY = "_BASE_"
 
@@ -65,7 +66,7 @@ def find_config(path_or_name: str | Path) -> Path:
     Raises:
         ConfigError: no such file; the message names the nearest shipped configuration.
     """
-    path = Path(path_or_name).expanduser()
+    path = expanded(path_or_name)
     if path.is_file():
         return path.resolve()
     shipped = _find_shipped(str(path_or_name))
@@ -120,7 +121,7 @@ def _bases(entry: object, path: Path) -> list[Path]:
         raise ConfigError(f"'{_BASE_KEY}' in {path} is {entry!r}, but must be a file name or a list of file names.")
     found = []
     for item in entries:
-        beside = path.parent / Path(item).expanduser()
+        beside = path.parent / expanded(item)
         base = beside.resolve() if beside.is_file() else _find_shipped(item)
         if base is None:
             raise ConfigError(

@@ -34,6 +34,7 @@ from amg_plugin.data.layout import (
     write_parts,
 )
 from amg_plugin.errors import DataError, RunError
+from amg_plugin.utils.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Split:
 
 
 def _find_split(path_or_name: str | Path) -> Path:
-    path = Path(path_or_name).expanduser()
+    path = expanded(path_or_name)
     if path.is_file():
         return path
     folder = configs_root() / "splits"
@@ -118,7 +119,7 @@ def find_source(folder: str | Path) -> Path:
     Raises:
         DataError: There is no such folder; the message says where it was looked for.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if folder.name == TRAIN_DIR and folder.is_dir():
         return folder
     usual = Path(MARKET_DIR, MARKET_IMAGES_DIR)
@@ -144,7 +145,7 @@ def write_split(market: str | Path, root: str | Path, split: Split, *, link: boo
         InputError: The data root cannot be written.
         RunError: The images cannot be written.
     """
-    target = Path(root).expanduser() / MARKET_DIR
+    target = expanded(root) / MARKET_DIR
     refuse_existing(target)
     source = find_source(market)
     present = {entry.name for entry in os.scandir(source)}
@@ -193,7 +194,7 @@ class Built:
 
 def read_lists(folder: str | Path) -> dict[str, list[str]]:
     """Reads ``train.list``, ``query.list`` and ``gallery.list``, in ``folder`` or its ``Occluded_Duke``."""
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if not folder.is_dir():
         raise DataError(f"The folder of lists {folder} does not exist.")
     files = [f"{part}.list" for part in PARTS]
@@ -237,10 +238,10 @@ def build_occluded_duke(source: str | Path, lists: str | Path, root: str | Path,
         InputError: The data root cannot be written.
         RunError: The data set cannot be written.
     """
-    target = Path(root).expanduser().resolve() / DATASET_DIR
+    target = expanded(root).resolve() / DATASET_DIR
     refuse_existing(target)
     names = read_lists(lists)
-    source = Path(source).expanduser()
+    source = expanded(source)
     if source.is_file():
         raise DataError(f"The source {source} is a file, not a folder; unpack the archive and give the folder.")
     duke = _SOURCE.locate(source)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from amg_plugin.errors import DataError, RunError
-from amg_plugin.utils.files import check_writable, new_folder
+from amg_plugin.utils.files import check_writable, expanded, new_folder
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """What counts as an image, in upper or lower case; other files are left alone."""
@@ -77,7 +77,7 @@ class FolderLayout:
         Raises:
             DataError: There is none; the message shows what was expected and what was found.
         """
-        root = Path(root).expanduser().resolve()
+        root = expanded(root).resolve()
         there = [folder for folder in dict.fromkeys(root / name for name in self.folders) if folder.is_dir()]
         for folder in there:
             if self._is_complete(folder):

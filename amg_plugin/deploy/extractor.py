@@ -21,7 +21,7 @@ class FeatureExtractor:
     """torchreid's ``FeatureExtractor`` for the plugin's files, with nothing to configure but the file.
 
     Size, mean, std and interpolation come from the file, so that features equal those of ``amg-reid test``. For ONNX
-    and OpenVINO files neither torch nor torchreid is needed.
+    and OpenVINO files neither torch nor torchreid is needed. A pickled extractor opens its file again.
 
     Args:
         path: A checkpoint of ``amg-reid``, or a file of ``amg-reid export``.
@@ -59,7 +59,8 @@ class FeatureExtractor:
             raise InputError(f"batch_size is {batch_size!r}, but must be a whole number from 1.")
         if threads < 0:
             raise InputError(f"threads is {threads}, but must be at least 0.")
-        self.file = _open(Path(path), str(device), threads)
+        self._opened = (Path(path).absolute(), str(device), threads)
+        self.file = _open(Path(path), *self._opened[1:])
         self.info = self.file.info
         self.batch_size, self.normalize = batch_size, normalize
         row = FORMATS.rows.get(self.info.file_format)  # none for a checkpoint
@@ -67,6 +68,14 @@ class FeatureExtractor:
         self.output = ("torch" if in_torch else "numpy") if output == "auto" else output
         if self.output == "torch":
             need("torch", "output 'torch'")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the opened file: sessions of runtimes stay in their process, and a copy opens it again."""
+        return {name: value for name, value in vars(self).items() if name != "file"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.file = _open(*self._opened)
 
     @property
     def feature_dim(self) -> int:

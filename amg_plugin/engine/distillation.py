@@ -47,29 +47,35 @@ class DistillationHook(Hook):
         return cls(options.alpha, options.tau, teacher, options.features)
 
     def before_run(self, engine: HookedEngine) -> None:
-        """Freeze the teacher.
-
-        Raises:
-            ConfigError: If the run starts from a pruned model and no dense teacher is given, or the teacher is pruned,
-                or of other identities or another image size than the run.
-        """
+        """Freeze the teacher; errors as of :meth:`check`."""
         student = unwrap(engine.model)
+        self.check(student)
         if self.teacher is None:
-            if not current_plan(student).is_dense:
-                raise ConfigError(
-                    "The model is pruned already, so it cannot be its own dense teacher: give a dense checkpoint in "
-                    "amg.distill.teacher, or set amg.distill.enabled to False."
-                )
             self.teacher = copy.deepcopy(student)
-        if not current_plan(self.teacher).is_dense:
-            raise ConfigError("The teacher is pruned; amg.distill.teacher must be a dense checkpoint.")
-        self._compare(student)
         sides = [getattr(model, "side_information", None) for model in (self.teacher, student)]
         if all(sides):
             sides[0].warn_with(sides[1])
         if self.features:
             self._watch_features(engine, student)
         self.teacher = self.teacher.to(engine.device).eval().requires_grad_(False)
+
+    def check(self, student: nn.Module) -> None:
+        """Check that the teacher is one for a network.
+
+        Raises:
+            ConfigError: If the network is pruned already and no dense teacher is given, or the teacher is pruned, or of
+                other identities or another image size.
+        """
+        if self.teacher is None:
+            if not current_plan(student).is_dense:
+                raise ConfigError(
+                    "The model is pruned already, so it cannot be its own dense teacher: give a dense checkpoint in "
+                    "amg.distill.teacher, or set amg.distill.enabled to False."
+                )
+            return
+        if not current_plan(self.teacher).is_dense:
+            raise ConfigError("The teacher is pruned; amg.distill.teacher must be a dense checkpoint.")
+        self._compare(student)
 
     def _compare(self, student: nn.Module) -> None:
         """Check that teacher and student have what the terms of the loss compare."""

@@ -25,7 +25,7 @@ from amg_plugin.paper.rows import DUKE, MARKET, ROWS, Row
 from amg_plugin.paper.tables import build
 from amg_plugin.pruning import current_plan
 from amg_plugin.pruning.cut import prunable_blocks
-from amg_plugin.utils.files import check_writable, sha256, write_text
+from amg_plugin.utils.files import check_writable, expanded, sha256, write_text
 from amg_plugin.utils.imports import need
 
 logger = logging.getLogger(__name__)
@@ -151,9 +151,9 @@ def cache_folder(given: str | Path | None = None) -> Path:
     The user's cache folder is ``$XDG_CACHE_HOME``, or else ``~/.cache``.
     """
     if given:
-        return Path(given).expanduser()
+        return expanded(given)
     if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
+        return expanded(named)
     home = os.environ.get("XDG_CACHE_HOME")
     # A relative one is to be ignored, says the XDG specification.
     base = Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache"

@@ -38,7 +38,10 @@ def load_import(word: str, where: str = "--import", folder: Path | None = None) 
         InputError: The file or module is missing, its name is taken, or it fails; the message names both.
     """
     if word.endswith(".py") or "/" in word or os.sep in word:
-        path = (folder or Path()).joinpath(Path(word).expanduser()).resolve()
+        try:
+            path = (folder or Path()).joinpath(Path(word).expanduser()).resolve()
+        except RuntimeError as error:  # ~name of nobody
+            raise InputError(f"'{word}' from {where} cannot be used: {error}") from error
         LOADED[word] = str(_load_file(path, word, where))
         return
     _import(word, f"'{word}' from {where} (a file is named with its suffix, my_data.py)")

@@ -109,16 +109,23 @@ def _described(cfg: CfgNode, num_classes: int) -> ModelSpec:
 
 
 def check_buildable(cfg: CfgNode) -> None:
-    """Check the network of a configuration before its data is known, as far as that costs neither memory nor downloads.
+    """Check the network of a configuration before its data is known.
+
+    Without pretrained weights that costs no memory; these are fetched now, so that being offline is known now.
 
     Raises:
         ConfigError: If the network's name, image size or stride is impossible.
         UnsupportedModelError: If it is not a plain ViT.
-        InputError: If the file in ``amg.weights`` is missing, or a checkpoint that does not fit.
+        InputError: If the file in ``amg.weights`` is missing, or a checkpoint that does not fit, or pretrained weights
+            do not exist or cannot be fetched.
     """
     spec = _described(cfg, 1)
     if cfg.amg.weights and is_checkpoint(check_weight_file(cfg.amg.weights)):
         read_checkpoint(cfg.amg.weights).check_start(spec)
+    elif cfg.model.pretrained and not cfg.amg.weights:
+        with torch.random.fork_rng(devices=[]):  # the run's random numbers stay as they are
+            build_network(spec, pretrained=True)
+        return
     with torch.device("meta"):
         build_network(replace(spec, drop_path=0.0))  # whose rates timm may read from a tensor, which meta has none of
 

@@ -16,6 +16,7 @@ from amg_plugin.data.manager import build_datamanager
 from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, ProgressHook, UnfreezingHook
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
+from amg_plugin.models.reid import ReIDModel
 from amg_plugin.pruning import current_plan
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import assemble, build_model, check_buildable, check_identities, fitted, run_arguments
@@ -89,13 +90,7 @@ def prune(cfg: CfgNode, checkpoint: Checkpoint, say: Callable[[str], None] = lam
     epochs = schedule_epochs(cfg)
     # Everything is fine-tuned from the first epoch on; a frozen start belongs to dense training.
     arguments = {**run_arguments(cfg, epochs), "fixbase_epoch": 0}
-    check_reducer(cfg, checkpoint)
-    model = fitted(checkpoint, cfg).build()
-    pruning = AMGPruningHook.from_config(cfg)
-    if pruning.schedule.budget is not None:
-        say(_preview_table(cfg, pruning, model))
-    pruning.check(model)  # what is not feasible should fail before the data is looked at
-    teaching = [DistillationHook.from_config(cfg)] if cfg.amg.distill.enabled else []
+    model, pruning, teaching = plan_pruning(cfg, checkpoint, say)
     datamanager = build_datamanager(cfg)
     check_identities(checkpoint, datamanager)
     model.identities = datamanager.identities
@@ -112,6 +107,26 @@ def prune(cfg: CfgNode, checkpoint: Checkpoint, say: Callable[[str], None] = lam
         scores["finetuned"] = engine.results
     sections = {name: report.section(scores[name], shapes[name]) for name in report.SECTIONS if name in scores}
     return {**sections, "best": best.best, "history": engine.history}
+
+
+def plan_pruning(
+    cfg: CfgNode, checkpoint: Checkpoint, say: Callable[[str], None] = lambda text: None
+) -> tuple[ReIDModel, AMGPruningHook, list[DistillationHook]]:
+    """The network and the hooks of :func:`prune`; what is not feasible fails here, before the data is looked at.
+
+    Raises:
+        InputError: If schedule, checkpoint or teacher cannot be used.
+    """
+    check_reducer(cfg, checkpoint)
+    model = fitted(checkpoint, cfg).build()
+    pruning = AMGPruningHook.from_config(cfg)
+    if pruning.schedule.budget is not None:
+        say(_preview_table(cfg, pruning, model))
+    pruning.check(model)
+    teaching = [DistillationHook.from_config(cfg)] if cfg.amg.distill.enabled else []
+    for hook in teaching:
+        hook.check(model)
+    return model, pruning, teaching
 
 
 def preview(cfg: CfgNode, checkpoint: Checkpoint) -> str:

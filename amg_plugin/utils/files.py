@@ -82,6 +82,31 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the home folder that ``~`` or ``~name`` stands for.
+
+    Raises:
+        InputError: If there is no such user here.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"'{path}' cannot be used: {str(error).rstrip('.')}; write the folder out.") from error
+
+
+def check_output(path: str | Path, option: str = "--output") -> Path:
+    """Check that a file can be written at the end of a command; before its work is done.
+
+    Raises:
+        InputError: If it is a folder, or its own folder is not writable.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{option} '{path}' is a folder; give the name of a file.")
+    check_writable(path.parent, f"The folder of {option},")
+    return path
+
+
 def check_writable(folder: str | Path, what: str = "data.save_dir") -> Path:
     """Make ``folder`` and check that files can be written into it.
 

@@ -361,3 +361,13 @@ def test_a_checkpoint_without_configuration_can_be_tested(amg_reid, trained, wor
     save_checkpoint(tmp_path / "bare.pth", read_checkpoint(trained.last).build())
     outcome = amg_reid("test", "--weights", tmp_path / "bare.pth", *words)
     assert outcome.status == 0, outcome.err
+
+
+def test_weights_that_timm_has_not_are_missed_before_the_data_is_read(refused, words, tmp_path):
+    sentence = refused("train", *words, "model.pretrained", "True", "data.root", tmp_path / "nowhere")
+    assert "no pretrained weights" in sentence
+
+
+def test_a_data_root_in_the_home_of_nobody_is_one_sentence(refused, words):
+    assert "~nosuchuser" in refused("train", *words, "data.root", "~nosuchuser")
+    assert "~nosuchuser" in refused("demo", "--root", "~nosuchuser")

@@ -100,5 +100,22 @@ def test_the_demo_runs_everything(amg_reid, tmp_path, monkeypatch):
     assert (tmp_path / "log" / "dense" / "best.pth").is_file()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.save_dir", "X"], "give it as --save-dir"),
+        (["data.root", "X"], "give it as --root"),
+        (["train.seed", "3"], "give it as --seed"),
+        (["amg.reducer", "tome"], "amg.reducer"),
+        (["amg.distill.teacher", "nowhere.pth"], "nowhere.pth"),
+        (["amg.target_latency_saving", "0.3", "amg.schedule", "[{target: heads}, {target: tokens}]"], "amg-reid prune"),
+    ],
+)
+def test_what_the_demo_cannot_finish_is_refused_before_anything_is_drawn(refused, tmp_path, words, said):
+    folders = ["--root", tmp_path / "data", "--save-dir", tmp_path / "log"]
+    assert said in refused("demo", *folders, *words)
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_negative_seed_of_the_demo_is_refused(refused):
     assert "-1" in refused("demo", "--seed", "-1")

@@ -71,3 +71,23 @@ def test_the_checkpoint_of_a_run_is_never_written_over_by_what_starts_from_it(tr
     words = ("train", "--overwrite", "--weights", trained.last, *words, "data.save_dir", trained.folder)
     assert "choose another folder" in refused(*words)
     assert torch.load(trained.last, weights_only=True)["weights"].keys() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "--no-eval", "--models", "osnet_x0_25", "--output"),
+        ("import", "nowhere.pth", "--from", "la", "--out"),
+        ("plot", "pareto", "nowhere.json", "--output"),
+        ("visualize", "CKPT", "--output"),
+        ("zoo", "fetch", "tr_base_market_dense", "--out"),
+        ("bench", "--model", "vit_amg_tiny", "--output"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_place_that_cannot_be_written_is_known_before_the_work(refused, trained, tmp_path, words):
+    (tmp_path / "file").write_text("no folder")
+    words = [str(trained.last) if word == "CKPT" else word for word in words]
+    sentence = refused(*words, tmp_path / "file" / "x.svg")
+    assert f"{tmp_path / 'file'}" in sentence
+    assert "is not writable" in sentence

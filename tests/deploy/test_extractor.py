@@ -1,6 +1,7 @@
 """One call gives the features of images, for checkpoints and exported files alike."""
 
 import importlib
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -252,3 +253,13 @@ def test_copies_of_a_checkpoint_give_the_same_features(tmp_path, checkpoint, fil
     again = save(NETWORKS["block"](), tmp_path / "again.pth")
     first, second = (amg_plugin.FeatureExtractor(path)(files) for path in (again, checkpoint("block")))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_pickled_extractor_opens_its_file_again(extractor, files, form, tmp_path, monkeypatch):
+    extract = extractor(form, normalize=True, batch_size=2, output="numpy")
+    content = pickle.dumps(extract)
+    assert len(content) < 100_000
+    monkeypatch.chdir(tmp_path)
+    again = pickle.loads(content)
+    assert np.array_equal(again(files), extract(files))

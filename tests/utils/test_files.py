@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
 from amg_plugin.errors import InputError, RunError
-from amg_plugin.utils.files import check_writable, new_folder, replacing, sha256, write_text
+from amg_plugin.utils.files import check_writable, expanded, new_folder, replacing, sha256, write_text
 
 FAILURES = [ValueError, KeyboardInterrupt, SystemExit]
 
@@ -175,3 +176,9 @@ def test_digest_is_that_of_the_whole_file(tmp_path):
     content = bytes(range(256)) * 5000  # more than is read at once
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_home_folder_of_nobody_is_refused():
+    with pytest.raises(InputError, match="'~nosuchuser/data' cannot be used"):
+        expanded("~nosuchuser/data")
+    assert expanded("~") == Path.home()

@@ -19,6 +19,7 @@ from amg_plugin.data.layout import FolderLayout
 from amg_plugin.errors import ConfigError, DataError
 from amg_plugin.registries import DATASETS
 from amg_plugin.registries.registry import refuse_taken
+from amg_plugin.utils.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def check_dataset_folder(name: str, root: str | Path) -> Path | None:
             f"Unknown data set {name!r} (data.sources, data.targets); known are {', '.join(sorted(known))}, and "
             "folder:NAME and csv:NAME for data of your own (docs/datasets.md)."
         )
-    root = Path(root).expanduser().resolve()
+    root = expanded(root).resolve()
     if not root.is_dir():
         raise DataError(f"The data root {root} (data.root, --root) does not exist or is not a folder.")
     if isinstance(layout := getattr(known[name], "layout", None), FolderLayout):

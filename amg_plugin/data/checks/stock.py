@@ -24,6 +24,7 @@ from amg_plugin.data.layout import (
     image_files,
     name_of,
 )
+from amg_plugin.utils.files import expanded
 
 _TORCHREID = re.compile(r"([-\d]+)_c(\d)")  # market1501.py and dukemtmcreid.py search it in the path
 _STANDS = re.compile(r"(\d+)_c(\d+)")
@@ -95,7 +96,7 @@ def stock_problems(name: str, root: str | Path, options: Mapping[str, Any]) -> l
         root: Data root.
         options: What its class is opened with.
     """
-    folder = Path(root).expanduser().absolute()  # as torchreid, whose pattern sees the whole path
+    folder = expanded(root).absolute()  # as torchreid, whose pattern sees the whole path
     if name == "msmt17":
         return _list_problems(folder / "msmt17")
     if name not in _STOCK:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from amg_plugin.data.datasets.local import Item, LocalDataset
 from amg_plugin.data.layout import PARTS, FilesError, FolderLayout, identity_and_camera
 from amg_plugin.errors import ConfigError, DataError
+from amg_plugin.utils.files import expanded
 
 FORMS = ("folder:NAME", "csv:NAME")
 """How these data sets are named."""
@@ -57,7 +58,7 @@ class TableLayout(FolderLayout):
         Raises:
             DataError: It is missing.
         """
-        path = Path(root).expanduser().resolve() / self.folders[0]
+        path = expanded(root).resolve() / self.folders[0]
         if not path.is_file():
             raise DataError(f"The data set {self.name} is expected in the file {path}, which does not exist.")
         return path

@@ -45,6 +45,7 @@ from amg_plugin.data.occlusion.bars import occlude
 from amg_plugin.data.occlusion.masks import FORMAT, MANIFEST, MASK_DIR, VERSION, mask_name, write_mask
 from amg_plugin.data.occlusion.settings import CopySettings
 from amg_plugin.errors import DataError
+from amg_plugin.utils.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def write_occluded_copy(
         InputError: The folder above the target cannot be written.
         RunError: Something cannot be written.
     """
-    settings, target = settings or CopySettings(), Path(target).expanduser()
+    settings, target = settings or CopySettings(), expanded(target)
     refuse_existing(target)
     source = _SOURCE.locate(source)
     names = {part: list_part(source / part) for part in _FOLDERS}

@@ -20,6 +20,7 @@ from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, QUERY_DIR, TRAIN
 from amg_plugin.data.synthetic.figures import Appearance, FigurePainter, difference, sample_appearance, sample_pose
 from amg_plugin.data.synthetic.scenes import MARGIN, Camera, paint_background, paint_occluder, photograph, sample_camera
 from amg_plugin.errors import DataError
+from amg_plugin.utils.files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def write_synthetic_reid(root: str | Path, spec: SyntheticSpec | None = None, se
     spec = spec or SyntheticSpec()
     if seed < 0:
         raise DataError(f"synthetic_reid: the seed is {seed}, allowed is 0 or larger.")
-    folder = Path(root).expanduser() / FOLDER
+    folder = expanded(root) / FOLDER
     info = {"name": FOLDER, "version": _VERSION, "seed": int(seed), "spec": asdict(spec)}
     if folder.exists():
         _check_equal(folder, info)
