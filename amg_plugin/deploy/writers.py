@@ -159,7 +159,7 @@ def write_torchscript(graph: nn.Module, path: Path, info: ExportInfo) -> None:
         traced = torch.jit.trace(graph, _example_inputs(info), check_trace=False)
         archive = io.BytesIO()  # on a full disk torch's own writer ends the process
         torch.jit.save(traced, archive, _extra_files={EXTRA_FILE: info.to_json()})
-    path.write_bytes(archive.getbuffer())
+    path.write_bytes(archive.getvalue())
 
 
 def _exported_program(graph: nn.Module, info: ExportInfo) -> torch.export.ExportedProgram:
@@ -176,7 +176,7 @@ def write_exported_program(graph: nn.Module, path: Path, info: ExportInfo) -> No
     with _quietly(), failing_as("torch.export"):
         archive = io.BytesIO()  # on a full disk torch's own writer ends the process
         torch.export.save(program, archive, extra_files={EXTRA_FILE: info.to_json()})
-    path.write_bytes(archive.getbuffer())
+    path.write_bytes(archive.getvalue())
 
 
 def _openvino_model(graph: nn.Module, info: ExportInfo) -> Any:
