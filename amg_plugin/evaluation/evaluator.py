@@ -118,7 +118,7 @@ def draw_rankings(
         "image",
         height=size[0],
         width=size[1],
-        save_dir=str(Path(folder) / f"visrank_{target}"),
+        save_dir=str(Path(folder) / f"visrank_{target.replace(':', '-')}"),
         topk=longest,
     )
 

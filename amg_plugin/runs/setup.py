@@ -24,7 +24,7 @@ from amg_plugin.models.solve import fit_reducer
 from amg_plugin.models.spec import ARCHITECTURES, ModelSpec, spec_from_config
 from amg_plugin.models.weights import check_weight_file
 from amg_plugin.plugin.registry import ENGINES, build_engine, register
-from amg_plugin.registries import REDUCERS
+from amg_plugin.registries import HOOKS, REDUCERS
 from amg_plugin.utils.files import check_writable
 from amg_plugin.utils.preprocessing import Preprocessing
 
@@ -287,8 +287,10 @@ def run_arguments(cfg: CfgNode, max_epoch: int) -> dict[str, Any]:
     """Arguments of torchreid's ``engine.run``.
 
     Raises:
-        ConfigError: If pictures of rankings are asked for, which torchreid draws in tests only.
+        ConfigError: If pictures of rankings are asked for, which torchreid draws in tests only, or a hook is unknown.
     """
+    for name in cfg.amg.hooks:
+        HOOKS.row(name)
     if cfg.test.visrank:
         raise ConfigError("test.visrank is True, but pictures of rankings are drawn by 'amg-reid test' only.")
     train, test = cfg.train, cfg.test

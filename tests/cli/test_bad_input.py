@@ -368,6 +368,10 @@ def test_weights_that_timm_has_not_are_missed_before_the_data_is_read(refused, w
     assert "no pretrained weights" in sentence
 
 
+def test_an_unknown_hook_is_missed_before_the_data_is_read(refused, words, tmp_path):
+    assert "nosuchhook" in refused("train", *words, "amg.hooks", "[nosuchhook]", "data.root", tmp_path / "nowhere")
+
+
 def test_a_data_root_in_the_home_of_nobody_is_one_sentence(refused, words):
     assert "~nosuchuser" in refused("train", *words, "data.root", "~nosuchuser")
     assert "~nosuchuser" in refused("demo", "--root", "~nosuchuser")

@@ -71,6 +71,22 @@ def test_an_unreadable_image_is_named(name, root):
         manager(root, name)
 
 
+def test_a_part_without_images_is_named(name, root):
+    for path in (root / "my_folder" / "query").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="has no query images"):
+        manager(root, name)
+
+
+def test_the_rule_that_a_class_states_is_shown(name, root, monkeypatch):
+    def read(self, folder):
+        raise AssertionError
+
+    monkeypatch.setattr(compat.image_dataset_factory()[name], "read", read)
+    with pytest.raises(DataError, match=r"cannot be read: AssertionError \(line \d+ of .*: raise AssertionError\)"):
+        manager(root, name)
+
+
 def test_loader_workers_that_are_spawned_find_its_class(name, root):
     made = manager(root, name, workers=1)
     made.train_loader.multiprocessing_context = multiprocessing.get_context("spawn")
