@@ -71,7 +71,7 @@ class Repair:
         prefix, images = backbone.num_prefix_tokens, min(images, self.images)
         for index in prunable_blocks(model):
             kept = [*range(prefix), *(prefix + position for position in plan.tokens[index])]
-            works = kept if plan.variant == "block" else range(prefix + plan.num_patches)
+            works = range(prefix + plan.num_patches) if plan.variant == "kv" else kept
             last = index == plan.depth - 1
             tokens = images * sum(position in read or not last for position in works)
             for name in sorted({names[target] for target in targets if target in names}):

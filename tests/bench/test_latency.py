@@ -68,8 +68,9 @@ def test_candidates_of_heads_alone_keep_every_token():
     assert found[-1].heads_per_block == [1] * 4
 
 
-def test_candidates_keep_the_token_variant():
-    assert {plan.variant for plan in latency.candidates(SPEC, dense_plan("kv"), 0.1, 0.3)} == {"kv"}
+@pytest.mark.parametrize("variant", ["kv", "merge"])
+def test_candidates_keep_the_token_variant(variant):
+    assert {plan.variant for plan in latency.candidates(SPEC, dense_plan(variant), 0.1, 0.3)} == {variant}
 
 
 def test_candidates_stop_at_the_floors():

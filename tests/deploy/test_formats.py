@@ -189,7 +189,7 @@ def test_normalisation_of_input_and_output_can_be_built_in(exported, kind, form)
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("kind", ["block", "transreid"])
+@pytest.mark.parametrize("kind", ["block", "merge", "transreid"])
 def test_half_precision_halves_the_weights_and_stays_within_its_limit(exported, form, kind):
     _, whole = exported(kind, form, dynamic_batch=True)
     path, half = exported(kind, form, dynamic_batch=True, fp16=True)

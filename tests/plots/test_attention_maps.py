@@ -161,7 +161,7 @@ def test_before_and_after_belong_to_one_dense_model():
     dense = PruningPlan.dense([4, 4, 4], 8)
     check_comparable(dense, plan())
     check_comparable(plan(), plan())
-    with pytest.raises(PlanError, match="lacks heads or tokens"):
+    with pytest.raises(PlanError, match="lacks heads, tokens or neurons"):
         check_comparable(plan(), dense)
     with pytest.raises(PlanError, match=r"different dense models.*9 patches"):
         check_comparable(PruningPlan.dense([4, 4, 4], 9), plan())

@@ -24,20 +24,20 @@ class Step:
     Attributes:
         gather: Places of the tokens that the block works on, behind ``means``.
         carry: Places of the tokens that pass around it and are needed later.
-        rows: Which ones they are among all positions that do not take part, ascending.
         keys: Places among the gathered tokens that give keys and values.
         first_query: The gathered tokens from here on are queries, pass the MLP and leave the block.
         incoming: How many tokens left the block before; places from there on were carried.
+        rows: Which ones those in ``carry`` are among all positions that do not take part, ascending.
         means: Tokens that the block works on and that are means of others, as (place, weight).
         sizes: How many positions each token stands for that the block works on; empty where that is one.
     """
 
     gather: Positions
     carry: Positions
-    rows: Positions
     keys: Positions
     first_query: int
     incoming: int
+    rows: Positions = ()
     means: Transition = ()
     sizes: Positions = ()
 
@@ -109,7 +109,7 @@ def token_flow(kept: Sequence[Sequence[int] | None], variant: str, length: int, 
         taken, passed = (tuple(place[position] for position in positions) for positions in (gathered, carried))
         outside = {position: row for row, position in enumerate(sorted(set(range(length)) - role.keys))}
         rows = tuple(outside[position] for position in carried)
-        steps.append(Step(taken, passed, rows, keys, first_query, incoming))
+        steps.append(Step(taken, passed, keys, first_query, incoming, rows))
         source, incoming = gathered[first_query:] + carried, len(role.queries)
     return Flow(tuple(steps), tuple(source), incoming)
 
