@@ -1,6 +1,7 @@
 """Static merging inside one ``engine.run(...)``."""
 
 import copy
+import re
 from itertools import pairwise
 
 import pytest
@@ -56,6 +57,18 @@ def test_a_merged_network_is_fine_tuned_with_distillation(merge):
         amg__distill__features=1.0,
     )
     assert engine.first_result["mAP"] > 0
+
+
+@pytest.mark.parametrize("target", ["heads", "neurons"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_heads_and_neurons_are_repaired_before_and_after_merging(merge, caplog, target, order):
+    caplog.set_level("INFO", logger="amg_plugin")
+    stages = [{**HEADS, "target": target}, {**TOKENS, "iterations": 1}][::order]
+    engine, _ = merge(stages, amg__repair="least_squares", amg__override__embed_dim=16, amg__override__mlp_ratio=1.0)
+    (line,) = [line for line in caplog.messages if "as cut" in line]
+    as_cut, repaired = (float(value) for value in re.findall(r"[\d.e-]+(?= as cut| repaired)", line))
+    assert repaired < as_cut
+    assert current_plan(engine.model).groups
 
 
 @pytest.mark.parametrize("saving", [0.15, 0.3])
