@@ -86,13 +86,17 @@ def block_macs(block, queries, keys, heads, dim):
     return 2 * (queries + keys) * dim * width + 2 * queries * keys * width + 2 * queries * dim * hidden
 
 
-@pytest.mark.parametrize("name", list_configs())
+#: Those whose schedule has rates; a budget's cuts depend on the scores.
+RATES = [name for name in list_configs() if not load_config(name).amg.target_macs_saving]
+
+
+@pytest.mark.parametrize("name", RATES)
 def test_network_at_full_size_costs_what_a_hand_formula_says(name):
     cfg, model, _ = full_size(name)
     assert count(model, cfg.data.height, cfg.data.width)["macs"] == macs_by_hand(model)
 
 
-@pytest.mark.parametrize("name", list_configs())
+@pytest.mark.parametrize("name", RATES)
 def test_plan_of_the_schedule_removes_its_totals_from_prunable_blocks_only(name):
     _, model, (heads, tokens) = full_size(name)
     plan, blocks = current_plan(model), prunable_blocks(model)
@@ -183,8 +187,13 @@ def test_dense_configuration_trains_and_evaluates_at_tiny_size(name, trained):
 @pytest.mark.parametrize("name", PRUNING)
 def test_pruning_configuration_cuts_trains_and_evaluates_at_tiny_size(name, trained, tiny_root, tmp_path):
     checkpoint, dense = trained(dense_of(name))
-    stages = one_round(load_config(name).amg.schedule)
-    cfg = tiny(name, tiny_root, tmp_path, **{"amg.schedule": stages, "amg.final_epochs": 1})
+    amg = load_config(name).amg
+    changes = {"amg.schedule": one_round(amg.schedule), "amg.final_epochs": 1}
+    if amg.target_macs_saving:
+        changes["amg.target_macs_saving"] = 0.306  # steps are large in three blocks of 16 patches
+    if amg.repair != "none":
+        changes["amg.repair"] = "mean"  # 24 images are too few for least squares
+    cfg = tiny(name, tiny_root, tmp_path, **changes)
     prepare(cfg)
     section = prune(cfg, read_checkpoint(checkpoint))["finetuned"]
     assert section["macs"] < dense["macs"]

@@ -60,6 +60,7 @@ def test_pruning_leaf_describes_the_network_of_its_dense_leaf(name):
         assert pruned.amg[key] == dense.amg[key]
 
 
+SAVING = [name for name in list_configs() if "_saving30_" in name]
 DEV_SPLIT = [name for name in list_configs() if "dev_split" in name]
 PUBLISHED = [name for name in list_configs() if name.split("/")[1].startswith(("tr_", "la_"))]
 
@@ -74,6 +75,18 @@ def test_pretrained_weights_are_fine_tuned_by_the_recipe_of_docs_training(name):
     assert cfg.amg.finetune.warmup_share == pytest.approx(0.1)
     if not cfg.amg.schedule:
         assert cfg.amg.warmup_epochs == pytest.approx(0.1 * cfg.train.max_epoch)
+
+
+@pytest.mark.parametrize("name", SAVING)
+def test_budget_leaves_differ_in_the_method_alone(name):
+    cfg, fixed = load_config(name), load_config("market1501/dev_split_vits14_equal_macs")
+    assert cfg.amg.target_macs_saving == 0.3
+    assert [(stage["iterations"], stage["epochs"]) for stage in cfg.amg.schedule] == [(1, 0)] * 2
+    assert schedule_epochs(cfg) == fixed.train.max_epoch
+    assert cfg.amg.distill == fixed.amg.distill
+    published = name.endswith("_amg")
+    assert (cfg.amg.head_scorer == cfg.amg.token_scorer == "amg") is published
+    assert (cfg.amg.repair == "none") is published
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
