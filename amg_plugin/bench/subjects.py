@@ -160,9 +160,9 @@ def from_checkpoint(path: str) -> list[Subject]:
     return [dense, replace(one, baseline=dense.name)]
 
 
-def _from_exported(path: str, batches: Sequence[int]) -> list[Subject]:
+def _from_exported(path: str, batches: Sequence[int], trusted: bool) -> list[Subject]:
     """The dense network of an exported file, with random weights, and the file, which has to take the batches."""
-    info = open_exported(path).info
+    info = open_exported(path, trusted=trusted).info
     if info.batch is not None and set(batches) != {info.batch}:
         raise InputError(
             f"'{path}' takes {info.batch} image per call, not --batch {' '.join(map(str, batches))}; "
@@ -253,6 +253,7 @@ class Request:
     backbones: Sequence[str] = ()
     forms: Sequence[str] | None = None
     batch: Sequence[int] = (1,)
+    trusted: bool = False
 
     def _check(self) -> None:
         """Check what can be known without opening a file."""
@@ -306,7 +307,9 @@ class Request:
         """
         self._check()
         groups = [
-            _from_exported(path, self.batch) if Path(path).is_file() and file_format(path) else from_checkpoint(path)
+            _from_exported(path, self.batch, self.trusted)
+            if Path(path).is_file() and file_format(path)
+            else from_checkpoint(path)
             for path in self.checkpoints
         ]
         reducers = list(dict.fromkeys(self.reducers))

@@ -53,6 +53,11 @@ KEYS = argument(
     default=[],
     metavar="KEY VALUE",
 )
+TRUSTED = argument(
+    "--trusted",
+    "open TorchScript and torch.export files, which run what is in them: only if you would run a program from where "
+    "they come",
+)
 ROOT = argument("--root", "folder that holds the data sets", metavar="FOLDER")
 #: torchreid's options, and configuration keys.
 CONFIGURATION = (

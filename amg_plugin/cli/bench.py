@@ -20,7 +20,7 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from amg_plugin.cli.arguments import adder, argument
+from amg_plugin.cli.arguments import TRUSTED, adder, argument
 from amg_plugin.errors import InputError
 from amg_plugin.registries import REDUCERS, TOKEN_VARIANTS
 from amg_plugin.registries.formats import forms
@@ -34,6 +34,7 @@ _WORDS, _NUMBERS = {"nargs": "+", "default": []}, {"nargs": "+", "default": [1],
 
 add_arguments = adder(
     argument("checkpoints", "checkpoints, or files of amg-reid export", nargs="*", metavar="CKPT"),
+    TRUSTED,
     argument("--model", "vit_amg, vit_amg_small, vit_amg_tiny or a ViT of timm", metavar="NAME", **_WORDS),
     argument("--plan", "what to prune of --model, for example head25-token25", metavar="RATES", **_WORDS),
     argument("--variant", "what a removed token of --plan loses", choices=TOKEN_VARIANTS, default="block"),

@@ -16,7 +16,8 @@ what differs from the file's own configuration: 'test_best_market1501', 'test_be
 True, 'test_best_market1501_gallery-dense-best' with --gallery-weights log/dense/best.pth. data.save_dir on the command
 line names another folder. A folder that holds a result.json is refused without --overwrite.
 
-A file written by 'amg-reid export' is evaluated in its own runtime on the CPU ('test_model_onnx_market1501').
+A file written by 'amg-reid export' is evaluated in its own runtime on the CPU ('test_model_onnx_market1501'). Files of
+TorchScript and torch.export are programs, which run when they are opened: they need --trusted.
 
 example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --root reid-data
          amg-reid test --weights log/pruned/best.pth --dense log/dense/best.pth -t market1501 occluded_market1501
@@ -27,7 +28,7 @@ example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --r
 from argparse import Namespace
 
 from amg_plugin.cli import arguments
-from amg_plugin.cli.arguments import CONFIGURATION, OVERWRITE, argument
+from amg_plugin.cli.arguments import CONFIGURATION, OVERWRITE, TRUSTED, argument
 from amg_plugin.errors import InputError
 from amg_plugin.registries.formats import file_format
 
@@ -37,6 +38,7 @@ add_arguments = arguments.adder(
     argument("--weights", "the checkpoint or exported file to evaluate", metavar="CKPT"),
     argument("--gallery-weights", "another checkpoint that embeds the gallery (asymmetric retrieval)", metavar="CKPT"),
     argument("--dense", _DENSE, metavar="CKPT"),
+    TRUSTED,
     OVERWRITE,
     *CONFIGURATION,
 )
@@ -55,7 +57,7 @@ def run(args: Namespace) -> int:
         from amg_plugin.deploy.exported_file import open_exported
         from amg_plugin.deploy.networks import as_checkpoint
 
-        file = open_exported(args.weights)
+        file = open_exported(args.weights, trusted=args.trusted)
         checkpoint = as_checkpoint(file.info)
         evaluate, subjects = test.evaluate_file, (file, checkpoint)
     else:

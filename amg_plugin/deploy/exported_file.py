@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from amg_plugin.deploy.probe import crashes
 from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.registries.formats import FORMATS, PRECISIONS, file_format
 from amg_plugin.registries.imports import stored_imports
@@ -205,18 +206,22 @@ class ExportedFile:
         """
 
 
-def open_exported(path: str | Path, device: str = "cpu", threads: int = 0) -> ExportedFile:
+def open_exported(path: str | Path, device: str = "cpu", threads: int = 0, *, trusted: bool = False) -> ExportedFile:
     """Open an exported file.
+
+    TorchScript and ``torch.export`` files are programs: PyTorch runs what is in them. They are opened only if somebody
+    vouches for them. A runtime that a file may take down with it is first tried in a process of its own.
 
     Args:
         path: File written by ``amg-reid export``.
         device: ``cpu``, or what the runtime knows besides (``cuda``, ``cuda:1``; ``gpu`` for OpenVINO).
         threads: Threads of ONNX Runtime and OpenVINO; 0 leaves it to them. Torch has a setting of its own.
+        trusted: The file comes from where you would take a program from.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or of another program.
+        CheckpointError: If the file is missing, damaged or of another program, or takes its runtime down.
         MissingDependencyError: If its runtime is missing.
-        InputError: If the runtime lacks the device.
+        InputError: If the runtime lacks the device, or the file is a program and ``trusted`` is False.
     """
     path = Path(path)
     if not path.is_file():
@@ -225,8 +230,15 @@ def open_exported(path: str | Path, device: str = "cpu", threads: int = 0) -> Ex
     if kind is None:
         raise CheckpointError(f"'{path}' is not a file that 'amg-reid export' writes.")
     row = FORMATS.row(kind)
+    if row.runs_code and not trusted:
+        raise InputError(
+            f"'{path}' is a file of {kind}, and opening such a file runs what is in it, which may do all that you may: "
+            "if you would run a program from where it comes, say trusted=True, or --trusted to a command."
+        )
     for package in row.runtime:
         need(package, f"Running a file of the format {kind}", row.extras[1])
+    if row.fragile and not trusted and crashes(path):
+        raise CheckpointError(f"'{path}' takes the runtime of {kind} down with it: it is damaged, or made to.")
     try:
         file = row.load("opener")(path, device, threads)
     except (zipfile.BadZipFile, zlib.error) as error:

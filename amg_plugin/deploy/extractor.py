@@ -31,10 +31,12 @@ class FeatureExtractor:
         output: ``torch`` or ``numpy`` float32 ``[B, D]``; ``auto`` gives tensors, as torchreid, for what runs in
             PyTorch, and arrays for ONNX and OpenVINO files.
         threads: Threads of ONNX Runtime and OpenVINO; 0 leaves it to them.
+        trusted: Open TorchScript and ``torch.export`` files, which run what is in them: only if you would run a program
+            from where the file comes.
 
     Raises:
         CheckpointError: If the file is missing, damaged or foreign.
-        InputError: If an argument is impossible.
+        InputError: If an argument is impossible, or the file is a program and ``trusted`` is False.
         MissingDependencyError: If the file's runtime is missing.
 
     Example::
@@ -52,6 +54,7 @@ class FeatureExtractor:
         normalize: bool = False,
         output: str = "auto",
         threads: int = 0,
+        trusted: bool = False,
     ) -> None:
         if output not in OUTPUTS:
             raise InputError(f"output '{output}' is unknown; allowed are {', '.join(OUTPUTS)}.")
@@ -59,7 +62,7 @@ class FeatureExtractor:
             raise InputError(f"batch_size is {batch_size!r}, but must be a whole number from 1.")
         if threads < 0:
             raise InputError(f"threads is {threads}, but must be at least 0.")
-        self._opened = (Path(path).absolute(), str(device), threads)
+        self._opened = (Path(path).absolute(), str(device), threads, trusted)
         self.file = _open(Path(path), *self._opened[1:])
         self.info = self.file.info
         self.batch_size, self.normalize = batch_size, normalize
@@ -116,9 +119,9 @@ class FeatureExtractor:
         return need("torch", "output 'torch'").from_numpy(features) if self.output == "torch" else features
 
 
-def _open(path: Path, device: str, threads: int) -> ExportedFile:
+def _open(path: Path, device: str, threads: int, trusted: bool) -> ExportedFile:
     if file_format(path) is not None:
-        return open_exported(path, device, threads)
+        return open_exported(path, device, threads, trusted=trusted)
     need("torch", f"'{path}' is not an exported file, and a checkpoint")
     from amg_plugin.deploy.networks import CheckpointFile
 

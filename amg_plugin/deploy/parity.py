@@ -1,14 +1,10 @@
-"""Whether an exported file runs, and how far its features are from PyTorch's."""
+"""How far the features of an exported file are from PyTorch's."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,39 +13,11 @@ from PIL import Image
 from amg_plugin.deploy.exported_file import ExportedFile, first_line
 from amg_plugin.deploy.images import prepare
 from amg_plugin.errors import RunError
-from amg_plugin.registries.imports import LOADED
 
 #: Largest difference allowed, relative to the largest feature, per precision.
 LARGEST_DIFFERENCE = {"fp32": 1e-4, "fp16": 1e-2}
 #: Smallest cosine allowed.
 SMALLEST_COSINE = {"int8": 0.99}
-_CODE = """
-import sys
-import numpy as np
-from amg_plugin.deploy.exported_file import open_exported
-from amg_plugin.registries.imports import load_import
-
-for word in sys.argv[2:]:
-    load_import(word)
-file = open_exported(sys.argv[1])
-file.features(np.zeros((1, 3, *file.info.image_size), dtype=np.float32))
-"""
-
-
-def crashes(path: Path) -> bool:
-    """Whether the runtime takes the whole process down when it opens and runs ``path``.
-
-    A file that fails with an exception does not crash; whoever opens it next learns why it fails.
-    """
-    folders = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    ended = subprocess.run(
-        [sys.executable, "-c", _CODE, str(path), *LOADED.values()],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    return ended.returncode not in (0, 1)  # Python itself ends with 1 after an exception
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 import zipfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +169,6 @@ class ExportedProgramFile(_TorchFile):
         if device != "cpu":
             raise InputError(f"device is '{device}', but an ExportedProgram file runs on 'cpu' here.")
         super().__init__(path, device)
-        _refuse_code(path)
         try:
             program = self.torch.export.load(str(path))
             self.module = program.module()
@@ -209,32 +206,6 @@ def torch_device(name: str) -> Any:
         names = " and ".join(f"'{kind}'" for kind in ("cpu", *(kind for kind in allowed if allowed[kind])))
         raise InputError(f"torch cannot compute on the device '{name}' here; allowed: {names}.") from error
     return device
-
-
-def _refuse_code(path: Path) -> None:
-    """Check that nothing in a ``torch.export`` archive is unpickled freely.
-
-    torch.export.load would run the code of pickles, which files of the plugin do not need: tensors are stored raw.
-    """
-    import torch
-
-    refused = "'{}' holds pickled objects ({}), which could run code: refused."
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            inner = name.partition("/")[2]
-            if inner.endswith("_config.json") and _says_pickle(json.loads(archive.read(name))):
-                raise CheckpointError(refused.format(path, inner))
-            if "/sample_inputs/" in name and archive.getinfo(name).file_size:
-                try:
-                    torch.load(BytesIO(archive.read(name)), weights_only=True)
-                except Exception as error:
-                    raise CheckpointError(refused.format(path, inner)) from error
-
-
-def _says_pickle(value: Any) -> bool:
-    if isinstance(value, dict):
-        return bool(value.get("use_pickle")) or any(map(_says_pickle, value.values()))
-    return isinstance(value, list) and any(map(_says_pickle, value))
 
 
 def _archive_info(path: Path) -> ExportInfo:

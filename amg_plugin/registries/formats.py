@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amg_plugin.errors import InputError
+from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.registries.registry import Registry, is_same, resolve
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -47,9 +47,12 @@ class ExportFormat:
         batch: Images per call: ``"choice"`` (one, or any number with ``--dynamic-batch``), ``"any"`` or ``"one"``.
         batch_reason: Why there is no choice.
         companions: Endings of further files, in the place of the file's own.
-        archive_member: How the name of an entry begins that only zip archives of this format have; empty if the
-            ending of the file's name tells.
-        fragile: Its runtime may take the process down with it; files are tried in a process of their own.
+        beginnings: How the content of a file of it begins, one of them; empty if nothing is known of it.
+        archive_member: How the name of an entry begins that only zip archives of this format have; empty if it is no
+            archive, or nothing is known of it.
+        runs_code: Opening a file runs what is in it; that takes ``trusted=True``.
+        fragile: Its runtime may take the process down with it; files that nobody vouches for are tried in a process of
+            their own.
     """
 
     name: str
@@ -69,7 +72,9 @@ class ExportFormat:
     batch: str = "choice"
     batch_reason: str = ""
     companions: tuple[str, ...] = ()
+    beginnings: tuple[bytes, ...] = ()
     archive_member: str = ""
+    runs_code: bool = False
     fragile: bool = False
 
     def load(self, what: str) -> Any:
@@ -124,23 +129,45 @@ def optional_packages() -> list[str]:
 
 
 def file_format(path: str | Path) -> str | None:
-    """Format of an exported file, None for anything else (a checkpoint, for example).
+    """Format of an exported file, None for anything else (a checkpoint, for example, whatever its ending).
 
-    The name's ending tells, whoever wrote the file, except for archives, which are looked into.
+    The ending of its name and what it holds have to agree, so that no file passes for one of another format.
+
+    Raises:
+        CheckpointError: If they do not.
     """
     path, rows = Path(path), FORMATS.rows.values()
-    for row in rows:
-        if not row.archive_member and path.suffix.lower() in row.suffixes:
-            return row.name
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return None
+    named = next((row for row in rows if path.suffix.lower() in row.suffixes), None)
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(64).lstrip()
+    except (OSError, ValueError):  # whoever opens it says why
+        return named.name if named else None
+    members = _members(path)
+    held = [row for row in rows if row.archive_member and any(name.startswith(row.archive_member) for name in members)]
+    if named is not None and not named.archive_member and beginning.startswith(named.beginnings or b""):
+        held.append(named)
+    if held == [named]:
+        return named.name
+    if held or (named is not None and not named.archive_member):
+        raise CheckpointError(
+            f"'{path}' is named like {_article(named)}, but holds {' and '.join(map(_article, held)) or 'none'}; it is "
+            "opened only if its name and what it holds agree."
+        )
+    return None
+
+
+def _members(path: Path) -> list[str]:
+    """Names of the entries of a zip archive below its top folder; none for another or a damaged file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            inner = [name.partition("/")[2] for name in archive.namelist()]
-    except zipfile.BadZipFile:
-        return None
-    archives = (row for row in rows if row.archive_member)
-    return next((row.name for row in archives if any(name.startswith(row.archive_member) for name in inner)), None)
+            return [name.partition("/")[2] for name in archive.namelist()]
+    except Exception:  # zipfile raises many types for damaged files
+        return []
+
+
+def _article(row: ExportFormat | None) -> str:
+    return f"a file of {row.name}" if row else "a checkpoint"
 
 
 def file_size(path: str | Path) -> int:
@@ -164,6 +191,7 @@ for _row in (
         runtime=("onnxruntime",),
         extras=("export", "runtime"),
         devices=("cpu", "cuda"),
+        beginnings=(b"\x08",),  # the number of the first field, the version
     ),
     ExportFormat(
         name="torchscript",
@@ -177,6 +205,7 @@ for _row in (
         batch="any",
         batch_reason="a traced graph does not fix the number of images",
         archive_member="code/",
+        runs_code=True,
     ),
     ExportFormat(
         name="exported_program",
@@ -187,6 +216,7 @@ for _row in (
         packages=("torch",),
         runtime=("torch",),
         archive_member="archive_format",
+        runs_code=True,
     ),
     ExportFormat(
         name="openvino",
@@ -201,6 +231,7 @@ for _row in (
         extras=("export", "export"),
         half="writer",
         companions=(".bin",),
+        beginnings=(b"<",),
         fragile=True,
     ),
 ):

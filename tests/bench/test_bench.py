@@ -118,7 +118,7 @@ def test_what_is_written_to_be_measured_gives_the_networks_features(form, tmp_pa
     images = torch.rand(3, 3, 64, 32)
     with torch.no_grad():
         expected = model(images).numpy()
-    features = open_exported(path).features(images.numpy())
+    features = open_exported(path, trusted=True).features(images.numpy())
     assert abs(features - expected).max() <= 1e-4 * abs(expected).max()
 
 
@@ -331,7 +331,7 @@ def test_an_exported_file_is_measured_against_its_dense_network(pruned, form, tm
 def test_an_exported_file_runs_in_its_own_form_beside_a_checkpoint_in_all(pruned, tmp_path, capsys):
     file = tmp_path / "pruned.pt2"
     assert main(["export", str(pruned), "--format", "exported_program", "--output", str(file)]) == 0
-    assert main(["bench", str(pruned), str(file), "--no-memory", *QUICK]) == 0
+    assert main(["bench", str(pruned), str(file), "--trusted", "--no-memory", *QUICK]) == 0
     printed = capsys.readouterr().out
     assert sum(line.startswith(f"{tmp_path.name}/pruned.pt2") for line in printed.splitlines()) == 1
     assert sum(line.startswith(f"{pruned.parent.name}/{pruned.name}") for line in printed.splitlines()) == 3
@@ -344,7 +344,7 @@ def test_an_exported_file_runs_in_its_own_form_beside_a_checkpoint_in_all(pruned
 def test_an_exported_file_that_cannot_be_measured_as_wanted_is_refused(pruned, tmp_path, capsys):
     file = tmp_path / "pruned.pt2"
     assert main(["export", str(pruned), "--format", "exported_program", "--output", str(file)]) == 0
-    assert main(["bench", str(file), "--batch", "2", *QUICK]) == 2
+    assert main(["bench", str(file), "--trusted", "--batch", "2", *QUICK]) == 2
     assert "--dynamic-batch" in capsys.readouterr().err
     assert main(["bench", str(file), "--forms", "fast", *QUICK]) == 2
     assert "runs in the form exported_program only" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_an_exported_file_evaluates_as_its_checkpoint(pruned, tiny_root, amg_rei
     path = tmp_path / "model.pt"
     words = ("--format", "torchscript", "--output", path, *built_in)
     assert amg_reid("export", pruned.last, *words).status == 0
-    outcome = amg_reid("test", "--weights", path, "--root", tiny_root)
+    outcome = amg_reid("test", "--trusted", "--weights", path, "--root", tiny_root)
     assert outcome.status == 0, outcome.err
     folder = tmp_path / "test_model_pt_synthetic_reid+market1501"
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def test_extracted_features_are_those_of_the_evaluation(pruned, script, tiny_roo
         or sorted((tiny_root / "synthetic_reid").rglob("*.jpg"))[:4]
     )
     from_checkpoint = amg_plugin.FeatureExtractor(pruned.last)(images)
-    assert torch.allclose(from_checkpoint, amg_plugin.FeatureExtractor(script)(images), atol=1e-5)
+    assert torch.allclose(from_checkpoint, amg_plugin.FeatureExtractor(script, trusted=True)(images), atol=1e-5)
 
 
 def test_exported_files_and_their_checkpoint_come_into_one_table(
@@ -119,7 +119,7 @@ def test_exported_files_and_their_checkpoint_come_into_one_table(
     if not tool.is_file():
         pytest.skip("the tests do not run from a checkout")
     evaluated = tmp_path / "evaluated"
-    words = ("--weights", script, "--root", tiny_root, "data.save_dir", evaluated)
+    words = ("--trusted", "--weights", script, "--root", tiny_root, "data.save_dir", evaluated)
     assert amg_reid("test", *words).status == 0
     rows = [
         f"pruned PyTorch={pruned.folder / 'result.json'}",
@@ -240,7 +240,7 @@ def test_a_checkpoint_that_is_none_is_refused(refused, tmp_path, script):
     assert "does not exist" in refused("export", tmp_path / "gone.pth", *words)
     assert "is a folder" in refused("export", tmp_path, *words)
     assert "is an exported file (torchscript), not a checkpoint" in refused("export", script, *words)
-    (tmp_path / "model.onnx").write_bytes(b"")
+    (tmp_path / "model.onnx").write_bytes(b"\x08")
     assert "is an exported file (onnx), not a checkpoint" in refused("inspect", tmp_path / "model.onnx")
 
 
@@ -269,7 +269,7 @@ def test_folders_in_the_place_of_what_is_written_beside_the_file_are_refused(pru
 
 
 def test_an_exported_file_of_another_model_than_the_configuration_is_refused(script, refused, tmp_path):
-    words = ("--weights", script, "data.save_dir", tmp_path)
+    words = ("--weights", script, "--trusted", "data.save_dir", tmp_path)
     assert "set data.height and data.width" in refused("test", *words, "data.height", "64")
     assert "of another structure" in refused("test", *words, "amg.override.depth", "4")
     assert "the mean" in refused("test", *words, "data.norm_mean", "[0.1, 0.1, 0.1]")
@@ -281,7 +281,8 @@ def test_an_exported_file_of_another_model_than_the_configuration_is_refused(scr
 
 def test_a_file_of_another_program_is_refused(refused, tmp_path):
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "foreign.pt")
-    assert "was not written by 'amg-reid export'" in refused("test", "--weights", tmp_path / "foreign.pt")
+    sentence = refused("test", "--trusted", "--weights", tmp_path / "foreign.pt")
+    assert "was not written by 'amg-reid export'" in sentence
     assert "does not exist" in refused("test", "--weights", tmp_path / "gone.onnx")
 
 
