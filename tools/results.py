@@ -33,7 +33,7 @@ import numpy as np
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.runs import result as report
 from amg_plugin.runs.result import ATTENTION, as_markdown, further_tables
-from amg_plugin.utils.files import write_text
+from amg_plugin.utils.files import read_json, write_text
 from amg_plugin.utils.tables import markdown_table, per_cent, text_table
 
 Result = dict[str, Any]
@@ -47,10 +47,7 @@ _PLACES = ("data.root", "data.save_dir", "amg.weights", "amg.distill.teacher")
 
 def read(path: str | Path) -> Result:
     """Read a JSON file."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"'{path}' cannot be read as JSON: {error}.") from error
+    return read_json(path)
 
 
 def write(args: argparse.Namespace, result: object, text: str, title: str = "") -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from amg_plugin.errors import InputError
+from amg_plugin.errors import InputError, printable
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -165,6 +165,13 @@ def refuse_to_overwrite(cfg: CfgNode, overwrite: bool, weights: str | None = Non
         )
 
 
+class _Message(logging.Formatter):
+    """The message alone, made printable."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 class _Handler(logging.StreamHandler):
     """Writes records; an output that nobody reads ends the run, as it does for a print."""
 
@@ -182,7 +189,7 @@ class _Tee:
 
     def write(self, text: str) -> int:
         for stream in self.streams:
-            stream.write(text)
+            stream.write(printable(text))
         return len(text)
 
     def flush(self) -> None:
@@ -195,7 +202,7 @@ def logging_to(handler: logging.Handler, propagate: bool = True) -> Iterator[Non
     """Give the package's log, from INFO on, to a handler."""
     logger = logging.getLogger("amg_plugin")
     before = logger.level, logger.propagate
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Message())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = propagate

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from amg_plugin.cli.arguments import CONFIGURATION, adder, argument, config_from_arguments, logging_to
+from amg_plugin.cli.output import Printable
 
 #: Forms of the table, and the suffixes of --output that mean one.
 FORMATS = ("text", "markdown", "csv", "json")
@@ -67,7 +68,7 @@ def run(args: Namespace) -> int:
 @contextlib.contextmanager
 def _messages_aside() -> Iterator[None]:
     """Send torchreid's prints and the package's log to stderr: stdout is for the table."""
-    aside = contextlib.redirect_stdout(sys.stderr)
+    aside = contextlib.redirect_stdout(Printable(sys.stderr))
     with logging_to(logging.StreamHandler(sys.stderr)), aside, warnings.catch_warnings():
         # torchreid's use of functions that torch renamed or changed since
         warnings.filterwarnings("ignore", module=r"torchreid\.")

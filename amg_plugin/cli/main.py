@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import importlib
 import os
 import runpy
@@ -25,8 +26,9 @@ from pathlib import Path
 
 from amg_plugin import registries
 from amg_plugin.cli import arguments, ending
+from amg_plugin.cli.output import Printable
 from amg_plugin.compat import pip_name
-from amg_plugin.errors import AMGError, InputError, MissingDependencyError
+from amg_plugin.errors import AMGError, InputError, MissingDependencyError, RunError
 from amg_plugin.registries.imports import load_import
 from amg_plugin.version import __version__
 
@@ -162,7 +164,7 @@ def _run(words: list[str]) -> int:
     if first.name in COMMANDS:
         if first.amg_config is not None:
             raise InputError(f"--amg-config is for scripts; '{first.name}' takes --config-file.")
-        with ending.unwinding():
+        with ending.unwinding(), contextlib.redirect_stdout(Printable(sys.stdout)), _files_blamed():
             parser = command_parser(first.name)
             parser.set_defaults(words=(first.name, *first.words))  # as they were typed
             if parser.get_default("opts") is None:
@@ -178,6 +180,24 @@ def _run(words: list[str]) -> int:
     else:
         parser.print_help()
     return 0
+
+
+@contextlib.contextmanager
+def _files_blamed() -> Iterator[None]:
+    """Say what the system says of a file (an impossible name, a full disk) in one sentence, where nobody else has.
+
+    Raises:
+        RunError: For a full disk.
+        InputError: For anything else that names a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RunError(f"The disk is full: {error}.") from error
+        if error.filename is None or isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"{error.strerror}: '{error.filename}'.") from error
 
 
 def _run_script(script: Path, words: Sequence[str], amg_config: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import yaml
 
-from amg_plugin.errors import ConfigError
-from amg_plugin.utils.files import expanded
+from amg_plugin.errors import ConfigError, shown
+from amg_plugin.utils.files import expanded, kind_of, read_text
 
 _BASE_KEY = "_BASE_"
+#: Most bytes of a configuration file, and most values of one, with every alias written out.
+_LARGEST, _MOST_VALUES = 1 << 20, 10_000
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,21 @@ class Layer:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, of which plain YAML would silently keep the last."""
+    """Safe YAML that refuses aliases that stand for too much, and a key given twice, of which YAML keeps the last."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _written_out(node, {}) > _MOST_VALUES:
+            problem = f"it stands for more than {_MOST_VALUES} values"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for place, key in enumerate(keys):
             if key in keys[:place]:
                 mark = node.value[place][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {shown(key)} is given twice", mark)
         return super().construct_mapping(node, deep)
 
 
@@ -67,20 +77,20 @@ def find_config(path_or_name: str | Path) -> Path:
         ConfigError: no such file; the message names the nearest shipped configuration.
     """
     path = expanded(path_or_name)
-    if path.is_file():
+    if kind_of(path) == "file":
         return path.resolve()
     shipped = _find_shipped(str(path_or_name))
     if shipped is not None:
         return shipped
     names = list_configs()
-    near = difflib.get_close_matches(Path(path_or_name).with_suffix("").as_posix(), names, n=1)
+    near = difflib.get_close_matches(str(path_or_name)[:200].removesuffix(".yaml"), names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"the shipped ones are {', '.join(names)}."
     raise ConfigError(f"There is no configuration '{path_or_name}': give a file or the name of a shipped one; {hint}")
 
 
 def _find_shipped(name: str) -> Path | None:
     candidates = (configs_root() / (name + suffix) for suffix in ("", ".yaml", ".yml"))
-    return next((path.resolve() for path in candidates if path.is_file()), None)
+    return next((path.resolve() for path in candidates if kind_of(path) == "file"), None)
 
 
 def read_layers(path: str | Path) -> list[Layer]:
@@ -118,11 +128,13 @@ def read_layers(path: str | Path) -> list[Layer]:
 def _bases(entry: object, path: Path) -> list[Path]:
     entries = [entry] if isinstance(entry, str) else entry
     if not isinstance(entries, list) or not all(isinstance(item, str) and item for item in entries):
-        raise ConfigError(f"'{_BASE_KEY}' in {path} is {entry!r}, but must be a file name or a list of file names.")
+        raise ConfigError(
+            f"'{_BASE_KEY}' in {path} is {shown(entry)}, but must be a file name or a list of file names."
+        )
     found = []
     for item in entries:
         beside = path.parent / expanded(item)
-        base = beside.resolve() if beside.is_file() else _find_shipped(item)
+        base = beside.resolve() if kind_of(beside) == "file" else _find_shipped(item)
         if base is None:
             raise ConfigError(
                 f"'{_BASE_KEY}' in {path} names '{item}', but there is no file {beside} and no shipped "
@@ -133,11 +145,10 @@ def _bases(entry: object, path: Path) -> list[Path]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_text(path, "configuration", ConfigError, _LARGEST)
     try:
-        values = _parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration {path} cannot be read: {error}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-45
+        values = _parse_yaml(text)
+    except Exception as error:  # a date such as 2024-13-45, nesting without end, ...
         raise ConfigError(f"The configuration {path} is not valid YAML: {_one_line(error)}.") from error
     if values is None:
         return {}
@@ -154,12 +165,22 @@ def decode(text: str) -> Any:
         pass
     try:
         return _parse_yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date such as 2024-13-45
+    except Exception:  # a date such as 2024-13-45, nesting without end, ...
         return text
 
 
 def _parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
+
+
+def _written_out(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values in a node with every alias written out; without end for a node that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until its parts are counted
+        parts = node.value if isinstance(node.value, list) else []
+        flat = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in flat)
+    return known[id(node)]
 
 
 def _one_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from amg_plugin.config.rules import (
     value_of,
 )
 from amg_plugin.config.schema import DEFAULT_STAGES, KEYS, get_default_config
-from amg_plugin.errors import ConfigError
+from amg_plugin.errors import ConfigError, shown
 from amg_plugin.registries import imports
 
 #: Keys below ``amg`` that stored configurations may hold and that do not count: from earlier releases, and imports, as
@@ -158,7 +158,7 @@ def _override_layer(overrides: Sequence[object]) -> Layer:
             raise ConfigError(f"'{word}' is where a key is expected: options go before the 'key value' pairs.")
     if len(overrides) % 2:
         raise ConfigError(
-            f"Overrides come as pairs 'key value', but {overrides[-1]!r} has no partner in: "
+            f"Overrides come as pairs 'key value', but {shown(overrides[-1])} has no partner in: "
             f"{' '.join(map(str, overrides))}."
         )
     values: dict[str, Any] = {}
@@ -197,7 +197,7 @@ def _dotted(values: Mapping[Any, Any], where: str, prefix: str = "") -> dict[str
         value = decode(value) if isinstance(value, str) else value
         if not isinstance(value, Mapping):
             allowed = f"a mapping with keys out of {', '.join(names)}"
-            raise ConfigError(f"'{key}' from {where} is {value!r}, but must be {allowed}.")
+            raise ConfigError(f"'{key}' from {where} is {shown(value)}, but must be {allowed}.")
         found |= _dotted(value, where, f"{key}.")
     return found
 
@@ -225,14 +225,16 @@ def _coerce(key: str, value: Any, where: str) -> Any:
     """Return ``value`` as the type of the default of ``key``."""
     wanted, element = type(KEYS[key].default), KEYS[key].element
     value = _typed(value, wanted)
+    if any(isinstance(text, str) and "\0" in text for text in (value if isinstance(value, list | tuple) else [value])):
+        raise ConfigError(f"'{key}' from {where} is {shown(value)}, but no text may hold a NUL.")
     if element and isinstance(value, list | tuple):
         items = [item if element is str else _typed(item, element) for item in value]
         if not all(_is_a(item, element) for item in items):
-            raise ConfigError(f"'{key}' from {where} is {value!r}, but must be a list of {_ITEMS[element][0]}.")
+            raise ConfigError(f"'{key}' from {where} is {shown(value)}, but must be a list of {_ITEMS[element][0]}.")
         return items
     if not _is_a(value, wanted):
         shape = f', such as "{_ITEMS[element][1]}"' if element else ""
-        raise ConfigError(f"'{key}' from {where} is {value!r}, but must be {_TYPES[wanted]}{shape}.")
+        raise ConfigError(f"'{key}' from {where} is {shown(value)}, but must be {_TYPES[wanted]}{shape}.")
     return value
 
 
@@ -251,7 +253,7 @@ def _is_a(value: Any, wanted: type) -> bool:
         return wanted is bool
     if wanted is float:
         return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # neither inf nor nan
-    return isinstance(value, wanted)
+    return isinstance(value, wanted) and (wanted is not int or value.bit_length() < 64)
 
 
 def _set(cfg: CfgNode, values: Mapping[str, Any]) -> None:

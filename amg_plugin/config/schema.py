@@ -12,7 +12,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from amg_plugin.errors import ConfigError, InputError
+from amg_plugin.errors import ConfigError, InputError, shown
 from amg_plugin.registries import (
     HEAD_SCORERS,
     HOOKS,
@@ -326,7 +326,7 @@ def check_value(name: str, value: Any) -> None:
 
 def impossible(name: str, value: object, text: str) -> ConfigError:
     """The error for a value of a key that has to be what ``text`` says."""
-    return ConfigError(f"'{name}' is {value!r}, but must be {text}.")
+    return ConfigError(f"'{name}' is {shown(value)}, but must be {text}.")
 
 
 def get_default_config() -> CfgNode:

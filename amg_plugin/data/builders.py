@@ -8,7 +8,6 @@ appears under its name only when it is complete.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -34,7 +33,7 @@ from amg_plugin.data.layout import (
     write_parts,
 )
 from amg_plugin.errors import DataError, RunError
-from amg_plugin.utils.files import expanded
+from amg_plugin.utils.files import expanded, kind_of, read_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +69,11 @@ class Split:
 
 def _find_split(path_or_name: str | Path) -> Path:
     path = expanded(path_or_name)
-    if path.is_file():
+    if kind_of(path) == "file":
         return path
     folder = configs_root() / "splits"
     shipped = folder / f"{path_or_name}.json"
-    if shipped.is_file():
+    if kind_of(shipped) == "file":
         return shipped
     names = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "none"
     raise DataError(f"There is no split '{path_or_name}': give a JSON file or the name of a shipped one ({names}).")
@@ -87,10 +86,7 @@ def read_split(path_or_name: str | Path = DEFAULT_SPLIT) -> Split:
         DataError: The file is missing or not a split, or lists a name twice.
     """
     path = _find_split(path_or_name)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"The split {path} cannot be read: {error}.") from error
+    content = read_json(path, "split", DataError)
     if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         raise DataError(f"{path} is not a split: it needs 'format' {FORMAT!r} and 'version' {VERSION}.")
     split = Split(
@@ -208,14 +204,7 @@ def read_lists(folder: str | Path) -> dict[str, list[str]]:
 
 
 def _read_list(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > _MAX_LIST_BYTES:
-            raise DataError(
-                f"The list {path} is larger than {_MAX_LIST_BYTES >> 20} MiB; it cannot be a list of names."
-            )
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The list {path} cannot be read: {error}.") from error
+    lines = read_text(path, "list", DataError, _MAX_LIST_BYTES).splitlines()
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise DataError(f"The list {path} holds no names.")

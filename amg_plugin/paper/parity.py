@@ -6,7 +6,6 @@ is recomputed with the plugin's own readers, recorders, scores and selection.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amg_plugin.errors import CheckpointError
+from amg_plugin.errors import CheckpointError, shown
 from amg_plugin.models.build import build_network
 from amg_plugin.models.la_transformer import part_averages
 from amg_plugin.models.spec import ModelSpec, ReducerSpec
@@ -29,6 +28,7 @@ from amg_plugin.paper.accounting import published_accounting
 from amg_plugin.pruning import current_plan, select_heads, select_tokens
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.pruning.scorers import Calibration, entropy_of_heads, importance_of_tokens
+from amg_plugin.utils.files import read_json
 
 #: Allowed difference of every real number; relative, but for head entropies, which are bits.
 TOLERANCE = 1e-4
@@ -85,7 +85,7 @@ class _ParityFile:
         self.tensor_file, self.fact_file = Path(tensors), Path(facts)
         try:
             self.tensors = load_file(self.tensor_file)
-            self.facts = json.loads(self.fact_file.read_text(encoding="utf-8"))
+            self.facts = read_json(self.fact_file)
         except Exception as error:  # safetensors' reader raises types of its own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
@@ -94,8 +94,10 @@ class _ParityFile:
         if not isinstance(self.facts, dict):
             raise CheckpointError(f"The parity file '{self.fact_file}' holds no dictionary.")
         self.family = self.fact("family")
-        if self.family not in TAGS:
-            raise CheckpointError(f"The family of '{self.fact_file}' is {self.family!r}; allowed: {', '.join(TAGS)}.")
+        if not isinstance(self.family, str) or self.family not in TAGS:
+            raise CheckpointError(
+                f"The family of '{self.fact_file}' is {shown(self.family)}; allowed: {', '.join(TAGS)}."
+            )
         for name in FACTS[self.family]:
             self.fact(name)
         present = {name.split(".state.")[0] for name in self.tensors if ".state." in name}

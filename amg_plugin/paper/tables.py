@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.pruning.selection import removal_count
 from amg_plugin.runs.result import SECTIONS
+from amg_plugin.utils.files import kind_of, read_json
 from amg_plugin.utils.tables import csv_table, markdown_table
 
 #: Sections of a result that can be a published model's, finished ones first; one with a reducer cannot.
@@ -191,19 +191,19 @@ def build_table(results: Sequence[str] = ()) -> list[Entry]:
     Raises:
         InputError: If a key is unknown, a file is not a result, or has no figures of the row's kind.
     """
-    described = {row.key: _describe(row) for row in ROWS}
-    measurements: list[_Measurement] = []
-    placed: dict[str, _Measurement] = {}  # at most one for each row
+    keys = [row.key for row in ROWS]
+    read: list[tuple[str, str, list[_Measurement]]] = []
     for argument in results:
         key, separator, file = argument.partition("=")
-        if not separator or Path(argument).is_file():
+        if not separator or kind_of(argument) == "file":
             key, file = "", argument
-        elif key not in described:
-            raise InputError(f"'{key}' is not a row of the published tables; the rows are: {', '.join(described)}.")
-        found = _read_measurements(file)
-        measurements += found
-        if key:
-            placed[key] = _of_the_kind(found, described[key][0], file)
+        elif key not in keys:
+            raise InputError(f"'{key}' is not a row of the published tables; the rows are: {', '.join(keys)}.")
+        read.append((key, file, _read_measurements(file)))
+    described = {row.key: _describe(row) for row in ROWS}
+    measurements = [measured for _, _, found in read for measured in found]
+    # At most one for each row.
+    placed = {key: _of_the_kind(found, described[key][0], file) for key, file, found in read if key}
     able = [measured for measured in measurements if measured.section in _LATEST_FIRST]
     for measured in sorted(able, key=lambda one: _LATEST_FIRST.index(one.section)):
         fitting = (key for key, (entry, structure) in described.items() if measured.is_of(entry.data, structure))
@@ -235,7 +235,7 @@ def _remark(measured: _Measurement, entry: Entry, structure: _Structure) -> str:
 def _read_measurements(file: str) -> list[_Measurement]:
     """Every section and target of a result, at least one, in the order of the run."""
     try:
-        result = json.loads(Path(file).read_text(encoding="utf-8"))
+        result = read_json(file)
         found = [
             _Measurement(
                 file=file,
@@ -253,7 +253,7 @@ def _read_measurements(file: str) -> list[_Measurement]:
             for name, section in ((name, result[name]) for name in SECTIONS if name in result)
             for target, scores in section["targets"].items()
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # values of any type fail anywhere
         raise InputError(f"'{file}' is not a result.json of amg-reid ({type(error).__name__}: {error}).") from error
     if not found:
         raise InputError(f"'{file}' is not a result.json of amg-reid: it has none of {', '.join(SECTIONS)}.")

@@ -25,7 +25,7 @@ from amg_plugin.paper.rows import DUKE, MARKET, ROWS, Row
 from amg_plugin.paper.tables import build
 from amg_plugin.pruning import current_plan
 from amg_plugin.pruning.cut import prunable_blocks
-from amg_plugin.utils.files import check_writable, expanded, sha256, write_text
+from amg_plugin.utils.files import check_writable, expanded, kind_of, read_json, sha256, write_text
 from amg_plugin.utils.imports import need
 
 logger = logging.getLogger(__name__)
@@ -161,23 +161,17 @@ def cache_folder(given: str | Path | None = None) -> Path:
 
 
 def recorded(entry: ZooEntry, folder: Path) -> Record | None:
-    """What the first fetch recorded; None before it.
-
-    Raises:
-        RunError: If the record is damaged.
-    """
+    """What the first fetch recorded; None before it, or if the record is damaged."""
     path = entry.path(folder).with_suffix(".json")
-    if not path.is_file():
+    if kind_of(path) != "file":
         return None
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
-        if not (isinstance(record.size, int) and isinstance(record.sha256, str) and len(record.sha256) == 64):
-            raise ValueError("size or sha256 is none")
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(
-            f"The record '{path}' is damaged ({error}), so '{entry.name}' cannot be verified; run "
-            f"'amg-reid zoo fetch {entry.name} --refresh' to fetch and record it again."
-        ) from error
+        record = Record(**read_json(path, "record"))
+        if not (type(record.size) is int and isinstance(record.sha256, str) and len(record.sha256) == 64):
+            raise InputError(f"The record '{path}' names no size or SHA-256.")
+    except (InputError, TypeError) as error:
+        logger.warning("%s It counts as absent: '%s' is fetched and recorded again.", error, entry.name)
+        return None
     return record
 
 

@@ -187,7 +187,8 @@ def _own(file: str, cfg: CfgNode) -> tuple[Row, Restore]:
         note += f"{sum(plan.tokens_per_block)}/{plan.num_patches * plan.depth} tokens ({plan.variant})"
         note += f", {sum(plan.neurons_per_block)}/{sum(plan.num_neurons)} neurons" if plan.neurons else ""
     note += f", {spec.reducer.method}" if spec.reducer else ""
-    stored = checkpoint.config.get("test", {})
+    stored = checkpoint.config.get("test")
+    stored = stored if isinstance(stored, Mapping) else {}  # what is malformed is refused below, by name
     departures = [
         f"own test.{key} is {stored[key]}"
         for key in ("dist_metric", "normalize_feature", "rerank")

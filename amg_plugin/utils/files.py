@@ -1,16 +1,73 @@
-"""Files and folders that appear under their name only once they are complete."""
+"""Reading text and JSON of any origin; files and folders that appear under their name only once they are complete."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from amg_plugin.errors import InputError, RunError
+from amg_plugin.errors import AMGError, InputError, RunError
+
+#: Most bytes of a text that is read.
+LARGEST_TEXT = 1 << 26
+
+
+def kind_of(path: str | Path) -> str:
+    """What a path leads to: ``"file"``, ``"folder"``, or nothing, which an impossible name leads to, too."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # too long a name; a NUL or half a character in it
+        return ""
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else ""
+
+
+def read_text(
+    path: str | Path, what: str = "file", error: type[AMGError] = InputError, limit: int = LARGEST_TEXT
+) -> str:
+    """Read a text file in UTF-8.
+
+    Args:
+        path: The file.
+        what: What it is, for the message.
+        error: The class of the error.
+        limit: Most bytes.
+
+    Raises:
+        AMGError: ``error``, if the file is missing, larger or no text.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise ValueError(f"it is larger than {limit >> 20} MiB")
+        return content.decode("utf-8-sig")
+    except (OSError, ValueError) as reason:  # ValueError: undecodable, or a NUL or half a character in the path
+        said = getattr(reason, "strerror", None) or reason
+        raise error(f"The {what} '{path}' cannot be read: {said}.") from reason
+
+
+def parse_json(text: str | bytes, where: str, error: type[AMGError] = InputError) -> Any:
+    """What a JSON text says, of any origin: nested too deeply or with numbers of any length, too.
+
+    Raises:
+        AMGError: ``error``, beginning with ``where``, if it is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{where} cannot be read as JSON: {reason}.") from reason
+
+
+def read_json(path: str | Path, what: str = "file", error: type[AMGError] = InputError) -> Any:
+    """Read a JSON file; arguments and errors as :func:`read_text`."""
+    return parse_json(read_text(path, what, error), f"The {what} '{path}'", error)
 
 
 @contextlib.contextmanager
@@ -90,7 +147,7 @@ def expanded(path: str | Path) -> Path:
     """
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: a NUL or half a character in the name
         raise InputError(f"'{path}' cannot be used: {str(error).rstrip('.')}; write the folder out.") from error
 
 

@@ -151,11 +151,13 @@ def test_a_missing_copy_is_bad_input(folder, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"drive_id": "a", "size": "b", "sha256": "c", "recorded": "d"}'])
-def test_a_damaged_record_is_named(folder, content):
-    fetch(ENTRY, folder, download=Drive())
+def test_a_damaged_record_counts_as_absent(folder, content, caplog):
+    before = fetch(ENTRY, folder, download=Drive())
     (folder / f"{ENTRY.name}.json").write_text(content, encoding="utf-8")
-    with pytest.raises(RunError, match=r"record.*damaged.*--refresh"):
-        fetch(ENTRY, folder, download=Drive())
+    after = fetch(ENTRY, folder, download=Drive())
+    assert after.is_new
+    assert (after.record.size, after.record.sha256) == (before.record.size, before.record.sha256)
+    assert "counts as absent" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):

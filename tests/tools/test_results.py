@@ -56,7 +56,7 @@ def test_rows_are_means_over_seeds_and_differences_are_paired(tool, results):
     ("words", "said"),
     [
         (["dense"], "must be ROW=RESULT"),
-        (["dense=missing.json"], "cannot be read as JSON"),
+        (["dense=missing.json"], "cannot be read"),
         (["dense=dense1.json#finetuned"], "has no section 'finetuned', only dense"),
         (["dense=dense1.json", "dense=dense1.json"], "two results of seed 1"),
         (ROWS[:3], "has other seeds than"),

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 from collections import defaultdict
@@ -30,7 +29,8 @@ from amg_plugin.data.layout import (
     name_of,
 )
 from amg_plugin.data.occlusion.masks import MANIFEST
-from amg_plugin.errors import DataError
+from amg_plugin.errors import DataError, InputError
+from amg_plugin.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -214,8 +214,8 @@ class OccludedMarket1501(LocalDataset):
         """Name of the data set that this is a copy of, whose cameras it has; its own if none is recorded."""
         manifest = Path(self.query[0][0]).parent.parent / MANIFEST
         try:
-            return str(json.loads(manifest.read_text(encoding="utf-8"))["source"]["name"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return str(read_json(manifest)["source"]["name"])
+        except (InputError, KeyError, TypeError):
             return self.layout.name
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from amg_plugin.data.layout import first_of
-from amg_plugin.errors import DataError
+from amg_plugin.errors import DataError, shown
+from amg_plugin.utils.files import kind_of, read_json
 
 MASK_DIR, MANIFEST = "masks", "occlusion.json"
 FORMAT, VERSION = "amg_plugin.occlusion", 1
@@ -34,7 +34,7 @@ def read_mask(path: str | Path) -> np.ndarray:
         DataError: The file is missing or cannot be read as an image.
     """
     path = Path(path)
-    if not path.is_file():
+    if kind_of(path) != "file":
         raise DataError(f"The mask {path} is missing; make the occluded data set again with amg-reid occlude.")
     try:
         with Image.open(path) as image:
@@ -142,11 +142,11 @@ def _listed(manifest: Path) -> dict[str, Any]:
     if not manifest.is_file():
         return {}
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = read_json(manifest)
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r}")
+            raise ValueError(f"format {shown(content['format'])}")
         return {part: set(names) for part, names in content["images"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # values of any type fail anywhere
         raise DataError(f"{manifest} cannot be read as written by amg-reid occlude: {error!r}.") from error
 
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, QUERY_DIR, TRAIN_DIR, market_name, new_dataset
 from amg_plugin.data.synthetic.figures import Appearance, FigurePainter, difference, sample_appearance, sample_pose
 from amg_plugin.data.synthetic.scenes import MARGIN, Camera, paint_background, paint_occluder, photograph, sample_camera
-from amg_plugin.errors import DataError
-from amg_plugin.utils.files import expanded
+from amg_plugin.errors import DataError, InputError
+from amg_plugin.utils.files import expanded, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,8 @@ def write_synthetic_reid(root: str | Path, spec: SyntheticSpec | None = None, se
 def _check_equal(folder: Path, info: dict) -> None:
     """Raises DataError unless the data set in ``folder`` is the one that ``info`` describes."""
     try:
-        found = json.loads((folder / _INFO_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = read_json(folder / _INFO_FILE)
+    except InputError as error:
         raise DataError(
             f"{folder} exists but is not a finished drawn data set; remove it or choose another root."
         ) from error
