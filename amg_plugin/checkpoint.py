@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.errors import AMGError, CheckpointError, RunError
+from amg_plugin.errors import AMGError, CheckpointError, PlanError, RunError, shown
 from amg_plugin.models.build import build_network, differences
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import unwrap
-from amg_plugin.models.weights import load_strictly
+from amg_plugin.models.weights import check_fit, check_held, load_data, load_strictly
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.registries.formats import file_format
 from amg_plugin.registries.imports import stored_imports
-from amg_plugin.utils.files import replacing
+from amg_plugin.utils.files import kind_of, replacing
 from amg_plugin.utils.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -69,14 +69,31 @@ class Checkpoint:
         Raises:
             CheckpointError: If structure and weights do not belong together.
         """
-        try:
-            model = apply_plan(build_network(self.spec), self.plan)
-        # A damaged description fails anywhere.
-        except (AMGError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"The checkpoint's structure cannot be rebuilt: {error}") from error
+        self.check()
+        model = apply_plan(build_network(self.spec), self.plan)
         load_strictly(model, self.weights)
         model.preprocessing, model.identities = self.preprocessing, self.identities
         return model.eval()
+
+    def check(self) -> None:
+        """Check that structure and weights belong together before memory is spent on either.
+
+        The network is built without memory, and what a description can make long lists of is bounded by the tensors.
+
+        Raises:
+            CheckpointError: If they do not.
+        """
+        check_held(self.weights, "The checkpoint is refused")
+        try:
+            with torch.device("meta"):  # where timm may fail to read the rates of drop path
+                network = build_network(replace(self.spec, drop_path=0.0))
+                patches = network.backbone.patch_embed.num_patches
+                if patches != self.plan.num_patches:
+                    raise PlanError(f"the plan is for {self.plan.num_patches} patches, the model has {patches}")
+                outline = apply_plan(network, self.plan).state_dict()
+        except Exception as error:  # a damaged description fails anywhere
+            raise CheckpointError(f"The checkpoint's structure cannot be rebuilt: {error}") from error
+        check_fit(outline, self.weights)
 
     def check_start(self, spec: ModelSpec) -> None:
         """Check that backbone and necks fit a network that is to be trained on other identities.
@@ -101,6 +118,7 @@ class Checkpoint:
             CheckpointError: See :meth:`check_start`.
         """
         self.check_start(spec)
+        self.check()
         model = apply_plan(build_network(spec), self.plan)
         new = _depends_on(spec, num_classes=spec.num_classes + 1)
         side, own = spec.side_information, self.spec.side_information
@@ -212,7 +230,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def is_checkpoint(path: str | Path) -> bool:
     """Whether a file is a checkpoint of the plugin, of whatever version."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = load_data(Path(path), mmap=True)
     except Exception:  # torch raises many types for foreign files
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
@@ -220,9 +238,9 @@ def is_checkpoint(path: str | Path) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     """The entries of a checkpoint, each of its kind."""
-    if path.is_dir():
+    if (kind := kind_of(path)) == "folder":
         raise CheckpointError(f"The checkpoint '{path}' is a folder; give a file in it, such as {BEST_CHECKPOINT}.")
-    if not path.is_file():
+    if not kind:
         raise CheckpointError(f"The checkpoint '{path}' does not exist; give a file written by amg-reid.")
     if (exported := file_format(path)) is not None:
         raise CheckpointError(
@@ -230,7 +248,9 @@ def _read(path: Path) -> dict[str, Any]:
             "amg_plugin.FeatureExtractor take those of 'amg-reid export'."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_data(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # torch raises many types for truncated and foreign files
         raise CheckpointError(
             f"'{path}' cannot be read ({type(error).__name__}): it is truncated, or not an amg-reid checkpoint."
@@ -239,7 +259,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"'{path}' is not an amg-reid checkpoint; plain weight files go into amg.weights.")
     if content.get("version") != VERSION:
         raise CheckpointError(
-            f"'{path}' has format version {content.get('version')!r}; this release reads version {VERSION}."
+            f"'{path}' has format version {shown(content.get('version'))}; this release reads version {VERSION}."
         )
     for name, kind in _ENTRIES.items():
         if name not in content:
@@ -247,6 +267,8 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(content[name], kind):
             found = f"its entry '{name}' is a {type(content[name]).__name__} instead of a {kind.__name__}"
             raise CheckpointError(f"'{path}' cannot be used: {found}.")
+    if not all(isinstance(entry, dict) for entry in content["history"]):
+        raise CheckpointError(f"'{path}' cannot be used: an entry of its history is not a dictionary.")
     stored_imports(content["config"], f"'{path}'")
     return content
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from amg_plugin.deploy.probe import crashes
-from amg_plugin.errors import CheckpointError, InputError
+from amg_plugin.errors import AMGError, CheckpointError, InputError, shown
 from amg_plugin.registries.formats import FORMATS, PRECISIONS, file_format
 from amg_plugin.registries.imports import stored_imports
+from amg_plugin.utils.files import kind_of, parse_json
 from amg_plugin.utils.imports import need
 from amg_plugin.utils.preprocessing import Preprocessing, damaged, is_size
 
@@ -28,6 +29,8 @@ KEY = "amg_plugin"
 WEIGHTS_KEY = "amg_plugin_weights"
 #: Name of the same text among the extra files of TorchScript and ExportedProgram archives.
 EXTRA_FILE = "amg_plugin.json"
+#: Most images per call of a file that takes a fixed number.
+LARGEST_BATCH = 1024
 
 #: Labels of images, and what the description of a network calls the number of their values.
 _LABELS = {"camids": "cameras", "viewids": "views"}
@@ -84,18 +87,19 @@ class ExportInfo:
         Raises:
             CheckpointError: If it is not a text of ours.
         """
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise CheckpointError(f"The description in '{path}' cannot be read: {error}.") from error
+        data = parse_json(text, f"The description in '{path}'", CheckpointError)
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise foreign(path)
         if (version := data.pop("version", None)) != VERSION:
-            raise CheckpointError(f"'{path}' has export version {version!r}; this release reads version {VERSION}.")
+            raise CheckpointError(
+                f"'{path}' has export version {shown(version)}; this release reads version {VERSION}."
+            )
         try:
             preprocessing = Preprocessing.from_dict(data["preprocessing"], path)
             info = cls(**{**data, "inputs": tuple(data["inputs"]), "preprocessing": preprocessing})
-        except (KeyError, TypeError) as error:
+        except AMGError:
+            raise
+        except Exception as error:  # values of any type fail anywhere
             raise CheckpointError(f"The description in '{path}' is incomplete or damaged: {error}.") from error
         info._check(path)
         stored_imports(info.config, f"'{path}'")
@@ -109,15 +113,21 @@ class ExportInfo:
         for name, value in objects.items():
             if not isinstance(value, dict):
                 raise damaged(path, name, value, "an object")
+        for count in _LABELS.values():
+            if type(side.get(count, 0)) is not int or not 0 <= side.get(count, 0) <= 1 << 20:
+                raise damaged(path, f"spec.side_information.{count}", side[count], "a whole number from 0 to 2**20")
         inputs = ("images", *(name for name, count in _LABELS.items() if side.get(count)))
         checks = {
-            "file_format": (self.file_format in FORMATS, f"one of {', '.join(FORMATS)}"),
+            "file_format": (
+                isinstance(self.file_format, str) and self.file_format in FORMATS,
+                f"one of {', '.join(FORMATS)}",
+            ),
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-            "batch": (self.batch is None or is_size(self.batch), "null or a whole number from 1"),
+            "batch": (self.batch is None or is_size(self.batch, LARGEST_BATCH), f"null or 1 to {LARGEST_BATCH}"),
             "inputs": (self.inputs == inputs, f"{', '.join(inputs)} for its network"),
             "normalize_input": (isinstance(self.normalize_input, bool), "true or false"),
             "l2_normalize": (isinstance(self.l2_normalize, bool), "true or false"),
-            "feature_dim": (is_size(self.feature_dim), "a whole number from 1"),
+            "feature_dim": (is_size(self.feature_dim, 1 << 20), "a whole number from 1 to 2**20"),
         }
         for name, (fine, allowed) in checks.items():
             if not fine:
@@ -224,7 +234,7 @@ def open_exported(path: str | Path, device: str = "cpu", threads: int = 0, *, tr
         InputError: If the runtime lacks the device, or the file is a program and ``trusted`` is False.
     """
     path = Path(path)
-    if not path.is_file():
+    if kind_of(path) != "file":
         raise CheckpointError(f"The exported file '{path}' does not exist.")
     kind = file_format(path)
     if kind is None:

@@ -22,6 +22,7 @@ from amg_plugin.deploy.exported_file import (
     other_graph,
 )
 from amg_plugin.errors import CheckpointError, InputError
+from amg_plugin.utils.archives import check_archive
 from amg_plugin.utils.files import sha256
 
 
@@ -121,9 +122,13 @@ class OpenVinoFile(ExportedFile):
 class _TorchFile(ExportedFile):
     """An archive that torch runs."""
 
+    #: Whether torch compresses entries of it.
+    deflated = False
+
     def __init__(self, path: Path, device: str) -> None:
         import torch
 
+        check_archive(path, deflated=type(self).deflated)
         super().__init__(path, _archive_info(path))
         self.torch, self.device = torch, device
         self.runtime = f"torch {torch.__version__}"
@@ -136,6 +141,8 @@ class _TorchFile(ExportedFile):
 
 class TorchScriptFile(_TorchFile):
     """A TorchScript archive."""
+
+    deflated = True
 
     def __init__(self, path: Path, device: str, threads: int) -> None:
         super().__init__(path, device)
@@ -209,8 +216,12 @@ def torch_device(name: str) -> Any:
 
 
 def _archive_info(path: Path) -> ExportInfo:
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.partition("/")[2] == f"extra/{EXTRA_FILE}":
-                return ExportInfo.from_json(archive.read(name).decode(errors="replace"), path)
-    raise foreign(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            named = [name for name in archive.namelist() if name.partition("/")[2] == f"extra/{EXTRA_FILE}"]
+            text = archive.read(named[0]).decode(errors="replace") if named else None
+    except Exception as error:  # zipfile raises many types for damaged files
+        raise CheckpointError(f"'{path}' is damaged: {first_line(error)}.") from error
+    if text is None:
+        raise foreign(path)
+    return ExportInfo.from_json(text, path)

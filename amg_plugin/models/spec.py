@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from yacs.config import CfgNode
 
 from amg_plugin.config.schema import check_value
-from amg_plugin.errors import CheckpointError, ConfigError
+from amg_plugin.errors import AMGError, CheckpointError, ConfigError, shown
 from amg_plugin.registries import REDUCERS
+from amg_plugin.utils.preprocessing import LARGEST_INPUT
 
 #: Names that ``model.name`` takes, and what timm calls the ViT that each stands for.
 ARCHITECTURES = {
@@ -18,6 +20,8 @@ ARCHITECTURES = {
     "vit_amg_tiny": "vit_tiny_patch16_224",
 }
 _IMAGE_SIZE = (256, 128)
+#: Most modules of a kind that are built one by one.
+_MOST = {"depth": 256, "parts": 1024}
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ class JigsawSpec:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ConfigError(f"amg.jpm.{name} {value} is impossible; at least 1 is needed.")
+            if not 1 <= value <= _MOST["parts"]:
+                raise ConfigError(f"amg.jpm.{name} {shown(value)} is impossible; allowed: 1 to {_MOST['parts']}.")
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,11 @@ class ModelSpec:
         object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
         if not isinstance(self.stride, int):
             object.__setattr__(self, "stride", tuple(int(step) for step in self.stride))
+        for name, count in (("depth", self.overrides.get("depth", 0)), ("parts", self.parts)):
+            if count > _MOST[name]:
+                raise ConfigError(f"A network of {name} {shown(count)} is impossible; at most {_MOST[name]}.")
+        if math.prod(self.image_size) > LARGEST_INPUT:
+            raise ConfigError(f"Images of {shown(self.image_size)} are too large; at most {LARGEST_INPUT} pixels.")
         for name, kind in _PARTS.items():
             if isinstance(value := getattr(self, name), dict):
                 object.__setattr__(self, name, kind(**value))
@@ -192,7 +201,9 @@ class ModelSpec:
         """
         try:
             return cls(**data)
-        except (AttributeError, TypeError, ValueError) as error:
+        except AMGError:
+            raise
+        except Exception as error:  # values of any type fail anywhere
             raise CheckpointError(f"The model description of the checkpoint cannot be read: {error}.") from error
 
 

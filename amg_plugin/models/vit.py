@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -108,6 +109,9 @@ def build_backbone(
             )
         arch, overrides = published.base, {**published.overrides, **(overrides or {})}
         attention_scale = published.attention_scale if attention_scale is None else attention_scale
+    # Others would be arguments of timm's factory, which reads files and asks for addresses.
+    if unknown := sorted(map(str, set(overrides or ()) - set(inspect.signature(VisionTransformer).parameters))):
+        raise ConfigError(f"amg.override.{unknown[0]} is not an argument of timm's VisionTransformer.")
     kwargs: dict[str, Any] = {"img_size": tuple(image_size), "num_classes": 0, **(overrides or {})}
     if drop_path:
         kwargs["drop_path_rate"] = drop_path

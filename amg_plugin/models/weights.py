@@ -6,7 +6,7 @@ import logging
 import math
 import numbers
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from safetensors.torch import load_file
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from amg_plugin.errors import CheckpointError, InputError
+from amg_plugin.errors import CheckpointError, InputError, shown
+from amg_plugin.utils.archives import check_archive
+from amg_plugin.utils.files import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +43,70 @@ _NUMPY_NUMBERS: list[Any] = [
 def check_weight_file(path: str | Path) -> Path:
     """Raise a CheckpointError if a weight file is not there."""
     path = Path(path)
-    if not path.is_file():
+    if kind_of(path) != "file":
         raise CheckpointError(f"The weight file '{path}' does not exist; give a local .pth or .safetensors file.")
     return path
+
+
+def load_data(path: Path, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote, on the CPU, as data only and of no larger size than the file.
+
+    Args:
+        path: The file.
+        mmap: Read tensors of today's format only when they are used.
+
+    Raises:
+        CheckpointError: If the file would unpack to more than it holds.
+        Exception: What torch raises for files that it cannot read.
+    """
+    with path.open("rb") as file:
+        is_archive = file.read(2) == b"PK"
+    if is_archive:
+        check_archive(path)
+    else:  # as torch wrote before 1.6: the sizes are in the pickle, and memory would be taken before it is filled
+        with FakeTensorMode():
+            storages = list(_storages(torch.load(path, map_location="cpu", weights_only=True)))
+        if sum(storages) > path.stat().st_size:
+            raise CheckpointError(f"'{path}' is refused: it holds less than the tensors that it describes.")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)
+
+
+def _storages(content: Any) -> Iterator[int]:
+    """Bytes of the storages of all tensors in plain data, each once."""
+    todo, seen = [content], set()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            if storage._cdata not in seen:
+                seen.add(storage._cdata)
+                yield storage.nbytes()
+        elif isinstance(value, Mapping):
+            todo += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            todo += value
+
+
+def check_held(weights: Mapping[str, Tensor], message: str) -> None:
+    """Check that tensors are plain ones that a file held in full: views of a few numbers can have any shape.
+
+    Tensors may share numbers; all together they may need twice what is there.
+
+    Raises:
+        CheckpointError: Beginning with ``message``, if a tensor is of another kind, or all need more.
+    """
+    held: dict[int, int] = {}
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+            kind = "plain tensor" if isinstance(value, Tensor) else "tensor"
+            raise CheckpointError(f"{message}: {shown(name)} is not a {kind}.")
+        held[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    needed = sum(value.numel() * value.element_size() for value in weights.values())
+    if needed > 2 * sum(held.values()):
+        raise CheckpointError(f"{message}: its tensors need {needed} bytes, and it holds {sum(held.values())}.")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -59,7 +123,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_data(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # the readers raise many types for foreign files
         culprit = re.search(r"(?:GLOBAL|global:?) ([\w]+(?:\.[\w]+)+)", str(error))
         if culprit:
@@ -89,7 +155,9 @@ def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
             )
     if others:
         logger.info("%d entries of %s are numbers and are left out: %s", len(others), path, ", ".join(others))
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    check_held(state, f"The weight file '{path}' is refused")
+    return state
 
 
 def check_fit(
@@ -104,7 +172,7 @@ def check_fit(
         CheckpointError: Beginning with ``message``, naming tensors that are missing, unknown or of another shape.
     """
     if foreign := sorted(str(name) for name, value in given.items() if not isinstance(value, Tensor)):
-        raise CheckpointError(f"{message}: '{foreign[0]}' is not a tensor.")
+        raise CheckpointError(f"{message}: {shown(foreign[0])} is not a tensor.")
     shapes = [
         f"{name} is {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
         for name in sorted(set(expected) & set(given))
@@ -112,7 +180,7 @@ def check_fit(
     ]
     faults = {
         "missing": sorted(set(expected) - set(given) - set(optional)),
-        "unknown": sorted(set(given) - set(expected)),
+        "unknown": sorted(map(str, set(given) - set(expected))),
         "of another shape": shapes,
     }
     if any(faults.values()):

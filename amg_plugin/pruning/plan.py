@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from amg_plugin.errors import PlanError
+from amg_plugin.errors import AMGError, PlanError, shown
 from amg_plugin.registries import TARGETS, TOKEN_VARIANTS
 
 _VERSION = 2
 #: Earlier versions that are read; version 1 knew neither neurons nor groups nor updates.
 _READ = (1, _VERSION)
+#: Most patches, heads and neurons of a block that a stored plan may speak of.
+_LARGEST = 1 << 15
 Indices = tuple[tuple[int, ...], ...]
 
 
@@ -234,18 +236,22 @@ class PruningPlan:
         fields = dict(data)
         if (version := fields.pop("version", None)) not in _READ or type(version) is not int:
             allowed = " and ".join(map(str, _READ))
-            raise PlanError(f"The pruning plan has version {version!r}; this release reads versions {allowed}.")
+            raise PlanError(f"The pruning plan has version {shown(version)}; this release reads versions {allowed}.")
         try:
             if not isinstance(fields.get("heads_known", True), bool):
-                raise TypeError(f"heads_known must be true or false, not {fields['heads_known']!r}")
+                raise TypeError(f"heads_known must be true or false, not {shown(fields['heads_known'])}")
             lists = [fields["num_heads"], [fields["num_patches"]], *fields["heads"], *fields["tokens"]]
             lists += [fields.get("num_neurons", ()), fields.get("updates", ()), *fields.get("neurons", ())]
             lists += [group for block in fields.get("groups", ()) for group in block]
             for numbers in lists:
                 if not all(type(number) is int for number in numbers):
                     raise TypeError("indices must be whole numbers")
+            if max(fields["num_patches"], *fields["num_heads"], *fields.get("num_neurons", ())) > _LARGEST:
+                raise ValueError(f"it counts more than {_LARGEST} of a kind in one block")
             return cls(**fields)
-        except (KeyError, TypeError) as error:
+        except AMGError:
+            raise
+        except Exception as error:  # values of any type fail anywhere
             raise PlanError(f"The pruning plan is malformed: {error}.") from error
 
     def to_json(self, indent: int | None = None) -> str:
@@ -268,7 +274,7 @@ class PruningPlan:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"The pruning plan is not JSON: {error}.") from error
         return cls.from_dict(data)
 

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amg_plugin.errors import CheckpointError
+from amg_plugin.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+#: Most pixels of a network's input: what a description says is believed up to here only.
+LARGEST_INPUT = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Preprocessing:
         for name, (fine, allowed) in checks.items():
             if not fine:
                 raise damaged(path, name, values[name], allowed)
+        if (pixels := values["height"] * values["width"]) > LARGEST_INPUT:
+            raise damaged(path, "height times width", pixels, f"at most {LARGEST_INPUT}")
         return cls(**{name: tuple(values[name]) if name in ("mean", "std") else values[name] for name in names})
 
 
@@ -95,12 +99,12 @@ def not_recorded(path: str | Path, missing: list[str] | None = None) -> Checkpoi
 
 def damaged(path: str | Path, name: str, value: Any, allowed: str) -> CheckpointError:
     """The error for an impossible entry in what a file says about itself."""
-    return CheckpointError(f"The description in '{path}' has {name} {value!r}, which must be {allowed}.")
+    return CheckpointError(f"The description in '{path}' has {name} {shown(value)}, which must be {allowed}.")
 
 
-def is_size(value: Any) -> bool:
-    """Whether a value is a whole number from 1."""
-    return type(value) is int and value > 0
+def is_size(value: Any, most: float = math.inf) -> bool:
+    """Whether a value is a whole number from 1 to ``most``."""
+    return type(value) is int and 0 < value <= most
 
 
 def _are_three(values: Any, least: float) -> bool:
