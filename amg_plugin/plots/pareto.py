@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from amg_plugin.errors import InputError
 from amg_plugin.plots.style import FAINT, FONT, Sheet, header_text
+from amg_plugin.utils.files import read_json
 
 #: The axis of cost that needs no measurement.
 MACS = "macs"
@@ -103,10 +103,7 @@ def read_curves(paths: Sequence[str | Path], axis: Axis, step: str, methods: Seq
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"'{path}' cannot be read as JSON: {error}.") from error
+    result = read_json(path)
     methods = result.get("methods") if isinstance(result, Mapping) else None
     if not isinstance(methods, Mapping) or not all(
         isinstance(entry, Mapping) and {"label", *STEPS} <= set(entry) for entry in methods.values()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from yacs.config import CfgNode
 
@@ -114,8 +116,9 @@ def evaluate_file(cfg: CfgNode, file: ExportedFile, source: Checkpoint) -> dict[
     """
     check_unchanged(file.info, cfg)
     check_fits(source, cfg)
-    # Counted on a network of the same structure: the file's graph has no modules to count.
-    network = apply_plan(build_network(source.spec), source.plan)
+    # Counted on a network of the same structure, which takes no memory: the file's graph has no modules to count.
+    with torch.device("meta"):
+        network = apply_plan(build_network(replace(source.spec, drop_path=0.0)), source.plan)
     loaders = build_test_loaders(cfg)
     scores = build_evaluator(cfg, ExportedNetwork(file), loaders).evaluate(_ranking_pictures(cfg, loaders))
     facts = {name: getattr(file.info, name) for name in ("file_format", "precision", "l2_normalize")}
