@@ -53,7 +53,6 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
         ["inspect", RED],
         ["inspect", "x" * 300],
         ["inspect", "/".join(["y" * 200] * 50)],
-        ["check", "-s", "market1501", "--root", "x" * 300],
         ["train", "--config-file", "~nobody/\udc80"],
         ["test", "--weights", "x" * 300 + ".onnx"],
         ["export", "a.pth", "--format", "torchscript", "--output", "x" * 300 + ".pt"],

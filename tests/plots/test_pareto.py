@@ -81,7 +81,7 @@ def test_the_command_writes_a_figure(files, amg_reid, name):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["missing.json"], "cannot be read as JSON"),
+        (["missing.json"], "cannot be read"),
         (["other.json"], "is not a file of tools/compare_methods.py"),
         (["large.json", "--methods", "evit"], "No file has the method 'evit'; there are amg, dense, tome."),
         (["small.json"], "has no times of onnx at batch 1"),
