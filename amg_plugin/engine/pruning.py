@@ -151,6 +151,14 @@ class AMGPruningHook(Hook):
         """What a cut has to save, with a budget."""
         return None if self.cost is None else Goal(self.cost, self.schedule.goal(cut))
 
+    def carry_out(self, engine: HookedEngine, cut: Cut) -> PruningPlan:
+        """Score the engine's model, prune it by one cut and repair it; gives the new plan."""
+        model = unwrap(engine.model)
+        with scoring_mode(model, engine.cfg.amg.calibration.mode):
+            plain = build_calibration(engine, f"repair, {_label(cut)}", self.repair.images)
+            scoring = build_calibration(engine, _label(cut))
+            return carry_out(model, cut, self.rules, scoring, self.goal(cut), self.repair, plain)
+
     def _note_saving(self, engine: HookedEngine, model: nn.Module) -> None:
         counted = complexity.count(model, *model.spec.image_size)["macs"]
         saving = engine.history[-1]["macs_saving"] = 1 - counted / self.cost.dense
@@ -167,17 +175,13 @@ class AMGPruningHook(Hook):
     def _cut(self, engine: HookedEngine, epoch: int) -> None:
         model, cuts = unwrap(engine.model), 0
         while (cut := self.schedule.due(epoch)) is not None:
-            label = f"score {cut.target}, stage {cut.stage + 1}, cut {cut.iteration + 1}/{cut.iterations}"
-            with scoring_mode(model, engine.cfg.amg.calibration.mode):
-                plain = build_calibration(engine, f"repair, {label}", self.repair.images)
-                scoring = build_calibration(engine, label)
-                plan = carry_out(model, cut, self.rules, scoring, self.goal(cut), self.repair, plain)
+            plan = self.carry_out(engine, cut)
             self.schedule.advance()
             cuts += 1
             entry = {"event": "cut", "epoch": epoch, "target": cut.target, "stage": cut.stage}
             left = {f"{target}_per_block": plan.left(target) for target in TARGETS}
             engine.history.append({**entry, "iteration": cut.iteration, **left})
-            logger.info("%s: %s", label, ", ".join(f"{target} {plan.left(target)}" for target in TARGETS))
+            logger.info("%s: %s", _label(cut), ", ".join(f"{target} {plan.left(target)}" for target in TARGETS))
             if self.cost is not None:
                 self._note_saving(engine, model)
         # The final fine-tuning has a learning-rate schedule of its own, whether a cut opens it or not.
@@ -186,3 +190,7 @@ class AMGPruningHook(Hook):
             engine.rebuild_optimizer(self.schedule.phase(epoch)[1])
         if cuts and self.schedule.finished:
             self.snapshots["pruned"] = engine.evaluate()
+
+
+def _label(cut: Cut) -> str:
+    return f"score {cut.target}, stage {cut.stage + 1}, cut {cut.iteration + 1}/{cut.iterations}"
