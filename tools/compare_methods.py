@@ -12,7 +12,11 @@ there goes to --output, with 95 % bootstrap intervals over the queries.
 example: python tools/compare_methods.py --weights log/dense/last.pth --root DATA --steps before \
              --save-dir log/equal_macs --output docs/results/market1501_equal_macs
          python tools/compare_methods.py --weights log/dense{seed}/last.pth --seeds 1 2 3 --root DATA \
-             --save-dir log/equal_macs --output docs/results/market1501_equal_macs --latency train.max_epoch 15
+             --save-dir log/equal_macs --output docs/results/market1501_equal_macs --latency
+         python tools/results.py seeds dense=log/equal_macs/seed1/dense/before/result.json \
+             control=log/equal_macs/seed1/dense/after/result.json amg=log/equal_macs/seed1/amg/after/result.json \
+             beyond=log/equal_macs/seed1/beyond/after/result.json tome=log/equal_macs/seed1/tome/after/result.json ... \
+             --reference dense --title "Market-1501 dev split" --output docs/results/market1501_seeds
 """
 
 from __future__ import annotations
@@ -46,7 +50,6 @@ from amg_plugin.engine.calibration import build_calibration, scoring_mode
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.evaluation.protocol import per_query_scores
 from amg_plugin.pruning import apply_plan, current_plan
-from amg_plugin.pruning.cut import carry_out
 from amg_plugin.registries import TARGETS, register_hook
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import assemble, build_evaluator, check_identities, fitted, prepare
@@ -86,16 +89,23 @@ class Method:
         return {**shares, **self.keys}
 
 
+REPAIR = {"amg.repair": "least_squares"}
 TAYLOR = {"amg.head_scorer": "taylor"}
 PER_IMAGE = {"amg.token_scorer": "amg_image", "amg.layer_decay": 0.0}
+MERGE = {**PER_IMAGE, "amg.token_variant": "merge"}
 METHODS: dict[str, Method] = {
     "dense": Method("dense"),
     "amg": Method("AMG", [HEADS, TOKENS]),
     "amg_heads": Method("AMG, heads only", [HEADS], only_share=True),
     "amg_tokens": Method("AMG, tokens only", [TOKENS]),
-    "taylor_heads": Method("beyond: heads by Taylor only", [HEADS], TAYLOR, only_share=True),
+    "amg_repair": Method("AMG with repair", [HEADS, TOKENS], REPAIR),
+    "taylor_heads": Method("beyond: Taylor heads only", [HEADS], TAYLOR, only_share=True),
+    "taylor_repair": Method("beyond: Taylor heads only, repair", [HEADS], {**TAYLOR, **REPAIR}, only_share=True),
     "image_tokens": Method("beyond: tokens per image only", [TOKENS], PER_IMAGE),
-    "scores": Method("beyond: Taylor heads, tokens per image", [HEADS, TOKENS], {**TAYLOR, **PER_IMAGE}),
+    "merge_tokens": Method("beyond: merging only", [TOKENS], MERGE),
+    "beyond_block": Method("beyond: Taylor heads, tokens per image, repair", [HEADS, TOKENS],
+                           {**TAYLOR, **PER_IMAGE, **REPAIR}),
+    "beyond": Method("beyond: Taylor heads, repair, merging", [HEADS, TOKENS], {**TAYLOR, **MERGE, **REPAIR}),
     "tome": Method("ToMe", keys={"amg.reducer": "tome"}),
     "evit": Method("EViT", keys={"amg.reducer": "evit"}),
     "torch_pruning": Method("heads by Torch-Pruning, tokens by AMG", [HEADS, TOKENS], peer=True),
@@ -203,16 +213,16 @@ def cut(cfg: CfgNode, checkpoint: Checkpoint, model: nn.Module, method: Method) 
     check_identities(checkpoint, datamanager)
     apply_plan(model, current_plan(model).with_variant(cfg.amg.token_variant))
     pruning.check(model)
+    pruning.repair.check(model, pruning.schedule.targets, len(datamanager.train_loader) * cfg.train.batch_size)
     engine = assemble(cfg, datamanager, model, [], 1)
     for number, one in enumerate(pruning.schedule.cuts):
-        goal, calibration = pruning.goal(one), build_calibration(engine, f"score {one.target}")
-        with scoring_mode(model, cfg.amg.calibration.mode):
-            if method.peer and number == 0:
-                from torch_pruning_heads import cut_heads
+        if method.peer and number == 0:
+            from torch_pruning_heads import cut_heads
 
-                plan = cut_heads(model, calibration, goal)
-            else:
-                plan = carry_out(model, one, pruning.rules, calibration, goal)
+            with scoring_mode(model, cfg.amg.calibration.mode):
+                plan = cut_heads(model, build_calibration(engine, "score heads"), pruning.goal(one))
+        else:
+            plan = pruning.carry_out(engine, one)
         structure = {f"{target}_per_block": plan.left(target) for target in TARGETS}
         engine.history.append({"event": "cut", "epoch": 0, "target": one.target, **structure})
     return engine.history

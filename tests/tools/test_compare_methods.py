@@ -17,7 +17,7 @@ def tool(trained, tiny_root, tmp_path, run_script):
     (tmp_path / "dense1.pth").write_bytes(trained.last.read_bytes())
     (tmp_path / "dense2.pth").write_bytes(trained.last.read_bytes())
 
-    def run(*words):
+    def run(*words, opts=()):
         command = ["--weights", tmp_path / "dense{seed}.pth", "--config-file", tmp_path / "empty.yaml"]
         command += ["--root", tiny_root, "--save-dir", tmp_path / "runs"]
         command += ["--saving", "0.21", *words, "--output", tmp_path / "table"]
@@ -25,7 +25,7 @@ def tool(trained, tiny_root, tmp_path, run_script):
         for key in ("data.root", "data.save_dir"):
             place = keys.index(key)
             del keys[place : place + 2]
-        return run_script(TOOL, *command, *keys, "train.max_epoch", "1")
+        return run_script(TOOL, *command, *keys, "train.max_epoch", "1", *opts)
 
     (tmp_path / "empty.yaml").write_text("train: {max_epoch: 1}\n")
     return run
@@ -53,6 +53,16 @@ def test_methods_are_compared_over_seeds_and_runs_are_not_repeated(tool, tmp_pat
     assert "±" not in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("method", ["beyond_block", "beyond"])
+def test_what_goes_beyond_the_paper_saves_as_much(tool, tmp_path, method):
+    outcome = tool("--methods", f"dense,{method}", "--steps", "before", *FEASIBLE, opts=["amg.repair_images", "24"])
+    assert outcome.returncode == 0, outcome.stderr
+    methods = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))["methods"]
+    dense, cut = (methods[name]["before"]["1"] for name in ("dense", method))
+    assert abs(1 - cut["macs"] / dense["macs"] - 0.234) <= 0.02  # merging takes tokens in larger steps
+    assert methods[method]["config"]["before"]["amg"]["repair"] == "least_squares"
+
+
 LATENCY = {
     "subjects": [],
     "environment": {"device": "a computer", "rounds": 3},
@@ -67,24 +77,24 @@ LATENCY = {
 def test_a_cut_without_training_has_intervals_over_the_queries_and_measured_times(tool, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "latency.json").write_text(json.dumps(LATENCY))
-    outcome = tool("--methods", "dense,scores,amg_heads", "--steps", "before", *FEASIBLE)
+    outcome = tool("--methods", "dense,image_tokens,amg_heads", "--steps", "before", *FEASIBLE)
     assert outcome.returncode == 0, outcome.stderr
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
-    (row,) = (line for line in text.splitlines() if line.startswith("| beyond: Taylor heads, tokens per image |"))
+    (row,) = (line for line in text.splitlines() if line.startswith("| beyond: tokens per image only |"))
     assert row.count("[") == 1 and "| not run |" in row
     assert "Milliseconds per pass: medians of 3 on a computer, 1 thread." in text
     assert "| osnet_x1_0 |" in text
     result = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
-    dense, cut, heads = (result["methods"][name] for name in ("dense", "scores", "amg_heads"))
+    dense, cut, heads = (result["methods"][name] for name in ("dense", "image_tokens", "amg_heads"))
     macs = dense["before"]["1"]["macs"]
     assert abs(1 - cut["before"]["1"]["macs"] / macs - 0.234) <= 0.01
-    assert cut["config"]["before"]["amg"]["head_scorer"] == "taylor"
+    assert cut["config"]["before"]["amg"]["token_scorer"] == "amg_image"
     assert sum(heads["before"]["1"]["tokens_per_block"]) == sum(dense["before"]["1"]["tokens_per_block"])
     low, high = cut["intervals"]["before"]["1"]["mAP"]
     assert low <= cut["before"]["1"]["mAP"] <= high
     assert dense["intervals"]["before"]["1"]["mAP_difference"] == [0, 0]
     assert result["latency"]["amg"]["onnx"]["16"]["median"] == 2
-    assert set(result["methods"]) == {"dense", "scores", "amg_heads"}
+    assert set(result["methods"]) == {"dense", "image_tokens", "amg_heads"}
 
 
 def test_heads_of_torch_pruning_are_removed_to_the_same_saving(tool, tmp_path):
