@@ -53,14 +53,24 @@ def test_methods_are_compared_over_seeds_and_runs_are_not_repeated(tool, tmp_pat
     assert "±" not in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("method", ["beyond_block", "beyond"])
-def test_what_goes_beyond_the_paper_saves_as_much(tool, tmp_path, method):
-    outcome = tool("--methods", f"dense,{method}", "--steps", "before", *FEASIBLE, opts=["amg.repair_images", "24"])
+@pytest.mark.parametrize(("method", "saving"), [("beyond_block", 0.234), ("beyond", 0.24)])
+def test_what_goes_beyond_the_paper_saves_as_much(tool, tmp_path, method, saving):
+    # There are fewer images than columns, so that least squares is out of reach.
+    outcome = tool(
+        "--methods",
+        f"dense,{method}",
+        "--steps",
+        "before",
+        *FEASIBLE,
+        "--saving",
+        str(saving),
+        opts=["amg.repair", "mean"],
+    )
     assert outcome.returncode == 0, outcome.stderr
     methods = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))["methods"]
     dense, cut = (methods[name]["before"]["1"] for name in ("dense", method))
-    assert abs(1 - cut["macs"] / dense["macs"] - 0.234) <= 0.02  # merging takes tokens in larger steps
-    assert methods[method]["config"]["before"]["amg"]["repair"] == "least_squares"
+    assert abs(1 - cut["macs"] / dense["macs"] - saving) <= 0.01
+    assert methods[method]["config"]["before"]["amg"]["repair"] == "mean"
 
 
 LATENCY = {
