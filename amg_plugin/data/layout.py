@@ -122,7 +122,8 @@ class FilesError(DataError):
 
     def __init__(self, text: str, files: Sequence[str], remedy: str = "") -> None:
         self.text, self.files, self.remedy = text, tuple(files), remedy
-        super().__init__(f"{text}: {first_of(list(map(name_of, files)))}.{f' {remedy}.' if remedy else ''}")
+        names = [name_of(file) if file.startswith(os.sep) else file for file in files]
+        super().__init__(f"{text}: {first_of(names)}.{f' {remedy}.' if remedy else ''}")
 
 
 def image_files(folder: str | Path, nested: bool = True, suffixes: tuple[str, ...] = ANY_SUFFIX) -> list[str]:
@@ -161,6 +162,20 @@ def list_images(folder: str | Path, nested: bool = False) -> list[str]:
         )
     images.sort()
     return images
+
+
+def list_part(folder: str | Path, nested: bool = False) -> list[str]:
+    """As :func:`list_images`, for a part of a data set, of which no image may be missed.
+
+    Raises:
+        FilesError: There are images of another kind, or in folders that are not looked into.
+        DataError: See :func:`list_images`.
+    """
+    if unseen := sorted(set(image_files(folder)) - set(image_files(folder, nested, IMAGE_SUFFIXES))):
+        inside = "" if nested else " directly in that folder"
+        text = f"{len(unseen)} image files in {folder} are not read; read are {', '.join(IMAGE_SUFFIXES)}{inside}"
+        raise FilesError(text, unseen, RENAME)
+    return list_images(folder, nested)
 
 
 def name_of(path: str) -> str:

@@ -17,15 +17,12 @@ from typing import Any, ClassVar
 from amg_plugin import compat
 from amg_plugin.data.builders import OFFICIAL
 from amg_plugin.data.layout import (
-    IMAGE_SUFFIXES,
-    RENAME,
     FilesError,
     FolderLayout,
     count_differences,
     first_of,
     identity_and_camera,
-    image_files,
-    list_images,
+    list_part,
     name_of,
 )
 from amg_plugin.data.occlusion.masks import MANIFEST
@@ -108,11 +105,7 @@ class LocalDataset(compat.torchreid().data.ImageDataset):
 
     def _read_part(self, folder: Path) -> list[Named]:
         named, bad = [], []
-        if unseen := sorted(set(image_files(folder)) - set(image_files(folder, self.nested, IMAGE_SUFFIXES))):
-            inside = "" if self.nested else " directly in that folder"
-            text = f"{len(unseen)} image files in {folder} are not read; read are {', '.join(IMAGE_SUFFIXES)}{inside}"
-            raise FilesError(text, unseen, RENAME)
-        images = list_images(folder, self.nested)
+        images = list_part(folder, self.nested)
         for path in images:
             parsed = self._parse(name_of(path))
             if parsed is None:

@@ -36,7 +36,7 @@ from amg_plugin.data.layout import (
     copy_image,
     first_of,
     identity_and_camera,
-    list_images,
+    list_part,
     name_of,
     new_dataset,
     refuse_existing,
@@ -58,9 +58,9 @@ _LISTED = 10
 _TRIES = 50  # draws of a donor with another identity
 
 
-def list_part(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     """Names of the images of one part, sorted; other files (Thumbs.db) and hidden ones (._*) are left out."""
-    names = list(map(name_of, list_images(folder)))
+    names = list(map(name_of, list_part(folder)))
     if foreign := [name for name in names if not identity_and_camera(name)]:
         raise DataError(
             f"{len(foreign)} names in {folder} do not start with identity and camera as Market-1501's do "
@@ -100,7 +100,7 @@ def write_occluded_copy(
     settings, target = settings or CopySettings(), expanded(target)
     refuse_existing(target)
     source = _SOURCE.locate(source)
-    names = {part: list_part(source / part) for part in _FOLDERS}
+    names = {part: list_names(source / part) for part in _FOLDERS}
     with new_dataset(target, link) as work:
         manifest = _Copy(source, work, names, settings, link).run(threads or (os.cpu_count() or 1))
         manifest = {**manifest, "source": {"name": source_name or source.name, **manifest["source"]}}

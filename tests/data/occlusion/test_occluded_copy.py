@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from amg_plugin.data.layout import GALLERY_DIR, MARKET_FOLDERS, QUERY_DIR, TRAIN_DIR
-from amg_plugin.data.occlusion.copy import MANIFEST, MASK_DIR, identity_of, list_part, mask_name, write_occluded_copy
+from amg_plugin.data.occlusion.copy import MANIFEST, MASK_DIR, identity_of, list_names, mask_name, write_occluded_copy
 from amg_plugin.data.occlusion.masks import read_mask
 from amg_plugin.data.occlusion.settings import CopySettings, Coverage
 from amg_plugin.errors import DataError, RunError
@@ -35,7 +35,7 @@ def contents(folder):
 
 
 def first(source, part):
-    return source / part / list_part(source / part)[0]
+    return source / part / list_names(source / part)[0]
 
 
 # What is in a copy -----------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def first(source, part):
 def test_every_image_has_its_copy(source, target):
     write_occluded_copy(source, target, ALL)
     for part in MARKET_FOLDERS.values():
-        assert list_part(target / part) == list_part(source / part)
+        assert list_names(target / part) == list_names(source / part)
 
 
 def test_training_images_are_copied_byte_by_byte(source, target):
@@ -54,8 +54,8 @@ def test_training_images_are_copied_byte_by_byte(source, target):
 
 def test_all_queries_and_the_asked_share_of_the_gallery_are_occluded(source, target):
     manifest = write_occluded_copy(source, target, ALL)
-    gallery = len(list_part(source / GALLERY_DIR))
-    expected = {QUERY_DIR: len(list_part(source / QUERY_DIR)), GALLERY_DIR: round(0.5 * gallery)}
+    gallery = len(list_names(source / GALLERY_DIR))
+    expected = {QUERY_DIR: len(list_names(source / QUERY_DIR)), GALLERY_DIR: round(0.5 * gallery)}
     for part, count in expected.items():
         before, after = contents(source / part), contents(target / part)
         changed = {name for name in before if before[name] != after[name]}
@@ -230,23 +230,23 @@ def test_an_image_of_one_pixel_is_named_with_the_least_size(source, target):
 
 
 def test_all_bad_images_are_counted_and_ten_are_named(source, target):
-    for name in list_part(source / QUERY_DIR):
+    for name in list_names(source / QUERY_DIR):
         shutil.copy(source / QUERY_DIR / name, source / QUERY_DIR / name.replace("_01.jpg", "_77.jpg"))
-    names = list_part(source / QUERY_DIR)
+    names = list_names(source / QUERY_DIR)
     for name in names:
         (source / QUERY_DIR / name).write_bytes(b"")
     refused(source, target, rf"^{len(names)} images .* and {len(names) - 10} more\.$")
 
 
 def test_a_damaged_training_image_is_named_where_an_object_is_cut_from_it(source, target):
-    for name in list_part(source / TRAIN_DIR):
+    for name in list_names(source / TRAIN_DIR):
         (source / TRAIN_DIR / name).write_bytes(b"no image")
     refused(source, target, "an object is cut from bounding_box_train/", CopySettings(cut_share=1.0))
 
 
 def test_without_another_identity_to_cut_from_the_image_is_named(source, target):
     pid = identity_of(first(source, QUERY_DIR).name)
-    for name in list_part(source / TRAIN_DIR):
+    for name in list_names(source / TRAIN_DIR):
         (source / TRAIN_DIR / name).rename(source / TRAIN_DIR / f"{pid:04d}{name[4:-7]}{name[:4]}.jpg")
     refused(source, target, "no training image of another identity", CopySettings(cut_share=1.0))
 
@@ -301,6 +301,14 @@ def test_an_empty_part_is_named(source, target):
     shutil.rmtree(source / GALLERY_DIR)
     (source / GALLERY_DIR).mkdir()
     refused(source, target, "bounding_box_test holds no images")
+
+
+@pytest.mark.parametrize("name", ["0001_c1s1_000001_00.gif", "0001/0001_c1s1_000001_00.jpg"])
+def test_images_that_would_be_missed_are_named(source, target, name):
+    path = source / TRAIN_DIR / name
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(first(source, QUERY_DIR), path)
+    refused(source, target, f"1 image files in .*{TRAIN_DIR} are not read.*{path.name}")
 
 
 def test_names_that_say_no_identity_are_named(source, target):
