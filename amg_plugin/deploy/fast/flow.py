@@ -139,6 +139,7 @@ def merged_flow(groups: Sequence[Sequence[Positions]], prefix: int, read: Iterab
             Step(
                 gather=tuple(members[token][0][0] for token in alone),
                 carry=(),
+                rows=(),
                 keys=tuple(range(len(order))),
                 first_query=len(order) - len(ending) if ending else 0,
                 incoming=len(source),
