@@ -85,8 +85,9 @@ class Method:
             balance = 0.0
         if not self.cuts and not self.keys:
             saving = 0.0
-        shares = {"amg.target_macs_saving": saving, "amg.head_token_balance": balance, "amg.schedule": self.cuts}
-        return {**shares, **self.keys}
+        shares = {"heads": balance, "tokens": 1 - balance}
+        keys = {"amg.target_macs_saving": saving, "amg.balance": shares, "amg.schedule": self.cuts}
+        return {**keys, **self.keys}
 
 
 REPAIR = {"amg.repair": "least_squares"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning import PruningPlan, apply_plan
 from amg_plugin.pruning.budget import Budget, PlanCost
+from amg_plugin.pruning.cut import PruningRules
 from amg_plugin.pruning.example_plans import example_for_budget
-from amg_plugin.pruning.plan import Limits
-from amg_plugin.pruning.surgery import prunable_blocks
+from amg_plugin.pruning.surgery import check_neurons
+from amg_plugin.registries import TARGETS
 
 #: What is measured, relative to the saving that is asked for: MACs saved, as pruning rarely pays in full. The last is
 #: as much as the floors allow.
@@ -88,7 +89,7 @@ def timings(
 
 
 def candidates(
-    spec: ModelSpec, plan: PruningPlan, target: float, balance: float, *, min_heads: int = 1, min_tokens: int = 1
+    spec: ModelSpec, plan: PruningPlan, target: float, balance: Mapping[str, float], rules: PruningRules
 ) -> list[PruningPlan]:
     """Example plans around a saving, the largest as far as the floors allow.
 
@@ -96,28 +97,31 @@ def candidates(
         spec: The dense network.
         plan: Where the network stands, with the token variant that pruning will use.
         target: Share of the dense latency to save.
-        balance: Share of the saving in MACs that heads bring.
-        min_heads: Heads that every block keeps.
-        min_tokens: Patch tokens that every block keeps.
+        balance: Shares of the saving in MACs that heads, tokens and neurons bring.
+        rules: What every block keeps.
 
     Raises:
         ConfigError: If nothing can be pruned.
+        PlanError: If neurons shall go from MLPs that cannot lose any.
     """
     with torch.random.fork_rng(devices=[]):
         model = apply_plan(build_network(spec).eval(), plan)
     grid, cost = backbone_of(model).patch_embed.grid_size, PlanCost.of(model)
-    limits = Limits(prunable_blocks(model), min_heads, min_tokens)
+    limits, shared = rules.limits(model), Budget(target, balance)
+    if shared.weight("neurons"):
+        check_neurons(model, limits.blocks)
     before, found = cost.saving(plan), []
     for factor in LADDER:
         saving = min(factor * target, 1.0)
-        steps = Budget(saving, balance).steps(before)
+        steps = replace(shared, saving=saving).steps(before)
         one = example_for_budget(plan, grid, steps, limits, cost) if saving > before else plan
         if cost.saving(one) > before and one not in found:
             found.append(one)
     if not found:
+        floors = ", ".join(f"amg.min_{name}_per_block {limits.floor(name)}" for name in TARGETS if shared.weight(name))
         raise ConfigError(
-            f"amg.target_latency_saving {target:g} cannot be met: amg.min_heads_per_block {min_heads}, "
-            f"amg.min_tokens_per_block {min_tokens} and amg.head_token_balance {balance:g} leave nothing to prune."
+            f"amg.target_latency_saving {target:g} cannot be met: {floors} and amg.balance {shared.shares} leave "
+            "nothing to prune."
         )
     return found
 
@@ -148,7 +152,7 @@ def macs_saving_for(target: float, found: Sequence[Timing]) -> float:
         raise ConfigError(
             f"amg.target_latency_saving {target:g} cannot be met: the most that was measured is {best.time_saved:.1%} "
             f"of the time, with {best.macs_saved:.1%} of the MACs; a smaller target, other amg.latency settings, lower "
-            "floors or another amg.head_token_balance may help."
+            "floors or another amg.balance may help."
         )
     reached = int(np.argmax(times >= target))
     # Among equal times the one with fewer MACs pruned counts.

@@ -24,6 +24,7 @@ from amg_plugin.models.spec import ARCHITECTURES, ModelSpec
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import PlanCost
 from amg_plugin.pruning.example_plans import example_plan
+from amg_plugin.registries import TARGETS
 from amg_plugin.registries.formats import NETWORK_FORMS, file_format, file_size, forms
 
 #: torchreid's light networks that AMG is compared with.
@@ -202,8 +203,7 @@ def from_structure(
     subjects = [dense := _dense(spec)]
     cost = PlanCost.of(network) if reducers else None
     for words in plans:
-        heads, tokens = parse_rates(words)
-        plan = example_plan(full, grid, heads, tokens)
+        plan = example_plan(full, grid, parse_rates(words))
         name = f"{words}{'' if variant == 'block' else f' {variant}'} {_title(spec)}"
         pruned = Subject(name, "structure", image_size, dense.name, spec=spec.to_dict(), plan=plan.to_dict())
         subjects.append(pruned)
@@ -213,17 +213,19 @@ def from_structure(
     return subjects
 
 
-def parse_rates(words: str) -> tuple[float, float]:
-    """``head25-token25``, ``head40`` or ``token12.5`` as rates of heads and tokens.
+def parse_rates(words: str) -> dict[str, float]:
+    """``head25-token25``, ``head40`` or ``token12.5-neuron30`` as rates of heads, tokens and neurons.
 
     Raises:
         InputError: If the words are something else.
     """
-    found = re.fullmatch(r"(?:head(\d+(?:\.\d+)?))?-?(?:token(\d+(?:\.\d+)?))?", words)
-    if not words or found is None or not any(found.groups()) or words.startswith("-") or words.endswith("-"):
-        raise InputError(f"--plan '{words}' is not understood; write, for example, head25-token25, head40 or token30.")
-    heads, tokens = (float(share or 0) / 100 for share in found.groups())
-    return heads, tokens
+    share = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch(rf"(?:-head{share})?(?:-token{share})?(?:-neuron{share})?", f"-{words}")
+    if found is None or not any(found.groups()):
+        raise InputError(
+            f"--plan '{words}' is not understood; write, for example, head25-token25, head40 or token30-neuron20."
+        )
+    return {target: float(rate or 0) / 100 for target, rate in zip(TARGETS, found.groups(), strict=True)}
 
 
 def _dense(spec: ModelSpec) -> Subject:

@@ -7,8 +7,8 @@ of the first target among the evaluations after the last cut), the figures of th
 model to SAVE_DIR/result.json; one that is there already is replaced only with --overwrite.
 
 Instead of rates, amg.target_macs_saving 0.3 gives the share of the MACs to save, and amg.target_latency_saving 0.3 the
-share of the time, which is measured first (amg.latency says how). amg.head_token_balance says how much of it comes from
-heads. --preview shows what several balances would remove.
+share of the time, which is measured first (amg.latency says how). amg.balance says how much of it comes from heads,
+tokens and neurons. --preview shows what several balances would remove.
 
 example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \
            --root reid-data data.save_dir log/vit_small_pruned

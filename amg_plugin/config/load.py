@@ -15,6 +15,7 @@ from amg_plugin.config.files import Layer, decode, read_layers
 from amg_plugin.config.rules import (
     BUDGET_KEYS,
     budget_targets,
+    complete_balance,
     complete_schedule,
     has_budget,
     validate,
@@ -28,8 +29,10 @@ from amg_plugin.registries import imports
 #: Keys below ``amg`` that stored configurations may hold and that do not count: from earlier releases, and imports, as
 #: whoever asks for a checkpoint has not asked for the modules that it names.
 _NOT_STORED = ("round_tokens_to", "imports")
+#: Keys of earlier releases -> what to give in their place.
+_REPLACED = {"amg.head_token_balance": "'amg.balance' took its place, such as {heads: 0.3, tokens: 0.7}"}
 _COMMAND_LINE = "the command line"
-_TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "text", list: "a list"}
+_TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
 #: Type of the items of a list -> what they are called, and an example.
 _ITEMS = {
     int: ("integers", "[20, 40]"),
@@ -114,6 +117,7 @@ def apply_amg_node(path_or_name: str | Path) -> CfgNode:
         return _finish(cfg).amg
     cfg.amg.schedule = _schedule(cfg.amg)
     validate_amg(cfg.amg)
+    cfg.amg.balance = complete_balance(cfg.amg.balance)
     cfg.amg.freeze()
     return cfg.amg
 
@@ -173,7 +177,10 @@ def _with_stored(values: Mapping[str, Any]) -> CfgNode:
     if not isinstance(values, Mapping):
         raise ConfigError(f"A stored configuration must be a mapping, not a {type(values).__name__}.")
     if isinstance(amg := values.get("amg"), Mapping):
-        values = {**values, "amg": {key: value for key, value in amg.items() if key not in _NOT_STORED}}
+        amg = {key: value for key, value in amg.items() if key not in _NOT_STORED}
+        if isinstance(heads := amg.pop("head_token_balance", None), int | float):
+            amg["balance"] = {"heads": heads, "tokens": 1 - heads}
+        values = {**values, "amg": amg}
     cfg = get_default_config()
     _set(cfg, _dotted(values, "the stored configuration"))
     return cfg
@@ -209,6 +216,8 @@ def _names_in(node: str) -> list[str]:
 
 
 def _unknown_key(key: str, where: str) -> str:
+    if key in _REPLACED:
+        return f"Unknown key '{key}' from {where}: {_REPLACED[key]}."
     # The right name in the wrong node is the likelier slip than a misspelt name.
     same_name = [item for item in KEYS if item.rpartition(".")[2] == key.rpartition(".")[2]]
     same_node = [item for item in same_name if item.split(".")[0] == key.split(".")[0]]
@@ -224,6 +233,8 @@ def _unknown_key(key: str, where: str) -> str:
 def _coerce(key: str, value: Any, where: str) -> Any:
     """Return ``value`` as the type of the default of ``key``."""
     wanted, element = type(KEYS[key].default), KEYS[key].element
+    if KEYS[key].word and value == KEYS[key].word:
+        return value
     value = _typed(value, wanted)
     if any(isinstance(text, str) and "\0" in text for text in (value if isinstance(value, list | tuple) else [value])):
         raise ConfigError(f"'{key}' from {where} is {shown(value)}, but no text may hold a NUL.")
@@ -234,7 +245,8 @@ def _coerce(key: str, value: Any, where: str) -> Any:
         return items
     if not _is_a(value, wanted):
         shape = f', such as "{_ITEMS[element][1]}"' if element else ""
-        raise ConfigError(f"'{key}' from {where} is {shown(value)}, but must be {_TYPES[wanted]}{shape}.")
+        word = f"'{KEYS[key].word}' or " if KEYS[key].word else ""
+        raise ConfigError(f"'{key}' from {where} is {shown(value)}, but must be {word}{_TYPES[wanted]}{shape}.")
     return value
 
 
@@ -275,6 +287,7 @@ def _apply(cfg: CfgNode, layer: Layer) -> None:
 def _finish(cfg: CfgNode) -> CfgNode:
     cfg.amg.schedule = _schedule(cfg.amg)
     validate(cfg)
+    cfg.amg.balance = complete_balance(cfg.amg.balance)
     cfg.amg.image_size = [cfg.data.height, cfg.data.width]
     cfg.amg.imports = list(imports.LOADED)
     cfg.freeze()

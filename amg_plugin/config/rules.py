@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from amg_plugin.config.schema import KEYS, STAGE_DEFAULTS, check_value, impossible, one_of
 from amg_plugin.errors import ConfigError
 from amg_plugin.registries import REDUCERS, TARGETS
+from amg_plugin.utils.tables import shares
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def _amg_contradictions(amg: CfgNode) -> Iterator[_Contradiction]:
         yield "amg.skip_unreadable", "False while amg.check_images is False (nothing would be found)"
     if amg.target_latency_saving and reducer != "amg":
         yield "amg.target_latency_saving", f"0 with amg.reducer '{reducer}'"
+    if amg.target_latency_saving and amg.balance == "auto":
+        yield "amg.balance", "shares with amg.target_latency_saving, which is measured with them"
     if amg.target_latency_saving and amg.target_macs_saving:
         yield "amg.target_latency_saving", "0 if amg.target_macs_saving is given"
     if reducer in REDUCERS and not amg.target_macs_saving:
@@ -129,9 +132,20 @@ def has_budget(amg: Mapping[str, Any]) -> bool:
 
 
 def budget_targets(amg: Mapping[str, Any]) -> list[str]:
-    """What a target is shared out over: ``"heads"``, ``"tokens"`` or both."""
-    balance = amg["head_token_balance"]
-    return [target for target, wanted in (("heads", balance > 0), ("tokens", balance < 1)) if wanted]
+    """What a target is shared out over: ``"heads"``, ``"tokens"``, ``"neurons"``, or some of them.
+
+    With ``auto`` these are the targets of the schedule, or all if that is empty.
+    """
+    balance = amg["balance"]
+    if balance == "auto":
+        present = {stage["target"] for stage in amg["schedule"]}
+        return [target for target in TARGETS if target in present or not present]
+    return [target for target in TARGETS if balance.get(target, 0) > 0]
+
+
+def complete_balance(balance: Mapping[str, float] | str) -> CfgNode | str:
+    """``amg.balance`` with a share for every target."""
+    return balance if balance == "auto" else CfgNode({target: float(balance.get(target, 0)) for target in TARGETS})
 
 
 def _check_balance(amg: CfgNode) -> None:
@@ -139,7 +153,7 @@ def _check_balance(amg: CfgNode) -> None:
     if has_budget(amg) and present and present != wanted:
         target = min(present ^ wanted)
         raise ConfigError(
-            f"'amg.head_token_balance' is {amg.head_token_balance:g}, so 'amg.schedule' must have "
+            f"'amg.balance' is {shares(amg.balance)}, so 'amg.schedule' must have "
             f"{'a' if target in wanted else 'no'} stage with the target '{target}'."
         )
 

@@ -19,6 +19,7 @@ from amg_plugin.registries import (
     NEURON_SCORERS,
     OPTIMIZERS,
     REDUCERS,
+    TARGETS,
     TOKEN_SCORERS,
     TOKEN_VARIANTS,
 )
@@ -82,6 +83,20 @@ _SIZE = allowed(
     "empty or [height, width], two integers of at least 1",
 )
 
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+_BALANCE = allowed(
+    lambda value: (
+        value == "auto"
+        or (set(value) <= set(TARGETS) and all(map(_is_share, value.values())) and abs(sum(value.values()) - 1) < 1e-6)
+    ),
+    f"'auto' or shares of {', '.join(TARGETS[:-1])} and {TARGETS[-1]} that add up to 1, such as "
+    "{heads: 0.3, tokens: 0.7}",
+)
+
 #: torchreid's samplers of training images.
 SAMPLERS = (
     "RandomSampler", "RandomIdentitySampler", "RandomDomainSampler", "RandomDatasetSampler", "SequentialSampler",
@@ -91,12 +106,17 @@ _SAMPLER = one_of(*SAMPLERS)
 
 @dataclass(frozen=True)
 class Key:
-    """A configuration key: default, meaning, check beyond the default's type, and type of an empty list's items."""
+    """A configuration key.
+
+    Default, meaning, check beyond the default's type, type of an empty list's items, and a word that may stand in place
+    of a value of the default's type.
+    """
 
     default: Any
     help: str
     check: Check | None = None
     item: type = str
+    word: str = ""
 
     @property
     def element(self) -> type | None:
@@ -259,7 +279,12 @@ KEYS: dict[str, Key] = {
     "amg.latency.threads": Key(1, "CPU threads", at_least(1)),
     "amg.latency.batch": Key(1, "images per pass", at_least(1)),
     "amg.latency.rounds": Key(20, "samples of each network", at_least(1)),
-    "amg.head_token_balance": Key(0.3, "with a target: share of the saving that comes from heads", between(0, 1)),
+    "amg.balance": Key(
+        {"heads": 0.3, "tokens": 0.7, "neurons": 0.0},
+        "with a target: shares of the saving that come from heads, tokens and neurons; auto = found on images",
+        _BALANCE,
+        word="auto",
+    ),
     "amg.finetune.warmup_share": Key(0.0, "share of each stretch of fine-tuning in which the rate rises", BELOW_1),
     # Scoring
     "amg.calibration.batches": Key(0, "batches that are scored; 0 = one pass over the training loader", at_least(0)),
@@ -285,6 +310,7 @@ STAGE_DEFAULTS: dict[str, object] = {
 #: The stages where ``amg.target_macs_saving`` is given and ``amg.schedule`` is empty: many small cuts of heads.
 DEFAULT_STAGES: tuple[dict[str, object], ...] = (
     {"target": "heads", "iterations": 6, "epochs": 1},
+    {"target": "neurons", "iterations": 1, "epochs": 1},
     {"target": "tokens", "iterations": 1, "epochs": 0},
 )
 
@@ -341,5 +367,5 @@ def get_default_config() -> CfgNode:
         node = cfg
         for parent in parents:
             node = node.setdefault(parent, CfgNode())
-        node[last] = copy.copy(key.default)
+        node[last] = CfgNode(key.default) if isinstance(key.default, dict) else copy.copy(key.default)
     return cfg

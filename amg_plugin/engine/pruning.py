@@ -55,14 +55,16 @@ class AMGPruningHook(Hook):
         """Build from the ``amg`` node.
 
         Raises:
-            ConfigError: If the target is a latency that nobody has measured yet.
+            ConfigError: If the target is a latency that nobody has measured yet, or the balance is to be found.
         """
         if cfg.amg.target_latency_saving:
             raise ConfigError(
                 f"amg.target_latency_saving {cfg.amg.target_latency_saving:g} has to be measured: 'amg-reid prune' "
                 "does that, and with --preview it prints the amg.target_macs_saving to give elsewhere."
             )
-        budget = Budget(cfg.amg.target_macs_saving, cfg.amg.head_token_balance) if cfg.amg.target_macs_saving else None
+        if cfg.amg.target_macs_saving and cfg.amg.balance == "auto":
+            raise ConfigError("amg.balance 'auto' has to be found on training images: 'amg-reid prune' does that.")
+        budget = Budget(cfg.amg.target_macs_saving, cfg.amg.balance) if cfg.amg.target_macs_saving else None
         schedule = PruningSchedule.from_config(cfg.amg.schedule, cfg.amg.final_epochs, budget)
         return cls(schedule, PruningRules.from_config(cfg.amg), cfg.amg.token_variant, Repair.from_config(cfg.amg))
 
@@ -167,7 +169,7 @@ class AMGPruningHook(Hook):
         if self.schedule.finished and abs(saving - wanted) > TOLERANCE:
             logger.warning(
                 "amg.target_macs_saving %.3f was missed: %.3f of the MACs are saved, since the scores left too little "
-                "to remove in the last cuts; another amg.head_token_balance will come closer",
+                "to remove in the last cuts; another amg.balance will come closer",
                 wanted,
                 saving,
             )

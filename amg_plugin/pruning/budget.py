@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,11 +16,21 @@ from amg_plugin.pruning.merging import MergeRange
 from amg_plugin.pruning.plan import Limits, PruningPlan
 from amg_plugin.pruning.selection import removals
 from amg_plugin.pruning.surgery import current_plan
+from amg_plugin.registries import TARGETS
+from amg_plugin.utils.tables import shares
 
 #: Largest distance between the saving that was asked for and the counted one, as a share of the dense MACs.
 TOLERANCE = 0.005
-#: Balances that a preview shows.
-PREVIEWED = (0.0, 0.25, 0.5, 0.75, 1.0)
+#: Order of the cuts where no schedule says it: token scores depend on what the rest of the block makes of the tokens.
+CUT_ORDER = ("heads", "neurons", "tokens")
+#: Balances that a preview shows: shares of heads, tokens and neurons.
+PREVIEWED = tuple(
+    dict(zip(TARGETS, shares, strict=True))
+    for shares in (
+        (0.0, 1.0, 0.0), (0.25, 0.75, 0.0), (0.5, 0.5, 0.0), (0.75, 0.25, 0.0), (1.0, 0.0, 0.0),
+        (0.0, 0.5, 0.5), (0.25, 0.5, 0.25), (0.25, 0.25, 0.5), (0.5, 0.0, 0.5), (0.0, 0.0, 1.0),
+    )
+)  # fmt: skip
 #: Target of each cut, in order, and the share of the dense network's MACs that is to be saved after it.
 Goals = Sequence[tuple[str, float]]
 
@@ -31,20 +41,30 @@ class Budget:
 
     Attributes:
         saving: Share of the dense network's counted MACs, in (0, 1).
-        balance: Share of that saving that cuts of heads contribute, in [0, 1]; cuts of tokens contribute the rest.
+        balance: Shares of that saving that cuts of ``"heads"``, ``"tokens"`` and ``"neurons"`` contribute; they add up
+            to 1, and what is not named contributes nothing.
     """
 
     saving: float
-    balance: float
+    balance: Mapping[str, float]
+
+    @property
+    def shares(self) -> str:
+        """The balance as text."""
+        return shares(self.balance)
 
     def weight(self, target: str) -> float:
-        """The part of the saving that ``"heads"`` or ``"tokens"`` contribute."""
-        return self.balance if target == "heads" else 1 - self.balance
+        """The part of the saving that ``"heads"``, ``"tokens"`` or ``"neurons"`` contribute."""
+        return self.balance.get(target, 0.0)
 
     def steps(self, before: float) -> Goals:
-        """Goals of one cut of heads, then one of tokens, in a network that saves ``before`` already."""
-        steps = [("heads", before + (self.saving - before) * self.balance), ("tokens", self.saving)]
-        return [(target, saving) for target, saving in steps if self.weight(target) > 0]
+        """Goals of one cut per target, in a network that saves ``before`` already."""
+        steps, reached = [], 0.0
+        for target in CUT_ORDER:
+            if self.weight(target) > 0:
+                reached += self.weight(target)
+                steps.append((target, before + (self.saving - before) * min(reached, 1.0)))
+        return steps
 
 
 @dataclass(frozen=True)
@@ -106,11 +126,22 @@ class Choice:
     ``saving`` of the MACs and ``params`` are what the plan saves, ``meets`` says whether that is what was asked for.
     """
 
-    balance: float
+    balance: Mapping[str, float]
     plan: PruningPlan
     saving: float
     params: int
     meets: bool
+
+    @classmethod
+    def of(cls, plan: PruningPlan, budget: Budget, goals: Goals, limits: Limits, cost: PlanCost) -> Choice:
+        """Where the goals of a budget lead from ``plan``."""
+        end = expected_plan(plan, goals, limits, cost)
+        params = 0
+        for target, owned in (("heads", "head_params"), ("neurons", "neuron_params")):
+            gone = (before - after for before, after in zip(plan.left(target), end.left(target), strict=True))
+            params += sum(count * getattr(block, owned) for count, block in zip(gone, cost.blocks, strict=True))
+        reached = cost.saving(end)
+        return cls(budget.balance, end, reached, params, abs(reached - budget.saving) <= TOLERANCE)
 
 
 def choices(plan: PruningPlan, budget: Budget, goals: Goals, limits: Limits, cost: PlanCost) -> list[Choice]:
@@ -119,16 +150,14 @@ def choices(plan: PruningPlan, budget: Budget, goals: Goals, limits: Limits, cos
     ``goals`` are those of the schedule, for the budget's own balance; other balances are cut once per target.
 
     Returns:
-        One entry per balance, ascending, the budget's own among them.
+        One entry per balance, the budget's own first.
     """
-    before, rows = cost.saving(plan), []
-    for balance in sorted({*PREVIEWED, budget.balance}):
-        steps = goals if balance == budget.balance else replace(budget, balance=balance).steps(before)
-        end = expected_plan(plan, steps, limits, cost)
-        gone = [a - b for a, b in zip(plan.heads_per_block, end.heads_per_block, strict=True)]
-        params = sum(count * block.head_params for count, block in zip(gone, cost.blocks, strict=True))
-        reached = cost.saving(end)
-        rows.append(Choice(balance, end, reached, params, abs(reached - budget.saving) <= TOLERANCE))
+    before, own = cost.saving(plan), {target: budget.weight(target) for target in TARGETS}
+    rows = [Choice.of(plan, budget, goals, limits, cost)]
+    for balance in PREVIEWED:
+        if balance != own:
+            other = replace(budget, balance=balance)
+            rows.append(Choice.of(plan, other, other.steps(before), limits, cost))
     return rows
 
 
@@ -188,7 +217,7 @@ def expected_plan(plan: PruningPlan, goals: Goals, limits: Limits, cost: PlanCos
             room = MergeRange(plan, limits)
             plan = room.outline(closest_merge(room, Goal(cost, saving)))
             continue
-        # Ranks relative to the size of the block spread removals evenly; heads go from the largest, tokens from the
+        # Ranks relative to the size of the block spread removals evenly; heads go from the largest, others from the
         # smallest score.
         scores = [torch.arange(1, left + 1, dtype=torch.float64) / left for left in limits.left(plan, target)]
         plan = closest_cut(plan, target, scores, 0.0, limits, Goal(cost, saving))
@@ -202,8 +231,8 @@ def check_budget(plan: PruningPlan, budget: Budget, goals: Goals, limits: Limits
         The plan of :func:`expected_plan`.
 
     Raises:
-        ConfigError: If the network saves as much already, the floors leave too little to remove, or one head is too
-            coarse a step.
+        ConfigError: If the network saves as much already, the floors leave too little to remove, or one head or group
+            of neurons is too coarse a step.
     """
     before = cost.saving(plan)
     if before >= budget.saving - TOLERANCE:
@@ -215,7 +244,7 @@ def check_budget(plan: PruningPlan, budget: Budget, goals: Goals, limits: Limits
     reached = cost.saving(end)
     if abs(reached - budget.saving) > TOLERANCE:
         raise ConfigError(
-            f"amg.target_macs_saving {budget.saving:g} cannot be met with amg.head_token_balance {budget.balance:g}: "
-            f"the nearest is {reached:.3f}; 'amg-reid prune --preview' shows what other balances would save."
+            f"amg.target_macs_saving {budget.saving:g} cannot be met with amg.balance {budget.shares}: the nearest is "
+            f"{reached:.3f}; 'amg-reid prune --preview' shows what other balances would save."
         )
     return end

@@ -7,6 +7,7 @@ by and large, those in the middle of the image, in every block the same ones. Me
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -22,14 +23,13 @@ from amg_plugin.pruning.selection import removal_count
 _FIRST_BLOCK, _LAST_BLOCK = 0.3, 1.7
 
 
-def example_plan(dense: PruningPlan, grid: tuple[int, int], head_rate: float, token_rate: float) -> PruningPlan:
+def example_plan(dense: PruningPlan, grid: tuple[int, int], rates: Mapping[str, float]) -> PruningPlan:
     """A plan with exact totals.
 
     Args:
         dense: The plan of the dense network; its variant counts.
         grid: (rows, columns) of patches.
-        head_rate: Share of all heads to remove, in [0, 1).
-        token_rate: Share of all (block, position) pairs to remove, in [0, 1).
+        rates: Shares of all ``"heads"``, (block, position) pairs (``"tokens"``) and ``"neurons"`` to remove, in [0, 1).
 
     Raises:
         InputError: If a rate is outside [0, 1), or would empty a block.
@@ -38,7 +38,7 @@ def example_plan(dense: PruningPlan, grid: tuple[int, int], head_rate: float, to
     if rows * columns != dense.num_patches:
         raise InputError(f"A grid of {rows}x{columns} patches does not fit {dense.num_patches} patches.")
     plan, limits = dense, Limits(range(dense.depth))
-    for target, rate in (("heads", head_rate), ("tokens", token_rate)):
+    for target, rate in rates.items():
         total = limits.dense(dense, target)
         if not 0 <= rate < 1:
             raise InputError(f"The rate {rate} of {target} is impossible; allowed: at least 0 and less than 1.")
@@ -54,17 +54,18 @@ def example_plan(dense: PruningPlan, grid: tuple[int, int], head_rate: float, to
 
 
 def example_cut(plan: PruningPlan, grid: tuple[int, int], target: str, limits: Limits, count: int) -> PruningPlan:
-    """Take away a number of heads or (block, position) pairs, spread as in :func:`example_plan`."""
+    """Take away a number of heads, (block, position) pairs or neurons, spread as in :func:`example_plan`."""
     if target == "tokens" and plan.variant == "merge":
         gone = limits.dense(plan, target) - sum(limits.left(plan, target))
         return _merged(plan, grid, MergeRange(plan, limits).nearest(gone + count))
-    left = limits.left(plan, target)
+    left, step = limits.left(plan, target), limits.step(target)
     chosen = []
     for block, total, gone in zip(limits.blocks, left, _spread(left, count, limits.floor(target)), strict=True):
+        kept = min(-(-(total - gone) // step) * step, total)
         order = list(range(total))
         if target == "tokens":
             order.sort(key=lambda index, places=plan.tokens[block]: (_distance(places[index], *grid), places[index]))
-        chosen.append(sorted(order[: total - gone]))
+        chosen.append(sorted(order[:kept]))
     return limits.narrow(plan, target, chosen)
 
 
@@ -113,12 +114,14 @@ def _spread(totals: Sequence[int], count: int, floor: int) -> list[int]:
     depth, rate = len(totals), count / sum(totals)
     weights = [_FIRST_BLOCK + (_LAST_BLOCK - _FIRST_BLOCK) * block / max(depth - 1, 1) for block in range(depth)]
     gone = [0] * depth
+    # The block that is furthest behind its share is next.
+    behind = [(-weights[block] * total * rate, -block) for block, total in enumerate(totals) if total > floor]
+    heapq.heapify(behind)
     for _ in range(count):
-        # The block that is furthest behind its share is next.
-        behind = [
-            (weights[block] * total * rate - gone[block], block)
-            for block, total in enumerate(totals)
-            if gone[block] < total - floor
-        ]
-        gone[max(behind)[1]] += 1
+        block = -behind[0][1]
+        gone[block] += 1
+        if gone[block] < totals[block] - floor:
+            heapq.heapreplace(behind, (gone[block] - weights[block] * totals[block] * rate, -block))
+        else:
+            heapq.heappop(behind)
     return gone

@@ -118,10 +118,10 @@ class PruningSchedule:
         self.shares = shares
         self.targets = {stage.target for stage in self.stages if stage.rate != 0}
         if budget is not None and self.cuts and abs(progress - 1) > 1e-9:
-            missing = "heads" if "heads" not in self.targets else "tokens"
+            missing = next(target for target in TARGETS if budget.weight(target) and target not in self.targets)
             raise ConfigError(
-                f"amg.head_token_balance {budget.balance:g} expects a part of the saving from the {missing}, but "
-                f"amg.schedule has no stage for them."
+                f"amg.balance {budget.shares} expects a part of the saving from the {missing}, but amg.schedule has no "
+                "stage for them."
             )
 
     @classmethod

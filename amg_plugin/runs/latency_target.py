@@ -14,6 +14,7 @@ from amg_plugin.bench import latency
 from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.data.checks.folders import check_dataset_folder
 from amg_plugin.plugin.registry import register
+from amg_plugin.pruning.cut import PruningRules
 from amg_plugin.runs.setup import check_fits
 from amg_plugin.utils.tables import text_table
 
@@ -51,8 +52,7 @@ def resolve(
     options, plan = cfg.amg.latency, checkpoint.plan
     settings = latency.settings_of(options)
     plan = plan if plan.prunes_tokens else plan.with_variant(cfg.amg.token_variant)
-    floors = {"min_heads": cfg.amg.min_heads_per_block, "min_tokens": cfg.amg.min_tokens_per_block}
-    plans = latency.candidates(checkpoint.spec, plan, target, cfg.amg.head_token_balance, **floors)
+    plans = latency.candidates(checkpoint.spec, plan, target, cfg.amg.balance, PruningRules.from_config(cfg.amg))
     with _bar(settings.total_rounds) as progress:
         found, environment = latency.timings(checkpoint.spec, plans, settings, progress)
     say(_table(target, options, found))
@@ -62,7 +62,7 @@ def resolve(
     cfg.defrost()
     cfg.amg.target_macs_saving, cfg.amg.target_latency_saving = saving, 0.0
     cfg.freeze()
-    measured = {"target": target, "target_macs_saving": saving, "balance": cfg.amg.head_token_balance,
+    measured = {"target": target, "target_macs_saving": saving, "balance": dict(cfg.amg.balance),
                 **dict(options), "expected": [one.to_dict() for one in found], "environment": environment}  # fmt: skip
     return cfg, measured
 

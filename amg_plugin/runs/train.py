@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, P
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.reid import ReIDModel
-from amg_plugin.pruning import current_plan
+from amg_plugin.pruning import PruningPlan, current_plan
+from amg_plugin.registries import TARGETS
 from amg_plugin.runs import result as report
 from amg_plugin.runs.setup import assemble, build_model, check_buildable, check_identities, fitted, run_arguments
-from amg_plugin.utils.tables import text_table
+from amg_plugin.utils.tables import shares, text_table
 
 
 def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
@@ -146,9 +147,8 @@ def _preview_table(cfg: CfgNode, pruning: AMGPruningHook, model: nn.Module) -> s
         )
     rows = [
         [
-            f"{choice.balance:g}{' (chosen)' if choice.balance == budget.balance else ''}",
-            _left(choice.plan.heads_per_block, choice.plan.num_heads),
-            _left(choice.plan.tokens_per_block, [choice.plan.num_patches] * choice.plan.depth),
+            f"{shares(choice.balance)}{' (chosen)' if choice.balance == budget.balance else ''}",
+            *(_left(choice.plan, target) for target in TARGETS),
             f"-{choice.params / 1e6:.2f} M",
             f"-{100 * choice.saving:.1f} %",
             "yes" if choice.meets else "no",
@@ -161,9 +161,10 @@ def _preview_table(cfg: CfgNode, pruning: AMGPruningHook, model: nn.Module) -> s
         f"{macs / 1e9:.3f} G MACs now.\nExpected if every block lost the same share; the scores decide where, and "
         "every cut is sized so that the counted MACs meet the target."
     )
-    header = ["amg.head_token_balance", "heads left", "tokens left", "params", "MACs", "meets target"]
+    header = ["amg.balance", *(f"{target} left" for target in TARGETS), "params", "MACs", "meets target"]
     return f"{head}\n\n{text_table(header, rows)}\n"
 
 
-def _left(kept: list[int], dense: Sequence[int]) -> str:
-    return f"{sum(kept)}/{sum(dense)} (-{1 - sum(kept) / sum(dense):.1%})"
+def _left(plan: PruningPlan, target: str) -> str:
+    kept, dense = sum(plan.left(target)), sum(plan.dense_size(target, block) for block in range(plan.depth))
+    return f"{kept}/{dense} (-{1 - kept / dense:.1%})"

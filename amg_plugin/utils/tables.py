@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -50,3 +50,8 @@ def per_cent(fractions: Sequence[float], sign: str = "") -> str:
     """
     text = f"{100 * statistics.fmean(fractions):{sign}.1f}"
     return text if len(fractions) == 1 else f"{text} ± {100 * statistics.stdev(fractions):.1f}"
+
+
+def shares(values: Mapping[str, float]) -> str:
+    """Shares by name as they are written into a file, without those that are 0: ``{heads: 0.3, tokens: 0.7}``."""
+    return f"{{{', '.join(f'{name}: {share:g}' for name, share in values.items() if share)}}}"

@@ -45,13 +45,22 @@ def pruned(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("words", "rates"),
-    [("head25-token25", (0.25, 0.25)), ("head40", (0.4, 0)), ("token12.5", (0, 0.125)), ("head0-token5", (0, 0.05))],
+    [
+        ("head25-token25", (0.25, 0.25, 0)),
+        ("head40", (0.4, 0, 0)),
+        ("token12.5", (0, 0.125, 0)),
+        ("head0-token5", (0, 0.05, 0)),
+        ("neuron30", (0, 0, 0.3)),
+        ("head10-token20-neuron30", (0.1, 0.2, 0.3)),
+    ],
 )
 def test_rates_are_read_from_words(words, rates):
-    assert parse_rates(words) == pytest.approx(rates)
+    assert list(parse_rates(words).values()) == pytest.approx(rates)
 
 
-@pytest.mark.parametrize("words", ["", "-", "25", "head", "token25-head25", "head25-", "-token5", "head25token"])
+@pytest.mark.parametrize(
+    "words", ["", "-", "25", "head", "token25-head25", "head25-", "-token5", "head25token", "neuron5-head2"]
+)
 def test_other_words_are_refused(words):
     with pytest.raises(InputError, match="head25-token25"):
         parse_rates(words)

@@ -14,8 +14,10 @@ from amg_plugin.models.build import build_network
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.budget import PlanCost
+from amg_plugin.pruning.cut import PruningRules
 
 SPEC = ModelSpec("vit_tiny_patch16_224", (128, 64), 5, overrides={"depth": 4, "embed_dim": 32, "num_heads": 4})
+BALANCE = {"heads": 0.3, "tokens": 0.7}
 
 
 def timing(macs, time):
@@ -50,9 +52,9 @@ def test_a_target_above_all_that_was_measured_is_refused():
         latency.macs_saving_for(0.5, [timing(0.3, 0.2), timing(0.6, 0.4)])
 
 
-@pytest.mark.parametrize("balance", [0.0, 0.3])
+@pytest.mark.parametrize("balance", [{"tokens": 1.0}, BALANCE, {"tokens": 0.5, "neurons": 0.5}])
 def test_candidates_save_shares_around_the_target_and_what_the_floors_allow(balance):
-    found = latency.candidates(SPEC, dense_plan(), 0.1, balance)
+    found = latency.candidates(SPEC, dense_plan(), 0.1, balance, PruningRules())
     savings = [saving_of(plan) for plan in found]
     expected = [0.1 * factor for factor in latency.LADDER[:-1]]
     assert savings[:-1] == pytest.approx(expected, abs=0.005)
@@ -61,7 +63,7 @@ def test_candidates_save_shares_around_the_target_and_what_the_floors_allow(bala
 
 
 def test_candidates_of_heads_alone_keep_every_token():
-    found = latency.candidates(SPEC, dense_plan(), 0.1, 1.0)
+    found = latency.candidates(SPEC, dense_plan(), 0.1, {"heads": 1.0}, PruningRules())
     savings = [saving_of(plan) for plan in found]
     assert savings == sorted(set(savings))
     assert all(plan.tokens_per_block == [32] * 4 for plan in found)
@@ -70,27 +72,31 @@ def test_candidates_of_heads_alone_keep_every_token():
 
 @pytest.mark.parametrize("variant", ["kv", "merge"])
 def test_candidates_keep_the_token_variant(variant):
-    assert {plan.variant for plan in latency.candidates(SPEC, dense_plan(variant), 0.1, 0.3)} == {variant}
+    assert {plan.variant for plan in latency.candidates(SPEC, dense_plan(variant), 0.1, BALANCE, PruningRules())} == {
+        variant
+    }
 
 
 def test_candidates_stop_at_the_floors():
-    found = latency.candidates(SPEC, dense_plan(), 0.4, 0.5, min_heads=3, min_tokens=20)
+    rules = PruningRules(min_heads=3, min_tokens=20, min_neurons=50, neuron_multiple=16)
+    found = latency.candidates(SPEC, dense_plan(), 0.6, {"heads": 0.3, "tokens": 0.4, "neurons": 0.3}, rules)
     assert min(min(plan.heads_per_block) for plan in found) == 3
     assert min(min(plan.tokens_per_block) for plan in found) == 20
+    assert min(min(plan.neurons_per_block) for plan in found) == 64
     assert len(found) == len(set(found))
 
 
 def test_candidates_go_on_from_a_pruned_network():
     start = dense_plan().narrow(tokens=[range(24)] * 4)
     before = saving_of(start)
-    found = latency.candidates(SPEC, start, 0.3, 0.3)
+    found = latency.candidates(SPEC, start, 0.3, BALANCE, PruningRules())
     assert all(saving_of(plan) > before for plan in found)
     assert all(set(kept) <= set(range(24)) for plan in found for kept in plan.tokens)
 
 
 def test_floors_that_leave_nothing_are_refused():
     with pytest.raises(ConfigError, match=r"0\.1 cannot be met: amg\.min_heads_per_block 4, .* leave nothing to prune"):
-        latency.candidates(SPEC, dense_plan(), 0.1, 0.3, min_heads=4, min_tokens=32)
+        latency.candidates(SPEC, dense_plan(), 0.1, BALANCE, PruningRules(min_heads=4, min_tokens=32))
 
 
 def test_every_plan_is_measured_against_the_dense_network():
@@ -109,6 +115,6 @@ def test_every_plan_is_measured_against_the_dense_network():
 
 def test_measuring_leaves_the_random_numbers_of_the_run_alone():
     plan, state = dense_plan(), torch.random.get_rng_state()
-    found = latency.candidates(SPEC, plan, 0.1, 0.3)
+    found = latency.candidates(SPEC, plan, 0.1, BALANCE, PruningRules())
     latency.timings(SPEC, found[:1], Settings(rounds=1, warmup=1, memory=False), lambda what, done: None)
     assert torch.equal(state, torch.random.get_rng_state())

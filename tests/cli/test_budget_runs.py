@@ -65,7 +65,7 @@ def test_the_preview_needs_no_data_and_writes_nothing(amg_reid, dense, tmp_path)
     words = ["data.root", tmp_path / "nowhere", "data.save_dir", tmp_path / "log", "amg.target_macs_saving", 0.25]
     outcome = amg_reid("prune", "--preview", "--weights", dense, *words)
     assert outcome.status == 0, outcome.err
-    for balance in ("0 ", "0.25 ", "0.3 (chosen)", "0.5 ", "0.75 ", "1 "):
+    for balance in ("{tokens: 1}", "{heads: 0.25, tokens: 0.75}", "{heads: 0.3, tokens: 0.7} (chosen)", "{neurons: 1}"):
         assert any(line.startswith(balance) for line in outcome.out.splitlines()), balance
     assert "-25." in outcome.out or "-24." in outcome.out
     assert not (tmp_path / "log").exists()
@@ -78,9 +78,7 @@ def test_the_preview_needs_a_target(refused, dense, tmp_path):
 
 def test_a_target_that_cannot_be_met_is_refused_before_the_data_is_looked_at(refused, dense, tmp_path):
     words = ["data.root", tmp_path / "nowhere", "data.save_dir", tmp_path, "amg.schedule", "[{target: heads}]"]
-    sentence = refused(
-        "prune", "--weights", dense, *words, "amg.target_macs_saving", 0.6, "amg.head_token_balance", 1.0
-    )
+    sentence = refused("prune", "--weights", dense, *words, "amg.target_macs_saving", 0.6, "amg.balance", "{heads: 1}")
     assert "0.6 cannot be met" in sentence
     assert "--preview" in sentence
 

@@ -14,7 +14,7 @@ from amg_plugin.models import complexity
 FINE = ["amg.override.patch_size", "4", "amg.override.depth", "4", "train.max_epoch", "1"]  # 32 patches
 SAVING = 0.25
 BUDGET = ["amg.token_variant", "merge", "amg.token_scorer", "amg_image", "amg.target_macs_saving", str(SAVING)]
-STAGES = ["amg.schedule", "[{target: heads}, {target: tokens}]", "amg.head_token_balance", "0.3"]
+STAGES = ["amg.schedule", "[{target: heads}, {target: tokens}]", "amg.balance", "{heads: 0.3, tokens: 0.7}"]
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_a_merged_network_is_pruned_further(amg_reid, merged, dense, tmp_path):
         "0.4",
         "amg.schedule",
         "[{target: tokens}]",
-        "amg.head_token_balance",
-        0,
+        "amg.balance",
+        "{tokens: 1}",
     ]
     outcome = amg_reid(
         "prune", "--weights", merged, "data.save_dir", tmp_path / "again", "amg.distill.teacher", dense, *words

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from amg_plugin.config.load import load_config, schedule_epochs
+from amg_plugin.config.load import from_plain_dict, load_config, schedule_epochs
 from amg_plugin.errors import ConfigError
 
 HEADS = {"target": "heads", "rate": 0.25, "iterations": 6, "epochs": 1}
@@ -255,10 +255,38 @@ def test_a_target_without_a_schedule_brings_the_default_form(target):
     assert schedule_epochs(cfg) == 6 + 2
 
 
-@pytest.mark.parametrize(("balance", "targets"), [(0.0, ["tokens"]), (1.0, ["heads"])])
+@pytest.mark.parametrize(
+    ("balance", "targets"),
+    [
+        ({"tokens": 1}, ["tokens"]),
+        ({"heads": 1.0, "tokens": 0.0}, ["heads"]),
+        ("{neurons: 0.5, tokens: 0.5}", ["neurons", "tokens"]),
+        ({"heads": 0.2, "tokens": 0.2, "neurons": 0.6}, ["heads", "neurons", "tokens"]),
+        ("auto", ["heads", "neurons", "tokens"]),
+    ],
+)
 def test_the_default_form_follows_the_balance(balance, targets):
-    cfg = load_config(None, [*TARGET, "amg.head_token_balance", balance])
+    cfg = load_config(None, [*TARGET, "amg.balance", balance])
     assert [stage["target"] for stage in cfg.amg.schedule] == targets
+
+
+def test_a_balance_has_a_share_for_every_target():
+    assert load_config(None).amg.balance == {"heads": 0.3, "tokens": 0.7, "neurons": 0.0}
+    assert load_config(None, ["amg.balance", "{tokens: 1}"]).amg.balance == {"heads": 0, "tokens": 1, "neurons": 0}
+    assert load_config(None, ["amg.balance", "auto"]).amg.balance == "auto"
+
+
+@pytest.mark.parametrize("where", ["file", "command line"])
+def test_the_key_that_the_balance_replaced_is_refused_by_its_new_name(tmp_path, where):
+    file = tmp_path / "old.yaml"
+    file.write_text("amg: {head_token_balance: 0.3}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'amg.head_token_balance'.*'amg.balance' took its place, such as"):
+        load_config(*((file, []) if where == "file" else (None, ["amg.head_token_balance", 0.3])))
+
+
+def test_a_stored_balance_of_heads_and_tokens_is_understood():
+    cfg = from_plain_dict({"amg": {"target_macs_saving": 0.3, "head_token_balance": 0.25}})
+    assert cfg.amg.balance == {"heads": 0.25, "tokens": 0.75, "neurons": 0.0}
 
 
 def test_a_target_takes_the_form_of_the_schedule():
@@ -273,12 +301,18 @@ def test_a_target_takes_the_form_of_the_schedule():
         ([*TARGET, "amg.schedule", [HEADS]], r"amg\.schedule\[0\]\.rate' is 0\.25.*leave one of them out"),
         ([*TARGET, "amg.schedule", [{"target": "heads"}]], "must have a stage with the target 'tokens'"),
         (
-            [*TARGET, "amg.head_token_balance", 0.0, "amg.schedule", [{"target": "heads"}, {"target": "tokens"}]],
+            [*TARGET, "amg.balance", {"tokens": 1}, "amg.schedule", [{"target": "heads"}, {"target": "tokens"}]],
             "must have no stage with the target 'heads'",
         ),
         (["amg.schedule", [{"target": "heads"}]], "lacks 'rate'"),
         (["amg.target_macs_saving", 1.0], "less than 1"),
-        (["amg.head_token_balance", 1.5], "from 0 to 1"),
+        (["amg.balance", {"heads": 0.5, "tokens": 0.4}], "'auto' or shares of .* that add up to 1"),
+        (["amg.balance", {"heads": 1.5, "tokens": -0.5}], "'auto' or shares of .* that add up to 1"),
+        (["amg.balance", {"heads": 0.5, "mlp": 0.5}], "'auto' or shares of .* that add up to 1"),
+        (["amg.balance", {"heads": True}], "'auto' or shares of .* that add up to 1"),
+        (["amg.balance", 0.3], "must be 'auto' or a mapping"),
+        (["amg.balance", "best"], "must be 'auto' or a mapping"),
+        ([*LATENCY, "amg.balance", "auto"], "'amg.balance' is 'auto', but must be shares"),
         ([*TARGET, "train.max_epoch", 3], "'train.max_epoch'.*both given"),
         (["amg.reducer", "tome"], "'amg.target_macs_saving' is 0.0, but must be above 0 with amg.reducer 'tome'"),
         ([*LATENCY, *TARGET], "0 if amg.target_macs_saving is given"),

@@ -76,7 +76,8 @@ def test_heads_and_neurons_are_repaired_before_and_after_merging(merge, caplog, 
 def test_a_share_of_the_macs_is_met(merge, saving, balance):
     stages = [{"target": "heads"}] * (balance > 0) + [{"target": "tokens", "iterations": 2}]
     size = {"data__height": 96, "data__width": 48}
-    engine, pruning = merge(stages, amg__target_macs_saving=saving, amg__head_token_balance=balance, **size)
+    shares = {"heads": balance, "tokens": 1 - balance}
+    engine, pruning = merge(stages, amg__target_macs_saving=saving, amg__balance=shares, **size)
     plan = current_plan(engine.model)
     assert pruning.cost.saving(plan) == pytest.approx(saving, abs=TOLERANCE)
     gone = [a - b for a, b in pairwise(plan.tokens_per_block)]

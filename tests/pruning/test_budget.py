@@ -29,6 +29,7 @@ from amg_plugin.pruning.budget import (
 from amg_plugin.pruning.cut import prunable_blocks
 from amg_plugin.pruning.plan import Limits
 from amg_plugin.pruning.schedule import PruningSchedule, Stage
+from amg_plugin.registries import TARGETS
 
 NETWORKS = {
     "plain": {},
@@ -46,6 +47,10 @@ NETWORKS = {
     "parts": {"head": "parts", "parts": 4},
     "jigsaw": {"jigsaw": JigsawSpec(), "side_information": SideInformationSpec(cameras=2)},
 }
+
+
+def shared(heads, neurons=0.0):
+    return {"heads": heads, "tokens": 1 - heads - neurons, "neurons": neurons}
 
 
 def network(name):
@@ -98,6 +103,7 @@ def synthetic(depth=8, heads=6, patches=100, head_dim=32, variant="block"):
 FORMS = {
     "heads, tokens": [Stage("heads", iterations=3), Stage("tokens")],
     "tokens, heads, tokens": [Stage("tokens", iterations=2), Stage("heads"), Stage("tokens")],
+    "heads, neurons, tokens": [Stage("heads"), Stage("neurons", iterations=2), Stage("tokens")],
     "heads, tokens, heads, tokens": [Stage("heads"), Stage("tokens"), Stage("heads", iterations=2), Stage("tokens")],
 }
 
@@ -106,7 +112,7 @@ def pruned_by(plan, cost, schedule, generator, concentration):
     """Carries out a schedule with random scores, which favour some blocks."""
     limits = Limits(range(plan.depth))
     for cut in schedule.cuts:
-        kept = plan.heads_per_block if cut.target == "heads" else plan.tokens_per_block
+        kept = plan.left(cut.target)
         scores = [
             torch.rand(size, generator=generator) + concentration * torch.rand(1, generator=generator) for size in kept
         ]
@@ -134,7 +140,8 @@ def test_whatever_the_scores_the_saving_ends_within_half_a_point(
     floors = [("heads", 1.0), ("tokens", 1.0)]
     third = Limits(range(depth), heads - heads // 3, patches * 2 // 3)
     limit = cost.saving(expected_plan(plan, floors, third, cost))
-    budget = Budget(share * min(limit, 0.3 if variant == "block" else 0.12), balance)
+    neurons = 0.2 if "neurons" in form else 0.0
+    budget = Budget(share * min(limit, 0.3 if variant == "block" else 0.12), shared(balance, neurons))
     schedule = PruningSchedule(FORMS[form], 0, budget)
     end = pruned_by(plan, cost, schedule, torch.Generator().manual_seed(seed), concentration)
     assert abs(cost.saving(end) - budget.saving) <= TOLERANCE
@@ -145,29 +152,29 @@ def test_whatever_the_scores_the_saving_ends_within_half_a_point(
 def test_the_balance_is_the_share_of_the_saving_that_heads_contribute(balance):
     plan, cost = synthetic(12, 12, 128)
     stages = [stage for stage, weight in ((Stage("heads"), balance), (Stage("tokens"), 1 - balance)) if weight]
-    schedule = PruningSchedule(stages, 0, Budget(0.2, balance))
+    schedule = PruningSchedule(stages, 0, Budget(0.2, shared(balance)))
     end = pruned_by(plan, cost, schedule, torch.Generator().manual_seed(0), 0.5)
     heads_alone = PruningPlan(plan.variant, plan.num_heads, plan.num_patches, end.heads, plan.tokens)
     assert cost.saving(heads_alone) == pytest.approx(0.2 * balance, abs=TOLERANCE)
 
 
 def test_every_cut_brings_its_part_of_the_saving():
-    schedule = PruningSchedule(FORMS["heads, tokens, heads, tokens"], 0, Budget(0.4, 0.5))
+    schedule = PruningSchedule(FORMS["heads, tokens, heads, tokens"], 0, Budget(0.4, shared(0.5)))
     assert [target for target, _ in schedule.goals()] == ["heads", "tokens", "heads", "heads", "tokens"]
     assert [goal for _, goal in schedule.goals()] == pytest.approx([0.1, 0.2, 0.25, 0.3, 0.4])
 
 
 def test_goals_start_from_what_the_model_saves_already():
-    schedule = PruningSchedule([Stage("heads"), Stage("tokens")], 0, Budget(0.4, 0.5))
+    schedule = PruningSchedule([Stage("heads"), Stage("tokens")], 0, Budget(0.4, shared(0.5)))
     schedule.start_saving = 0.2
     assert [goal for _, goal in schedule.goals()] == pytest.approx([0.3, 0.4])
 
 
 def test_the_state_of_a_budget_survives_a_round_trip():
-    schedule = PruningSchedule([Stage("heads"), Stage("tokens")], 0, Budget(0.4, 0.5))
+    schedule = PruningSchedule([Stage("heads"), Stage("tokens")], 0, Budget(0.4, shared(0.5)))
     schedule.start_saving = 0.2
     schedule.advance()
-    again = PruningSchedule([Stage("heads"), Stage("tokens")], 0, Budget(0.4, 0.5))
+    again = PruningSchedule([Stage("heads"), Stage("tokens")], 0, Budget(0.4, shared(0.5)))
     again.load_state_dict(schedule.state_dict())
     assert (again.done, again.goals()) == (schedule.done, schedule.goals())
 
@@ -175,9 +182,9 @@ def test_the_state_of_a_budget_survives_a_round_trip():
 @pytest.mark.parametrize(
     ("stages", "budget"),
     [
-        ([Stage("heads", 0.2)], Budget(0.2, 1.0)),
+        ([Stage("heads", 0.2)], Budget(0.2, shared(1.0))),
         ([Stage("heads")], None),
-        ([Stage("heads"), Stage("tokens", 0.1)], Budget(0.2, 0.5)),
+        ([Stage("heads"), Stage("tokens", 0.1)], Budget(0.2, shared(0.5))),
     ],
 )
 def test_rates_and_a_budget_exclude_each_other(stages, budget):
@@ -188,12 +195,12 @@ def test_rates_and_a_budget_exclude_each_other(stages, budget):
 @pytest.mark.parametrize(("target", "missing"), [("heads", "tokens"), ("tokens", "heads")])
 def test_a_stage_that_the_balance_needs_must_be_there(target, missing):
     with pytest.raises(ConfigError, match=f"from the {missing}, but amg.schedule has no stage"):
-        PruningSchedule([Stage(target)], 0, Budget(0.2, 0.5))
+        PruningSchedule([Stage(target)], 0, Budget(0.2, shared(0.5)))
 
 
 def budget_check(plan, cost, saving, balance, **floors):
     stages = [stage for stage, weight in ((Stage("heads"), balance), (Stage("tokens"), 1 - balance)) if weight]
-    budget = Budget(saving, balance)
+    budget = Budget(saving, shared(balance))
     limits = Limits(range(plan.depth), **floors)
     return check_budget(plan, budget, PruningSchedule(stages, 0, budget).goals(), limits, cost)
 
@@ -208,7 +215,7 @@ def test_a_feasible_budget_passes_and_gives_the_expected_plan():
 )
 def test_what_the_floors_forbid_is_refused_with_the_nearest(saving, balance, floors):
     plan, cost = synthetic()
-    with pytest.raises(ConfigError, match=r"cannot be met with amg.head_token_balance .* nearest is 0\.\d{3}"):
+    with pytest.raises(ConfigError, match=r"cannot be met with amg.balance .* nearest is 0\.\d{3}"):
         budget_check(plan, cost, saving, balance, **floors)
 
 
@@ -234,18 +241,19 @@ def test_the_expected_plan_takes_the_same_share_of_every_block():
 
 def test_the_preview_shows_every_balance_and_what_it_saves():
     plan, cost = synthetic()
-    budget = Budget(0.3, 0.4)
+    budget = Budget(0.3, shared(0.4))
     goals = PruningSchedule([Stage("heads", iterations=2), Stage("tokens")], 0, budget).goals()
     rows = choices(plan, budget, goals, Limits(range(plan.depth)), cost)
-    assert [row.balance for row in rows] == sorted([*PREVIEWED, 0.4])
-    heads = [sum(row.plan.heads_per_block) for row in rows]
-    assert heads == sorted(heads, reverse=True)
-    assert heads[0] == sum(plan.num_heads)
-    assert sum(rows[-1].plan.tokens_per_block) == plan.num_patches * plan.depth
+    assert [row.balance for row in rows] == [shared(0.4), *PREVIEWED]
+    dense = {target: sum(plan.left(target)) for target in TARGETS}
+    for row in rows:
+        assert all((sum(row.plan.left(target)) < dense[target]) == (row.balance[target] > 0) for target in TARGETS)
+        params = (dense["heads"] - sum(row.plan.heads_per_block)) * cost.blocks[0].head_params
+        params += (dense["neurons"] - sum(row.plan.neurons_per_block)) * cost.blocks[0].neuron_params
+        assert row.params == params
     for row in rows:
         assert row.saving == cost.saving(row.plan)
         assert row.meets == (abs(row.saving - 0.3) <= TOLERANCE)
-        assert row.params == (heads[0] - sum(row.plan.heads_per_block)) * cost.blocks[0].head_params
     assert [row.meets for row in rows][:3] == [True] * 3
 
 

@@ -18,14 +18,23 @@ DENSE = PruningPlan.dense([6] * 12, 128)
 @pytest.mark.parametrize("head_rate", [0.0, 0.05, 0.25, 0.6, 0.8])
 @pytest.mark.parametrize("token_rate", [0.0, 0.1, 0.25, 0.6, 0.95])
 def test_totals_are_exact_and_no_block_is_emptied(head_rate, token_rate):
-    plan = example_plan(DENSE, (16, 8), head_rate, token_rate)
+    plan = example_plan(DENSE, (16, 8), {"heads": head_rate, "tokens": token_rate})
     assert 72 - sum(plan.heads_per_block) == int(head_rate * 72 + 1e-9)
     assert 12 * 128 - sum(plan.tokens_per_block) == int(token_rate * 12 * 128 + 1e-9)
     assert min(plan.heads_per_block) >= 1
 
 
+def test_neurons_go_like_heads():
+    dense = PruningPlan.dense([6] * 12, 128, num_neurons=[64] * 12)
+    plan = example_plan(dense, (16, 8), {"neurons": 0.25})
+    assert sum(plan.neurons_per_block) == 12 * 64 - 192
+    assert plan.neurons_per_block == sorted(plan.neurons_per_block, reverse=True)
+    rounded = example_cut(dense, (16, 8), "neurons", Limits(range(12), neurons=20, multiple=16), 300)
+    assert all(count % 16 == 0 and count >= 32 for count in rounded.neurons_per_block)
+
+
 def test_later_blocks_lose_more():
-    plan = example_plan(DENSE, (16, 8), 0.25, 0.25)
+    plan = example_plan(DENSE, (16, 8), {"heads": 0.25, "tokens": 0.25})
     assert plan.tokens_per_block == sorted(plan.tokens_per_block, reverse=True)
     assert plan.tokens_per_block[0] > 0.9 * 128
     assert plan.tokens_per_block[-1] < 0.6 * 128
@@ -33,17 +42,17 @@ def test_later_blocks_lose_more():
 
 
 def test_the_middle_of_the_image_stays():
-    plan = example_plan(PruningPlan.dense([1], 15), (5, 3), 0.0, 0.67)
+    plan = example_plan(PruningPlan.dense([1], 15), (5, 3), {"heads": 0.0, "tokens": 0.67})
     assert plan.tokens == ((4, 6, 7, 8, 10),)
 
 
 def test_the_variant_of_the_dense_plan_counts():
-    assert example_plan(DENSE.with_variant("kv"), (16, 8), 0.1, 0.1).variant == "kv"
+    assert example_plan(DENSE.with_variant("kv"), (16, 8), {"heads": 0.1, "tokens": 0.1}).variant == "kv"
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.4])
 def test_merged_tokens_are_neighbours(rate):
-    plan = example_plan(DENSE.with_variant("merge"), (16, 8), 0.25, rate)
+    plan = example_plan(DENSE.with_variant("merge"), (16, 8), {"heads": 0.25, "tokens": rate})
     assert 12 * 128 - sum(plan.tokens_per_block) == int(rate * 12 * 128 + 1e-9)
     assert plan.tokens_per_block[0] == 128
     for group in plan.groups_of(11):
@@ -53,7 +62,7 @@ def test_merged_tokens_are_neighbours(rate):
 
 def test_more_than_can_be_merged_is_refused():
     with pytest.raises(InputError, match=r"up to 0\.\d+ can go"):
-        example_plan(DENSE.with_variant("merge"), (16, 8), 0.0, 0.95)
+        example_plan(DENSE.with_variant("merge"), (16, 8), {"tokens": 0.95})
 
 
 @pytest.mark.parametrize(
@@ -61,12 +70,12 @@ def test_more_than_can_be_merged_is_refused():
 )
 def test_impossible_rates_are_refused(rates, words):
     with pytest.raises(InputError, match=words):
-        example_plan(DENSE, (16, 8), *rates)
+        example_plan(DENSE, (16, 8), dict(zip(("heads", "tokens"), rates, strict=True)))
 
 
 def test_the_grid_must_fit():
     with pytest.raises(InputError, match="4x4"):
-        example_plan(DENSE, (4, 4), 0.1, 0.1)
+        example_plan(DENSE, (4, 4), {"heads": 0.1, "tokens": 0.1})
 
 
 def test_a_cut_takes_no_block_below_its_floor():
@@ -81,7 +90,7 @@ def test_a_cut_leaves_other_blocks_alone():
 
 
 def test_a_cut_goes_on_from_a_pruned_plan():
-    start = example_plan(DENSE, (16, 8), 0.25, 0.25)
+    start = example_plan(DENSE, (16, 8), {"heads": 0.25, "tokens": 0.25})
     again = example_cut(start, (16, 8), "tokens", Limits(range(12)), 100)
     assert all(set(after) <= set(before) for before, after in zip(start.tokens, again.tokens, strict=True))
 
