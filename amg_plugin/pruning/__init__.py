@@ -1,5 +1,7 @@
 """AMG pruning: scores, selection, plans and surgery. Knows timm's modules, no framework."""
 
+from amg_plugin.pruning.merge_pass import merged_plan
+from amg_plugin.pruning.merging import choose_pairs, merge_costs
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.recorder import AttentionMapRecorder, AttentionRecorder, TokenGradientRecorder
 from amg_plugin.pruning.scores import head_entropy, token_importance
@@ -14,8 +16,11 @@ __all__ = [
     "Repair",
     "TokenGradientRecorder",
     "apply_plan",
+    "choose_pairs",
     "current_plan",
     "head_entropy",
+    "merge_costs",
+    "merged_plan",
     "prune_and_repair",
     "select_heads",
     "select_neurons",

@@ -96,7 +96,8 @@ class PruningPlan:
                 raise PlanError(f"The groups of block {block} do not belong to the positions that it keeps.")
             if block and merged and kept != everything:
                 home = {position: number for number, group in enumerate(groups) for position in group}
-                if any(len({home[position] for position in group}) > 1 for group in self.groups[block - 1]):
+                apart = any(len({home[position] for position in group}) > 1 for group in self.groups[block - 1])
+                if apart or self.tokens[block - 1] == everything:
                     raise PlanError(f"Block {block} takes groups of tokens apart; groups only grow along the blocks.")
             merged |= kept != everything
         if not merged:

@@ -192,6 +192,63 @@ def test_malformed_plans_are_refused(fields):
         PruningPlan.from_json(json.dumps(changed(**fields)))
 
 
+EVERY = [[0], [1], [2], [3]]
+PAIRS = [[0, 3], [1, 2]]
+
+
+def merged(*blocks, tokens=None):
+    """A plan of three blocks and four patches; the first position of each group stays unless ``tokens`` says more."""
+    dense = PruningPlan.dense([1, 1, 1], 4, "merge")
+    return dense.merge(tokens or [sorted(group[0] for group in block) for block in blocks], blocks)
+
+
+def test_groups_survive_the_round_trip_and_count():
+    plan = merged(EVERY, PAIRS, [[0, 1, 2, 3]])
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert plan.tokens_per_block == [4, 2, 1] and plan.prunes_tokens and not plan.is_dense
+    assert plan.groups_of(1) == ((0, 3), (1, 2))
+
+
+def test_groups_that_hold_one_position_each_are_none():
+    assert merged(EVERY, EVERY, EVERY) == PruningPlan.dense([1, 1, 1], 4, "merge")
+
+
+def test_blocks_at_the_end_may_get_every_position_back():
+    assert merged(EVERY, PAIRS, EVERY).tokens_per_block == [4, 2, 4]
+
+
+def test_coarser_groups_are_contained_in_finer_ones_only():
+    fine, coarse = merged(EVERY, PAIRS, PAIRS), merged(EVERY, PAIRS, [[0, 1, 2, 3]])
+    other = merged(EVERY, [[0, 1], [2, 3]], [[0, 1], [2, 3]])
+    assert fine.contains(coarse) and fine.contains(fine) and not coarse.contains(fine)
+    assert not fine.contains(other) and not other.contains(fine)
+    assert PruningPlan.dense([1, 1, 1], 4, "merge").contains(coarse)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "tokens", "words"),
+    [
+        ((EVERY, PAIRS), None, "2 blocks"),
+        ((EVERY, PAIRS, [[0, 3], [1]]), None, "each of 4 positions once"),
+        ((EVERY, PAIRS, [[0, 3], [1, 2, 3]]), None, "each of 4 positions once"),
+        ((EVERY, [[3, 0], [1, 2]], PAIRS), [[0, 1, 2, 3], [0, 1], [0, 1]], "each of 4 positions once"),
+        ((EVERY, PAIRS, PAIRS), [[0, 1, 2, 3], [0, 3], [0, 1]], "do not belong to the positions"),
+        ((EVERY, PAIRS, PAIRS), [[0, 1, 2, 3], [0, 1], [0]], "do not belong to the positions"),
+        ((EVERY, PAIRS, [[0, 1], [2, 3]]), None, "takes groups of tokens apart"),
+        ((EVERY, PAIRS, [[0], [1, 2], [3]]), None, "takes groups of tokens apart"),
+        ((PAIRS, EVERY, [*PAIRS[:1], [1], [2]]), None, "takes groups of tokens apart"),
+    ],
+)
+def test_impossible_groups_are_refused(blocks, tokens, words):
+    with pytest.raises(PlanError, match=words):
+        merged(*blocks, tokens=tokens)
+
+
+def test_merged_tokens_are_not_removed_one_by_one():
+    with pytest.raises(PlanError, match="give groups to 'merge'"):
+        merged(EVERY, PAIRS, PAIRS).narrow(tokens=[[0, 1, 2, 3], [0], [0]])
+
+
 @pytest.mark.parametrize("missing", ["version", "variant", "num_heads", "num_patches", "heads", "tokens"])
 def test_a_plan_without_one_of_its_fields_is_refused(missing):
     data = {name: value for name, value in SMALL.to_dict().items() if name != missing}
