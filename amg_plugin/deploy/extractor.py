@@ -12,6 +12,7 @@ from amg_plugin.deploy.exported_file import ExportedFile, open_exported
 from amg_plugin.deploy.images import prepare, unnormalized
 from amg_plugin.errors import InputError
 from amg_plugin.registries.formats import FORMATS, file_format
+from amg_plugin.utils.finite import check_finite
 from amg_plugin.utils.imports import need
 
 OUTPUTS = ("auto", "numpy", "torch")
@@ -100,6 +101,7 @@ class FeatureExtractor:
         Raises:
             DataError: If an image is missing or cannot be decoded.
             InputError: If something else was given.
+            RunError: If features are NaN or infinite.
         """
         items, prepared = _as_items(images)
         given = {"camids": camids, "viewids": viewids}
@@ -112,7 +114,9 @@ class FeatureExtractor:
                 batch = prepare(items[here], preprocessing, normalize=not normalizes)
             else:
                 batch = unnormalized(items[here], preprocessing) if normalizes else items[here]
-            parts.append(self.file.features(batch, {name: column[here] for name, column in labels.items()}))
+            found = self.file.features(batch, {name: column[here] for name, column in labels.items()})
+            check_finite(found, f"features of '{self.file.path}'", _names(items[here], start))
+            parts.append(found)
         features = np.concatenate(parts)
         if self.normalize:
             features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
@@ -140,6 +144,13 @@ def _as_items(images: Any) -> tuple[Any, bool]:
     stacked = isinstance(images, np.ndarray) and images.ndim == 4
     several = stacked or (isinstance(images, Sequence) and not isinstance(images, str | bytes))
     return list(images) if several else [images], False
+
+
+def _names(items: Any, start: int) -> list[str]:
+    """What messages call images: their paths, or their numbers from 0."""
+    return [
+        str(item) if isinstance(item, str | Path) else f"number {start + place}" for place, item in enumerate(items)
+    ]
 
 
 def _labels(values: Any, count: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from amg_plugin.models.vit import temporarily, unwrap
 from amg_plugin.pruning.scorers import Calibration
+from amg_plugin.utils.finite import check_finite
 
 if TYPE_CHECKING:
     from amg_plugin.engine.hooked import HookedEngine
@@ -44,24 +45,37 @@ def build_calibration(engine: HookedEngine, label: str, images: int = 0) -> Cali
         label: What the progress bar says.
         images: Instead of what ``amg.calibration`` says, plain images in batches that hold at least so many, as far as
             there are.
+
+    Features and losses that are NaN or infinite end the pass with a RunError that names their images.
     """
     options, model = engine.cfg.amg.calibration, unwrap(engine.model)
     loader = engine.train_loader if options.augment and not images else plain_train_loader(engine)
     wanted = math.ceil(images / loader.batch_size) if images else options.batches
     length = min(wanted, len(loader)) if wanted else len(loader)
 
+    number = 0
+
+    def checked(values: Tensor, what: str) -> Tensor:
+        names, rows = engine.batch["impath"], values.detach().float().cpu()
+        where = f"{what} in batch {number} of '{label}' before epoch {engine.epoch + 1}"
+        check_finite((rows if rows.ndim else rows.repeat(len(names))).numpy(), where, names)
+        return values
+
     def batches() -> Iterator[tuple[Tensor, Tensor, tuple[Tensor | None, ...]]]:
+        nonlocal number
+        number = 0
         for data in tqdm(islice(loader, length), total=length, desc=label, leave=False, disable=None):
+            number += 1
             images, pids = engine.parse_data_for_train(data)
             yield images.to(engine.device), pids.to(engine.device), engine.labels_for(model)
 
     def forward(batch: tuple[Tensor, Tensor, tuple[Tensor | None, ...]]) -> Tensor:
         images, _, labels = batch
-        return model.embed(images, *labels)
+        return checked(model.embed(images, *labels), "features")
 
     def loss(batch: tuple[Tensor, Tensor, tuple[Tensor | None, ...]]) -> Tensor:
         images, pids, labels = batch
-        return engine.task_loss(model.training_outputs(images, *labels), pids)
+        return checked(engine.task_loss(model.training_outputs(images, *labels), pids), "losses")
 
     return Calibration(
         batches=batches,

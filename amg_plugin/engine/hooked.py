@@ -24,6 +24,7 @@ from amg_plugin.errors import ConfigError, RunError
 from amg_plugin.evaluation.evaluator import Evaluator, draw_rankings
 from amg_plugin.evaluation.protocol import Protocol
 from amg_plugin.models.vit import unwrap
+from amg_plugin.utils.finite import some
 from amg_plugin.utils.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -199,7 +200,8 @@ class HookedEngine:
         loss = sum(weight * value for weight, value in terms.values())
         if not torch.isfinite(loss):
             raise RunError(
-                f"The loss is {loss.item()} at epoch {self.epoch + 1}, batch {self.batch_idx + 1}; "
+                f"The loss is {loss.item()} at epoch {self.epoch + 1}, batch {self.batch_idx + 1} "
+                f"({some(self._suspects(logits))}); "
                 "lower train.lr, add amg.warmup_epochs or use amg.precision fp32."
             )
         self.optimizer.zero_grad()
@@ -211,6 +213,16 @@ class HookedEngine:
         for hook in self.hooks:
             hook.after_step(self, summary)
         return summary
+
+    def _suspects(self, logits: Any) -> list[str]:
+        """Images of the batch whose logits are not finite, or all of them."""
+        first = logits[0] if isinstance(logits, list | tuple) else logits
+        bad = (~torch.isfinite(first.detach()).flatten(1).all(1)).tolist()
+        return [
+            path
+            for path, wrong in zip(self.batch.get("impath", range(len(bad))), bad, strict=True)
+            if wrong or not any(bad)
+        ]
 
     def rebuild_optimizer(self, epochs: int) -> None:
         """Fresh optimiser and schedule over ``epochs`` for the parameters that the model has now.
@@ -236,7 +248,14 @@ class HookedEngine:
         return result["rank1"], result["mAP"]
 
     def write_checkpoint(self, path: str | Path) -> None:
-        """Write the model as it is now in the plugin's format."""
+        """Write the model as it is now in the plugin's format.
+
+        Raises:
+            RunError: If a weight is NaN or infinite; the file then stays as it was.
+        """
+        for name, value in unwrap(self.model).state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise RunError(f"'{name}' is NaN or infinite after epoch {self.epoch + 1}; '{path}' was not written.")
         facts = {"history": self.history, "preprocessing": Preprocessing.from_config(self.cfg.data)}
         save_checkpoint(path, self.model, config=to_plain_dict(self.cfg), **facts)
 
@@ -251,6 +270,7 @@ class _RunEvaluator(Evaluator):
     def __init__(self, engine: HookedEngine, protocol: Protocol) -> None:
         super().__init__(engine.model, engine.test_loader, protocol, engine.cfg.data.sources)
         self.engine = engine
+        self.when = f", epoch {engine.epoch + 1}"
 
     def parse(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         return self.engine.parse_data_for_eval(batch)

@@ -22,6 +22,7 @@ from amg_plugin.evaluation.protocol import Embedded, Protocol, Scores
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.vit import backbone_of, unwrap
 from amg_plugin.pruning.recorder import CoveredAttentionRecorder
+from amg_plugin.utils.finite import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ class Evaluator:
         sources: Training data sets that a network with side information is taken for if it does not say its own.
     """
 
+    #: When it evaluates, for messages.
+    when = ""
+
     def __init__(self, model: nn.Module, loaders: Loaders, protocol: Protocol, sources: Sequence[str] = ()) -> None:
         self.model = model
         self.loaders = loaders
@@ -56,6 +60,7 @@ class Evaluator:
 
         Raises:
             DataError: If no query of a target has a match.
+            RunError: If features or distances are NaN or infinite.
         """
         return {target: self.score(target, visit) for target in self.loaders}
 
@@ -83,9 +88,15 @@ class Evaluator:
     @torch.no_grad()
     def _embed(self, target: str, loader: DataLoader, label: str) -> Embedded:
         features, pids, camids = [], [], []
-        for batch in tqdm(loader, desc=label, leave=False, disable=None):
+        for number, batch in enumerate(tqdm(loader, desc=label, leave=False, disable=None), 1):
             _, batch_pids, batch_camids = self.parse(batch)
-            features.append(self.extract(*self.inputs(target, batch)).float().cpu())
+            found = self.extract(*self.inputs(target, batch)).float().cpu()
+            check_finite(
+                found.numpy(),
+                f"features in batch {number} of {label}{self.when}",
+                batch.get("impath", range(len(found))),
+            )
+            features.append(found)
             pids.extend(batch_pids.tolist())
             camids.extend(batch_camids.tolist())
         return Embedded(torch.cat(features), np.asarray(pids), np.asarray(camids))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from amg_plugin import compat
-from amg_plugin.errors import DataError
+from amg_plugin.errors import DataError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,11 @@ class Protocol:
         return cls(test.dist_metric, test.normalize_feature, tuple(test.ranks), test.rerank, cuhk03)
 
     def distances(self, query: Embedded, gallery: Embedded) -> np.ndarray:
-        """torchreid's distance matrix ``[queries, gallery]``, re-ranked if asked for."""
+        """torchreid's distance matrix ``[queries, gallery]``, re-ranked if asked for.
+
+        Raises:
+            RunError: If a distance is NaN or infinite, as squares of large features are.
+        """
         torchreid = compat.torchreid()
         q, g = query.features, gallery.features
         if self.normalize:
@@ -75,7 +79,11 @@ class Protocol:
             return torchreid.metrics.compute_distance_matrix(a, b, self.metric).numpy()
 
         matrix = measure(q, g)
-        return torchreid.utils.re_ranking(matrix, measure(q, q), measure(g, g)) if self.rerank else matrix
+        if self.rerank:
+            matrix = torchreid.utils.re_ranking(matrix, measure(q, q), measure(g, g))
+        if not np.isfinite(matrix).all():
+            raise RunError("Distances of features are NaN or infinite, so nothing can be ranked by them.")
+        return matrix
 
     def score(self, matrix: np.ndarray, query: Embedded, gallery: Embedded) -> Scores:
         """CMC and mAP by torchreid's ``evaluate_rank`` of the matrix that :meth:`distances` gave.

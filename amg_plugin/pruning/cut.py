@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from yacs.config import CfgNode
 
@@ -99,6 +100,9 @@ def plan_cut(
     scores = table.load(name)(model, calibration, limits.blocks)
     if [getattr(values, "shape", None) for values in scores] != [(size,) for size in left]:  # of a user, perhaps
         raise RunError(f"The {table.kind} '{name}' must give one tensor per block with {left} scores of its {target}.")
+    for block, values in zip(limits.blocks, scores, strict=True):
+        if not torch.isfinite(values).all():
+            raise RunError(f"The {table.kind} '{name}' gave NaN or infinity for the {target} of block {block}.")
     if target == "tokens" and plan.variant == "merge":
         room = MergeRange(plan, limits)
         kept = room.nearest(cut.removed_after(dense)) if goal is None else closest_merge(room, goal)
