@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from amg_plugin import compat
 from amg_plugin.data.images import read_rgb
-from amg_plugin.errors import DataError
+from amg_plugin.errors import DataError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class KeptImages:
 
     Raises:
         DataError: An image cannot be read.
+        RunError: There is not so much memory.
     """
 
     def __init__(self, resize: Resize | None, sizes: Mapping[str, tuple[int, int]], workers: int = 0) -> None:
@@ -48,7 +49,13 @@ class KeptImages:
         for path, (height, width) in sizes.items():
             self._places[path] = (end, height, width)
             end += 3 * height * width
-        self._memory = multiprocessing.RawArray(ctypes.c_uint8, end)
+        try:
+            self._memory = multiprocessing.RawArray(ctypes.c_uint8, end)
+        except (OSError, MemoryError) as error:
+            raise RunError(
+                f"There is no room for {end / 1e9:.2f} GB of images in memory ({error}); lower amg.cache_gb, or set "
+                "amg.cache_images to none."
+            ) from error
         bar = tqdm(total=len(sizes), desc="keeping images", unit="image", disable=None)
         pool = ThreadPoolExecutor(min(_MOST_THREADS, workers or os.cpu_count() or 1))
         try:
@@ -157,6 +164,7 @@ def keep_images(datasets: Sequence[Any], gigabytes: float, workers: int = 0) -> 
 
     Raises:
         DataError: An image cannot be read.
+        RunError: There is not so much memory.
     """
     wanted: dict[str, tuple[Resize | None, dict[str, tuple[int, int]]]] = {}
     left, total = gigabytes * 1e9, 0

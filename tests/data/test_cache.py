@@ -13,7 +13,7 @@ from torchvision.transforms import CenterCrop, ToTensor
 
 import amg_plugin
 from amg_plugin import compat
-from amg_plugin.errors import DataError
+from amg_plugin.errors import DataError, RunError
 from amg_plugin.registries import TRANSFORMS, register_transform
 
 if not compat.is_installed():
@@ -219,6 +219,15 @@ def test_an_image_that_cannot_be_read_is_named(own_root, cut_first, transforms):
     victim.write_bytes(b"")
     with pytest.raises(DataError, match=victim.name):
         manager(own_root, 1.0, transforms=transforms, check_images=False)
+
+
+def test_too_little_memory_is_an_error_that_says_what_to_do(drawn_root, monkeypatch):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("multiprocessing.RawArray", full)
+    with pytest.raises(RunError, match=r"no room for .* GB .*lower amg.cache_gb"):
+        manager(drawn_root, 1.0)
 
 
 def test_images_that_are_left_out_are_not_missed(own_root):
