@@ -240,9 +240,16 @@ def test_more_cameras_than_rows_are_refused_before_training(make_engine, make_cf
         run(engine, 1)
 
 
+def network(side):
+    """As much of a network with side information as labels are made for."""
+    model = torch.nn.Module()
+    model.uses_cameras, model.spec = True, SimpleNamespace(side_information=side)
+    return model
+
+
 def test_an_unnamed_network_is_taken_for_the_one_source_of_the_configuration():
     side, device = SideInformationSpec(cameras=2), torch.device("cpu")
-    model = SimpleNamespace(uses_cameras=True, spec=SimpleNamespace(side_information=side))
+    model = network(side)
     loaders = {"query": SimpleNamespace(dataset=object())}
     for sources, expected in (([OTHER], [1, UNSEEN]), ([DRAWN], [UNSEEN] * 2), ([OTHER, DRAWN], [UNSEEN] * 2)):
         rows, views = TargetLabels(OTHER, loaders, sources).of(model, torch.tensor([1, 2]), {}, device)
@@ -253,7 +260,7 @@ def test_views_go_along_where_the_data_set_gives_them():
     training = TrainingLabels(manager(["a"], [(0, 0), (0, 1)]), ["a"])
     target = TargetLabels("a", {}, ["a"])
     side, device = SideInformationSpec(cameras=2, views=2, camera_table={"a": [0, 1]}), torch.device("cpu")
-    model = SimpleNamespace(uses_cameras=True, spec=SimpleNamespace(side_information=side))
+    model = network(side)
     batch = {"camid": torch.tensor([1, 0]), "viewid": torch.tensor([0, 1])}
     assert [values.tolist() for values in training.of(model, batch, device)] == [[1, 0], [0, 1]]
     assert [values.tolist() for values in target.of(model, batch["camid"], batch, device)] == [[1, 0], [0, 1]]
