@@ -12,6 +12,8 @@ from typing import Any
 LONGEST_MESSAGE = 4000
 #: A word of more characters loses its middle, too: a name or a value that a file brought.
 _LONG_WORD = re.compile(r"\S{513,}")
+#: How torch passes on an error of a loader's process: with that process's traceback in the message.
+_PASSED_ON = re.compile(r"Caught \w+ in DataLoader worker process .*\n[\w.]*Error: (.*)", re.DOTALL)
 #: Control characters (escapes of terminals among them), marks that turn the direction of text, lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -45,6 +47,8 @@ class AMGError(Exception):
     exit_status = 1
 
     def __init__(self, message: object = "") -> None:
+        if passed_on := _PASSED_ON.fullmatch(str(message)):
+            message = passed_on[1].rstrip()
         text = _LONG_WORD.sub(lambda found: f"{found[0][:240]}...{found[0][-240:]}", printable(str(message)))
         if len(text) > LONGEST_MESSAGE:
             half = LONGEST_MESSAGE // 2

@@ -7,6 +7,7 @@ images are read by the same function.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import multiprocessing
@@ -22,7 +23,8 @@ from torchvision.transforms import Compose, Resize
 from tqdm import tqdm
 
 from amg_plugin import compat
-from amg_plugin.data.images import read_rgb
+from amg_plugin.data.images import read_patiently
+from amg_plugin.data.replacing import Replacements
 from amg_plugin.errors import DataError, RunError
 
 logger = logging.getLogger(__name__)
@@ -77,19 +79,24 @@ class KeptImages:
         return np.frombuffer(self._memory, np.uint8, 3 * height * width, offset).reshape(height, width, 3)
 
     def _keep(self, path: str, resize: Resize | None) -> None:
-        image = read_rgb(path)
+        image = read_patiently(path)
         self._pixels(path)[:] = np.asarray(image if resize is None else resize(image))
 
 
 class ReadDataset(Dataset):
-    """An image data set of torchreid's whose images are read by :func:`amg_plugin.data.images.read_rgb`.
+    """An image data set of torchreid's whose images are read by :func:`amg_plugin.data.images.read_patiently`.
 
     Items are those of ``ImageDataset``. Everything else is the data set's own; what is set on this object, such as
     another ``transform``, holds for this object only.
 
     Args:
         dataset: The data set.
+
+    Attributes:
+        replacements: What is taken for an image that cannot be read; None lets it end the run.
     """
+
+    replacements: Replacements | None = None
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -103,6 +110,22 @@ class ReadDataset(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self._item(index)
+        except DataError as error:
+            if self.replacements is None:
+                raise
+            return self._other(index, error)
+
+    def _other(self, index: int, error: DataError) -> dict[str, Any]:
+        for place in self.replacements.order(self.data, index):
+            with contextlib.suppress(DataError):
+                item = self._item(place)
+                self.replacements.note()
+                return item
+        raise DataError(f"{error} No other image of its identity can be read.") from error
+
+    def _item(self, index: int) -> dict[str, Any]:
         path, pid, camid, dsetid = self.data[index]
         image, steps = self._read(path)
         if self.transform is not None:
@@ -111,7 +134,7 @@ class ReadDataset(Dataset):
 
     def _read(self, path: str) -> tuple[Image.Image, list[Any]]:
         """An image, and the steps of the pipeline that it has not been through."""
-        return read_rgb(path), _steps(self.transform)
+        return read_patiently(path), _steps(self.transform)
 
 
 class CachedDataset(ReadDataset):

@@ -6,6 +6,7 @@ nearly everything becomes white; here they are scaled where their mode says what
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +14,9 @@ import numpy as np
 from PIL import Image
 
 from amg_plugin.errors import DataError
+
+#: Seconds before another try.
+_PAUSES = (0.1, 0.3)
 
 SCALED = "16 bit, scaled"
 """What is done with deeper images, for messages."""
@@ -35,6 +39,20 @@ def read_rgb(path: str | Path | BinaryIO) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise more than OSError on damaged files
         name = path if isinstance(path, str | Path) else getattr(path, "name", type(path).__name__)
         raise DataError(f"The image '{name}' cannot be read: {str(error).rstrip('.')}.") from error
+
+
+def read_patiently(path: str | Path) -> Image.Image:
+    """As :func:`read_rgb`, a few times: file systems of networks fail for moments.
+
+    Raises:
+        DataError: See :func:`read_rgb`; it failed each time.
+    """
+    for pause in _PAUSES:
+        try:
+            return read_rgb(path)
+        except DataError:
+            time.sleep(pause)
+    return read_rgb(path)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from amg_plugin import compat
 from amg_plugin.config.schema import SAMPLERS
-from amg_plugin.data.cache import keep_images, reading
+from amg_plugin.data.cache import ReadDataset, keep_images, reading
 from amg_plugin.data.checks.folders import Batch, check_training_set, known_datasets
 from amg_plugin.data.checks.inspection import Inspection, inspect_data
 from amg_plugin.data.datasets.local import relabelled, usable_items
@@ -22,6 +22,7 @@ from amg_plugin.data.identities import identity_digest
 from amg_plugin.data.labels import Loaders
 from amg_plugin.data.layout import TEST_PARTS
 from amg_plugin.data.occlusion.settings import Coverage
+from amg_plugin.data.replacing import Replacements
 from amg_plugin.data.transforms import RandomOcclusion, check_transform_names, place_transforms
 from amg_plugin.errors import ConfigError
 from amg_plugin.registries import TRANSFORMS
@@ -54,6 +55,8 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         check_images: Decode every image before the run.
         cache_gb: Keep decoded, resized images in memory, up to so many 10^9 bytes, training first; 0 keeps none.
         skip_unreadable: Leave out images that cannot be read, and queries without a match, in place of refusing them.
+            A training image that breaks later is replaced by another one of its identity.
+        seed: Decides by which.
         transform_settings: Per transform of the plugin, further arguments of what places it.
         **kwargs: Everything else that torchreid's manager takes, with its defaults.
 
@@ -75,6 +78,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         check_images: bool = True,
         skip_unreadable: bool = False,
         cache_gb: float = 0.0,
+        seed: int = 0,
         transform_settings: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ):
@@ -101,6 +105,9 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         #: Who the training identities are; empty where a data set does not name them.
         self.identities = identity_digest(sources, found, self.train_loader.dataset.train)
         self._read_images(cache_gb)
+        for loader in (self.train_loader, self.train_loader_t):
+            if skip_unreadable and loader is not None and isinstance(loader.dataset, ReadDataset):
+                loader.dataset.replacements = Replacements(seed)
 
     def _read_images(self, gigabytes: float) -> None:
         """Gives every loader the plugin's reading of images, from memory if there is any for them.
@@ -156,6 +163,7 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
         transforms=list(cfg.data.transforms),
         check_images=cfg.amg.check_images,
         skip_unreadable=cfg.amg.skip_unreadable,
+        seed=cfg.train.seed,
         cache_gb=cfg.amg.cache_gb if cfg.amg.cache_images == "auto" else 0.0,
         transform_settings={"random_occlusion": {"occlusion": occlusion}},
         k_tfm=cfg.data.k_tfm,

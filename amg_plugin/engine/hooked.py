@@ -91,11 +91,20 @@ class HookedEngine:
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """torchreid's ``train`` for one epoch between ``before_epoch`` and ``after_epoch``."""
+        replacements = getattr(self.train_loader.dataset, "replacements", None)
+        if replacements is not None:
+            replacements.begin(self.epoch)
         for hook in self.hooks:
             hook.before_epoch(self)
         super().train(*args, **kwargs)
         for hook in self.hooks:
             hook.after_epoch(self)
+        if replacements is not None and (count := replacements.take_count()):
+            logger.warning(
+                "epoch %d: %d images could not be read and were replaced by others of their identities",
+                self.epoch + 1,
+                count,
+            )
 
     def test(self, *args: Any, **kwargs: Any) -> float:
         """torchreid's ``test`` between ``before_test`` and ``after_test``; Rank-1 of the first target.
