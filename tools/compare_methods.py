@@ -61,33 +61,38 @@ from amg_plugin.utils.tables import markdown_table, per_cent
 BEFORE, AFTER = "before", "after"
 QUERIES, LATENCY = "queries.json", "latency.json"
 FORMS, BATCHES = ("onnx", "fast"), (1, 16)
-HEADS, TOKENS = {"target": "heads"}, {"target": "tokens"}
+HEADS, TOKENS, NEURONS = "heads", "tokens", "neurons"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row: what it is called, what is cut (empty: nothing), keys besides those of the configuration.
+    """A row of the table.
 
-    ``only_share``: it saves no more than what --balance says of its target. ``peer``: Torch-Pruning cuts the heads.
+    Attributes:
+        label: What it is called.
+        cuts: What is cut, in this order; empty: nothing.
+        keys: Configuration keys besides those of the configuration.
+        neurons: Share of the saving that hidden units give; it is taken from that of the tokens.
+        only_share: Cuts of heads alone save no more than their share.
+        peer: Torch-Pruning cuts the heads.
     """
 
     label: str
-    cuts: list[dict[str, str]] = field(default_factory=list)
+    cuts: tuple[str, ...] = ()
     keys: Mapping[str, Any] = field(default_factory=dict)
+    neurons: float = 0.0
     only_share: bool = False
     peer: bool = False
 
     def words(self, saving: float, balance: float) -> dict[str, Any]:
-        """Configuration keys that decide what is removed."""
-        if self.cuts == [HEADS]:
-            saving, balance = saving * balance if self.only_share else saving, 1.0
-        elif self.cuts == [TOKENS]:
-            balance = 0.0
+        """Configuration keys that decide what is removed, if heads give the share ``balance`` of the saving."""
+        shares = {HEADS: balance, TOKENS: 1 - balance - self.neurons, NEURONS: self.neurons}
+        if len(self.cuts) == 1:
+            saving, shares = saving * balance if self.only_share else saving, {self.cuts[0]: 1.0}
         if not self.cuts and not self.keys:
             saving = 0.0
-        shares = {"heads": balance, "tokens": 1 - balance}
-        keys = {"amg.target_macs_saving": saving, "amg.balance": shares, "amg.schedule": self.cuts}
-        return {**keys, **self.keys}
+        schedule = [{"target": target} for target in self.cuts]
+        return {"amg.target_macs_saving": saving, "amg.balance": shares, "amg.schedule": schedule, **self.keys}
 
 
 REPAIR = {"amg.repair": "least_squares"}
@@ -96,23 +101,25 @@ PER_IMAGE = {"amg.token_scorer": "amg_image", "amg.layer_decay": 0.0}
 MERGE = {**PER_IMAGE, "amg.token_variant": "merge"}
 METHODS: dict[str, Method] = {
     "dense": Method("dense"),
-    "amg": Method("AMG", [HEADS, TOKENS]),
-    "amg_heads": Method("AMG, heads only", [HEADS], only_share=True),
-    "amg_tokens": Method("AMG, tokens only", [TOKENS]),
-    "amg_repair": Method("AMG with repair", [HEADS, TOKENS], REPAIR),
-    "taylor_heads": Method("beyond: Taylor heads only", [HEADS], TAYLOR, only_share=True),
-    "taylor_repair": Method("beyond: Taylor heads only, repair", [HEADS], {**TAYLOR, **REPAIR}, only_share=True),
-    "image_tokens": Method("beyond: tokens per image only", [TOKENS], PER_IMAGE),
-    "merge_tokens": Method("beyond: merging only", [TOKENS], MERGE),
-    "beyond_block": Method("beyond: Taylor heads, tokens per image, repair", [HEADS, TOKENS],
+    "amg": Method("AMG", (HEADS, TOKENS)),
+    "amg_heads": Method("AMG, heads only", (HEADS,), only_share=True),
+    "amg_tokens": Method("AMG, tokens only", (TOKENS,)),
+    "amg_repair": Method("AMG with repair", (HEADS, TOKENS), REPAIR),
+    "taylor_heads": Method("beyond: Taylor heads only", (HEADS,), TAYLOR, only_share=True),
+    "taylor_repair": Method("beyond: Taylor heads only, repair", (HEADS,), {**TAYLOR, **REPAIR}, only_share=True),
+    "image_tokens": Method("beyond: tokens per image only", (TOKENS,), PER_IMAGE),
+    "merge_tokens": Method("beyond: merging only", (TOKENS,), MERGE),
+    "beyond_block": Method("beyond: Taylor heads, tokens per image, repair", (HEADS, TOKENS),
                            {**TAYLOR, **PER_IMAGE, **REPAIR}),
-    "beyond": Method("beyond: Taylor heads, repair, merging", [HEADS, TOKENS], {**TAYLOR, **MERGE, **REPAIR}),
+    "beyond": Method("beyond: Taylor heads, repair, merging", (HEADS, TOKENS), {**TAYLOR, **MERGE, **REPAIR}),
+    "beyond_neurons": Method("beyond: Taylor heads and neurons, repair, merging", (HEADS, NEURONS, TOKENS),
+                             {**TAYLOR, **MERGE, **REPAIR}, neurons=0.3),
     "tome": Method("ToMe", keys={"amg.reducer": "tome"}),
     "evit": Method("EViT", keys={"amg.reducer": "evit"}),
-    "torch_pruning": Method("heads by Torch-Pruning, tokens by AMG", [HEADS, TOKENS], peer=True),
-    "magnitude": Method("heads by weight magnitude, tokens by class attention", [HEADS, TOKENS],
+    "torch_pruning": Method("heads by Torch-Pruning, tokens by AMG", (HEADS, TOKENS), peer=True),
+    "magnitude": Method("heads by weight magnitude, tokens by class attention", (HEADS, TOKENS),
                         {"amg.head_scorer": "magnitude", "amg.token_scorer": "cls_attention"}),
-    "random": Method("random heads and tokens", [HEADS, TOKENS],
+    "random": Method("random heads and tokens", (HEADS, TOKENS),
                      {"amg.head_scorer": "random", "amg.token_scorer": "random"}),
 }  # fmt: skip
 
