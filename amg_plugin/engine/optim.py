@@ -101,7 +101,8 @@ def rate_factor(cfg: CfgNode, epochs: float, warmup_epochs: float = 0.0) -> Call
 def _factor_after_warmup(cfg: CfgNode, epochs: float) -> Callable[[float], float]:
     train, floor = cfg.train, cfg.amg.min_lr_factor
     if train.lr_scheduler == "cosine":
-        return lambda time: floor + (1 - floor) * (1 + math.cos(math.pi * min(time / max(epochs, 1e-9), 1))) / 2
+        length = epochs or 1  # a stretch without epochs has no use for rates
+        return lambda time: floor + (1 - floor) * (1 + math.cos(math.pi * time / length)) / 2
     if train.lr_scheduler == "multi_step":
         return lambda time: train.gamma ** bisect_right(train.stepsize, time + _ROUNDING)
     return lambda time: train.gamma ** ((time + _ROUNDING) // train.stepsize[-1])

@@ -130,8 +130,10 @@ SCHEDULES = {
 def test_rates_of_epochs_are_torchreids(cfg, name):
     cfg, optimizer = cfg(train__lr_scheduler=name, **SCHEDULES[name]), two_groups()
     options = {"lr_scheduler": name, "stepsize": list(cfg.train.stepsize), "gamma": cfg.train.gamma, "max_epoch": 8}
-    expected = stepped(optimizer, compat.torchreid().optim.build_lr_scheduler(optimizer, **options), 8)
-    for ours, theirs in zip(over_epochs(cfg, 8), expected, strict=True):
+    # torchreid's cosine rises again in a run that goes on after the end of its schedule.
+    expected = stepped(optimizer, compat.torchreid().optim.build_lr_scheduler(optimizer, **options), 12)
+    optimizer = two_groups()
+    for ours, theirs in zip(stepped(optimizer, build_scheduler(cfg, optimizer, 8), 12), expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-15)
 
 
