@@ -120,10 +120,10 @@ FILE_FORMS = [
 @pytest.mark.parametrize("form", FILE_FORMS)
 @needs_torchreid
 def test_what_is_written_to_be_measured_gives_the_networks_features(form, tmp_path):
-    subject = from_backbone("osnet_x0_25", (64, 32))
+    subject = from_backbone("resnet18", (64, 32))  # of few operators, which are recorded one by one
     model = subject.build()
     path = tmp_path / f"model{FORMATS.row(form).suffixes[0]}"
-    write_form(SimpleNamespace(name="osnet", image_size=(64, 32), build=lambda: model), form, path)
+    write_form(SimpleNamespace(name="resnet18", image_size=(64, 32), build=lambda: model), form, path)
     images = torch.rand(3, 3, 64, 32)
     with torch.no_grad():
         expected = model(images).numpy()
@@ -314,10 +314,10 @@ def test_the_command_measures_a_checkpoint_and_writes_both_documents(pruned, tmp
 @needs_onnx
 @needs_torchreid
 def test_onnx_runtime_and_torchreids_networks_take_part(capsys):
-    words = ["bench", "--model", "vit_amg_tiny", "--plan", "token30", "--backbones", "osnet_x0_25", "--no-memory"]
+    words = ["bench", "--model", "vit_amg_tiny", "--plan", "token30", "--backbones", "resnet18", "--no-memory"]
     assert main([*words, "--height", "64", "--width", "32", "--forms", "onnx", *QUICK]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("osnet_x0_25") == 1
+    assert printed.count("resnet18") == 1
     assert "onnx, 1 thread, batch 1" in printed
 
 

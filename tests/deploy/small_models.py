@@ -44,8 +44,6 @@ NETWORKS = {
     "block": lambda: plain(heads=HEADS, tokens=TOKENS),
     "updates": with_updates,
     "kv": lambda: plain(heads=HEADS, tokens=TOKENS, variant="kv"),
-    # OpenVINO's CPU plugin crashes on this one if the number of images is fixed, seen with 2026.4.
-    "fragile": lambda: plain(heads=[[0, 1, 3], [0]], tokens=[range(5), [0, 1, 2, 3, 4, 5, 7]]),
     "transreid": lambda: transreid(
         depth=3, heads=[[0, 2], [1], [0, 1, 2, 3]], tokens=[[0, 3, 5, 20], range(10), range(21)]
     ),
@@ -56,14 +54,16 @@ NETWORKS = {
 
 def reduced(method):
     """A ViT that merges or drops tokens image by image."""
-    overrides = {"embed_dim": 32, "depth": 4, "num_heads": 4, "patch_size": 8}
+    overrides = {"embed_dim": 32, "depth": 3, "num_heads": 4, "patch_size": 8}
     spec = ModelSpec("vit_tiny_patch16_224", (64, 32), 5, overrides=overrides)
     return randomised(build_network(with_reducer(spec, method, 0.2)))
 
 
 #: What a graph with constant indices cannot hold; the plugin's own method is compared with them.
 REDUCED = {"tome": lambda: reduced("tome"), "evit": lambda: reduced("evit")}
-ALL = {**NETWORKS, **REDUCED}
+#: OpenVINO's CPU plugin crashes on this one if the number of images is fixed, seen with 2026.4.
+FRAGILE = {"fragile": lambda: plain(heads=[[0, 1, 3], [0]], tokens=[range(5), [0, 1, 2, 3, 4, 5, 7]])}
+ALL = {**NETWORKS, **REDUCED, **FRAGILE}
 
 
 def preprocessing(model):
