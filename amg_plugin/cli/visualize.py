@@ -50,11 +50,11 @@ def run(args: Namespace) -> int:
     dense = read_checkpoint(args.dense) if args.dense else None
     check_drawable(checkpoint, dense)
     folder = Path(args.output) if args.output else Path(args.checkpoint).parent / "visualize"
-    check_writable(folder, "--output")
     if args.images:
         files = [file for word in args.images for file in _image_files(word)]
         figures, names = figures_of_images(checkpoint, dense, files, args.checkpoint), _figure_names(files)
     else:
+        check_writable(folder, "--output")
         cfg = None
         if args.calibrate:
             args.opts = [*args.opts, "data.save_dir", str(folder)]
