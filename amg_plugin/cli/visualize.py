@@ -44,17 +44,17 @@ def run(args: Namespace) -> int:
     from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.plots.checkpoints import check_drawable, figure_of_network, figures_of_images
     from amg_plugin.plots.style import save_figure
-    from amg_plugin.utils.files import check_writable
+    from amg_plugin.utils.files import check_output
 
     checkpoint = read_checkpoint(args.checkpoint)
     dense = read_checkpoint(args.dense) if args.dense else None
     check_drawable(checkpoint, dense)
     folder = Path(args.output) if args.output else Path(args.checkpoint).parent / "visualize"
+    check_output(folder / "figure")
     if args.images:
         files = [file for word in args.images for file in _image_files(word)]
         figures, names = figures_of_images(checkpoint, dense, files, args.checkpoint), _figure_names(files)
     else:
-        check_writable(folder, "--output")
         cfg = None
         if args.calibrate:
             args.opts = [*args.opts, "data.save_dir", str(folder)]

@@ -228,7 +228,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):  # torch.compile
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
             model = inner
         else:
             return model

@@ -152,7 +152,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def check_output(path: str | Path, option: str = "--output") -> Path:
-    """Check that a file can be written at the end of a command; before its work is done.
+    """Check that a file can be written at the end of a command, before its work is done; nothing is made.
 
     Raises:
         InputError: If it is a folder, or its own folder is not writable.
@@ -160,7 +160,7 @@ def check_output(path: str | Path, option: str = "--output") -> Path:
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{option} '{path}' is a folder; give the name of a file.")
-    check_writable(path.parent, f"The folder of {option},")
+    check_writable(next(folder for folder in path.absolute().parents if folder.exists()), f"The folder of {option},")
     return path
 
 
