@@ -7,6 +7,7 @@ matches nothing in it, instead of silently keeping the half that fits.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from amg_plugin.models.weights import check_fit, check_held, load_data, load_str
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.registries.formats import file_format
 from amg_plugin.registries.imports import stored_imports
-from amg_plugin.utils.files import kind_of, replacing
+from amg_plugin.utils.files import full_disk, kind_of, replacing
 from amg_plugin.utils.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,9 @@ def save_checkpoint(
     try:
         with replacing(path, "checkpoint") as draft:
             torch.save(content, draft)
-    except RuntimeError as error:  # a full disk, by torch
+    except RuntimeError as error:  # torch does not say why
+        if shutil.disk_usage(Path(path).parent).free < 1 << 20:
+            raise full_disk(path, "checkpoint") from error
         raise RunError(f"The checkpoint '{path}' cannot be written: {error}.") from error
 
 

@@ -216,9 +216,15 @@ def logging_to(handler: logging.Handler, propagate: bool = True) -> Iterator[Non
 
 @contextlib.contextmanager
 def logged(save_dir: str, command: str) -> Iterator[float]:
-    """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``; gives the time."""
+    """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``; gives the time.
+
+    Raises:
+        InputError: If another run is going on in ``save_dir``.
+    """
+    from amg_plugin.utils.lock import locked
+
     stamp = time.strftime("%Y-%m-%d-%H-%M-%S")
-    with (Path(save_dir) / f"{command}.log-{stamp}").open("w", encoding="utf-8", buffering=1) as file:
+    with locked(save_dir), (Path(save_dir) / f"{command}.log-{stamp}").open("w", encoding="utf-8", buffering=1) as file:
         tee = _Tee(sys.stdout, file)
         with logging_to(_Handler(tee), propagate=False), contextlib.redirect_stdout(tee):
             yield time.time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from amg_plugin.errors import AMGError, InputError, RunError
 
 #: Most bytes of a text that is read.
 LARGEST_TEXT = 1 << 26
+#: What the system says where there is no room left, for anybody or for this user.
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def kind_of(path: str | Path) -> str:
@@ -74,7 +77,9 @@ def read_json(path: str | Path, what: str = "file", error: type[AMGError] = Inpu
 def replacing(path: str | Path, what: str = "file") -> Iterator[Path]:
     """Give a temporary path next to ``path`` that takes its place at the end of the ``with`` block.
 
-    If the block fails, the temporary file is removed and an older ``path`` stays as it was. Missing folders are made.
+    What was written is on the disk before it gets its name. If the block fails or is interrupted, the temporary file is
+    removed and an older ``path`` stays as it was. A link under that name is replaced, not followed. Missing folders are
+    made.
 
     Args:
         path: The file to write.
@@ -96,13 +101,33 @@ def replacing(path: str | Path, what: str = "file") -> Iterator[Path]:
         draft = Path(name)
         yield draft
         draft.chmod(0o666 & ~_umask())  # mkstemp makes it private
+        _flush(draft, os.O_RDWR)
         draft.replace(path)
+        with contextlib.suppress(OSError):  # folders cannot be flushed everywhere
+            _flush(path.parent, os.O_RDONLY)
     except OSError as error:
+        if error.errno in _FULL:
+            raise full_disk(path, what) from error
         raise RunError(f"The {what} '{path}' cannot be written: {error.strerror or error}.") from error
     finally:
         if draft is not None:
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)
+
+
+def full_disk(path: str | Path, what: str = "file") -> RunError:
+    """The error for a file that there is no room for."""
+    path = Path(path)
+    said = os.strerror(errno.ENOSPC)
+    return RunError(f"The disk is full ({said}): there is no room for the {what} '{path.name}' in '{path.parent}'.")
+
+
+def _flush(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str, what: str = "file") -> Path:

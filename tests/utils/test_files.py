@@ -1,5 +1,6 @@
 """Files and folders that appear under their name only once they are complete."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -51,6 +52,25 @@ def test_a_file_stays_as_it_was_and_alone_if_writing_ends_in_any_way(file, failu
         raise failure
     assert file.read_text(encoding="utf-8") == "before"
     assert names(file.parent) == ["table.md"]
+
+
+def test_a_full_disk_is_said_to_be_one_and_the_old_file_stays(file, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match=rf"The disk is full .*'table\.md' in '{file.parent}'"):
+        write_text(file, "after")
+    assert file.read_text(encoding="utf-8") == "before"
+    assert names(file.parent) == ["table.md"]
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_stays(file):
+    link = file.with_name("link.md")
+    link.symlink_to(file)
+    write_text(link, "after")
+    assert not link.is_symlink() and link.read_text(encoding="utf-8") == "after"
+    assert file.read_text(encoding="utf-8") == "before"
 
 
 @pytest.mark.parametrize("failure", FAILURES)
