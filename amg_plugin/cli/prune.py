@@ -8,7 +8,8 @@ model to SAVE_DIR/result.json; one that is there already is replaced only with -
 
 Instead of rates, amg.target_macs_saving 0.3 gives the share of the MACs to save, and amg.target_latency_saving 0.3 the
 share of the time, which is measured first (amg.latency says how). amg.balance says how much of it comes from heads,
-tokens and neurons. --preview shows what several balances would remove.
+tokens and neurons; auto finds the shares that change the features least on some training images. --preview shows what
+several balances would remove.
 
 example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \
            --root reid-data data.save_dir log/vit_small_pruned
@@ -31,7 +32,7 @@ add_arguments = arguments.adder(
 def run(args: Namespace) -> int:
     """Prune; 0 on success."""
     from amg_plugin.checkpoint import LAST_CHECKPOINT, read_checkpoint
-    from amg_plugin.runs import latency_target
+    from amg_plugin.runs import balance, latency_target
     from amg_plugin.runs.result import write_result
     from amg_plugin.runs.setup import prepare
     from amg_plugin.runs.train import check_reducer, preview, prune
@@ -47,8 +48,10 @@ def run(args: Namespace) -> int:
     prepare(cfg)
     with arguments.logged(cfg.data.save_dir, "prune") as started:
         cfg, found = latency_target.resolve(cfg, checkpoint, print)
-        sections = prune(cfg, checkpoint, print)
-        result = arguments.finish(cfg, "prune", {**sections, **({"latency": found} if found else {})}, started)
+        cfg, tried, datamanager = balance.resolve(cfg, checkpoint, print)
+        sections = prune(cfg, checkpoint, print, datamanager)
+        sections |= {name: value for name, value in (("latency", found), ("balance", tried)) if value}
+        result = arguments.finish(cfg, "prune", sections, started)
         if found:  # the result is safe by now, whatever becomes of the measuring
             pruned = read_checkpoint(Path(cfg.data.save_dir) / LAST_CHECKPOINT)
             result["latency"] = latency_target.compare(found, cfg, pruned, print)

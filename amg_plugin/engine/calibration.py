@@ -37,7 +37,9 @@ def plain_train_loader(engine: HookedEngine) -> DataLoader:
     )
 
 
-def build_calibration(engine: HookedEngine, label: str, images: int = 0) -> Calibration:
+def build_calibration(
+    engine: HookedEngine, label: str, images: int = 0, network: nn.Module | None = None
+) -> Calibration:
     """What scorers may run, as ``amg.calibration`` says.
 
     Args:
@@ -45,10 +47,11 @@ def build_calibration(engine: HookedEngine, label: str, images: int = 0) -> Cali
         label: What the progress bar says.
         images: Instead of what ``amg.calibration`` says, plain images in batches that hold at least so many, as far as
             there are.
+        network: A copy of the engine's network to run in its place.
 
     Features and losses that are NaN or infinite end the pass with a RunError that names their images.
     """
-    options, model = engine.cfg.amg.calibration, unwrap(engine.model)
+    options, model = engine.cfg.amg.calibration, unwrap(engine.model if network is None else network)
     loader = engine.train_loader if options.augment and not images else plain_train_loader(engine)
     wanted = math.ceil(images / loader.batch_size) if images else options.batches
     length = min(wanted, len(loader)) if wanted else len(loader)

@@ -63,7 +63,9 @@ class AMGPruningHook(Hook):
                 "does that, and with --preview it prints the amg.target_macs_saving to give elsewhere."
             )
         if cfg.amg.target_macs_saving and cfg.amg.balance == "auto":
-            raise ConfigError("amg.balance 'auto' has to be found on training images: 'amg-reid prune' does that.")
+            raise ConfigError(
+                "amg.balance 'auto' has to be found on training images: 'amg-reid prune' without --preview does that."
+            )
         budget = Budget(cfg.amg.target_macs_saving, cfg.amg.balance) if cfg.amg.target_macs_saving else None
         schedule = PruningSchedule.from_config(cfg.amg.schedule, cfg.amg.final_epochs, budget)
         return cls(schedule, PruningRules.from_config(cfg.amg), cfg.amg.token_variant, Repair.from_config(cfg.amg))

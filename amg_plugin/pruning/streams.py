@@ -128,7 +128,7 @@ def prune_and_repair(
         as_cut = [forward(batch) for batch in kept]
         backbone.load_state_dict(repaired.state_dict())
         after = [forward(batch) for batch in kept]
-    distances = {"as_cut": _distance(as_cut, before), "repaired": _distance(after, before)}
+    distances = {"as_cut": feature_distance(as_cut, before), "repaired": feature_distance(after, before)}
     logger.info(
         "repair (%s): relative squared distance of the features from those before the cut: %.4g as cut, %.4g repaired",
         repair.kind,
@@ -156,7 +156,8 @@ def _start(
     return kept, tokens, features
 
 
-def _distance(features: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+def feature_distance(features: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """Squared distance of features ``[B, D]``, batch by batch, from others, relative to the squares of the latter."""
     pairs = list(zip(features, reference, strict=True))
     off = sum((one.double() - other.double()).square().sum().item() for one, other in pairs)
     return off / sum(other.double().square().sum().item() for _, other in pairs)

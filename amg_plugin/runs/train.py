@@ -73,13 +73,16 @@ def check_reducer(cfg: CfgNode, checkpoint: Checkpoint) -> None:
             )
 
 
-def prune(cfg: CfgNode, checkpoint: Checkpoint, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def prune(
+    cfg: CfgNode, checkpoint: Checkpoint, say: Callable[[str], None] = lambda text: None, datamanager: Any = None
+) -> dict[str, Any]:
     """Carry out the schedule of ``cfg`` on the model of ``checkpoint``.
 
     Args:
         cfg: The configuration.
         checkpoint: The dense or already pruned model.
         say: Gets the preview of a budget.
+        datamanager: The data, if it was read already.
 
     Returns:
         Sections of the result; the checkpoints are in ``data.save_dir``.
@@ -92,7 +95,7 @@ def prune(cfg: CfgNode, checkpoint: Checkpoint, say: Callable[[str], None] = lam
     # Everything is fine-tuned from the first epoch on; a frozen start belongs to dense training.
     arguments = {**run_arguments(cfg, epochs), "fixbase_epoch": 0}
     model, pruning, teaching = plan_pruning(cfg, checkpoint, say)
-    datamanager = build_datamanager(cfg)
+    datamanager = datamanager or build_datamanager(cfg)
     check_identities(checkpoint, datamanager)
     model.identities = datamanager.identities
     height, width = cfg.data.height, cfg.data.width

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from tiny_run import settings
 
 from amg_plugin.checkpoint import load_model
@@ -87,3 +88,59 @@ def test_rates_beside_a_target_are_refused(refused, dense, tmp_path):
     words = ["amg.schedule", "[{target: heads, rate: 0.25}, {target: tokens}]", "data.save_dir", tmp_path]
     sentence = refused("prune", "--weights", dense, *words, "amg.target_macs_saving", 0.25)
     assert "leave one of them out" in sentence
+
+
+THREE = "[{target: heads}, {target: neurons, iterations: 2}, {target: tokens}]"
+
+
+def test_the_balance_is_found_before_anything_is_cut(amg_reid, dense, tmp_path):
+    words = ["amg.target_macs_saving", SAVING, "amg.balance", "auto", "amg.schedule", THREE, "data.save_dir", tmp_path]
+    outcome = amg_reid("prune", "--weights", dense, *words, "amg.repair", "mean")
+    assert outcome.status == 0, outcome.err
+    result = result_of(tmp_path)
+    tried, found = result["balance"]["tried"], result["balance"]["found"]
+    assert all(abs(one["macs_saving"] - SAVING) <= 0.005 for one in tried)
+    assert found == min(tried, key=lambda one: one["distance"])["balance"] == result["config"]["amg"]["balance"]
+    assert sum(found.values()) == pytest.approx(1) and len(tried) > 3
+    wanted = {target for target, share in found.items() if share}
+    assert {stage["target"] for stage in result["config"]["amg"]["schedule"]} == wanted
+    assert {event["target"] for event in result["history"] if event["event"] == "cut"} == wanted
+    assert outcome.out.index("distance") < outcome.out.index("meets target")
+    assert abs(1 - result["pruned"]["macs"] / result["dense"]["macs"] - SAVING) <= 0.005
+
+
+def test_a_run_with_the_balance_that_was_found_gives_the_same_network(amg_reid, dense, tmp_path):
+    words = ["amg.target_macs_saving", SAVING, "amg.schedule", FORM, "amg.distill.enabled", "False"]
+    outcome = amg_reid("prune", "--weights", dense, *words, "amg.balance", "auto", "data.save_dir", tmp_path / "auto")
+    assert outcome.status == 0, outcome.err
+    config = result_of(tmp_path / "auto")["config"]["amg"]
+    words[3] = json.dumps(config["schedule"]).replace('"rate": null, ', "")
+    outcome = amg_reid(
+        "prune",
+        "--weights",
+        dense,
+        *words,
+        "amg.balance",
+        json.dumps(config["balance"]),
+        "data.save_dir",
+        tmp_path / "own",
+    )
+    assert outcome.status == 0, outcome.err
+    networks = [load_model(tmp_path / name / "last.pth").state_dict() for name in ("auto", "own")]
+    assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["amg.target_macs_saving", 0.2, "amg.min_tokens_per_block", 100, "amg.min_neurons_per_block", 120],
+            "cannot be met by any balance of heads, tokens and neurons",
+        ),
+        (["amg.target_macs_saving", 0.2, "--preview"], "'amg-reid prune' without --preview"),
+        (["amg.target_macs_saving", 0.2, "amg.distill.teacher", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_what_cannot_be_balanced_is_refused_before_the_data_is_looked_at(refused, dense, tmp_path, words, message):
+    where = ["data.root", tmp_path / "nowhere", "data.save_dir", tmp_path / "log"]
+    assert message in refused("prune", "--weights", dense, *where, "amg.balance", "auto", "amg.schedule", THREE, *words)

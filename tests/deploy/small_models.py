@@ -15,12 +15,12 @@ TOKENS = [[0, 2, 3, 5], [1, 2, 7]]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-def plain(*, heads=None, tokens=None, variant="block"):
+def plain(*, heads=None, tokens=None, variant="block", neurons=None):
     """A ViT of two blocks, four heads and eight patches."""
     overrides = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8}
     model = randomised(build_network(ModelSpec("vit_tiny_patch16_224", (32, 16), 5, overrides=overrides)))
     plan = current_plan(model).with_variant(variant)
-    return apply_plan(model, plan.narrow(heads=heads, tokens=tokens))
+    return apply_plan(model, plan.narrow(heads=heads, tokens=tokens, neurons=neurons))
 
 
 def merged():
@@ -40,7 +40,7 @@ def with_updates():
 
 NETWORKS = {
     "dense": plain,
-    "heads": lambda: plain(heads=HEADS),
+    "heads": lambda: plain(heads=HEADS, neurons=[range(5, 68), range(100)]),
     "block": lambda: plain(heads=HEADS, tokens=TOKENS),
     "updates": with_updates,
     "kv": lambda: plain(heads=HEADS, tokens=TOKENS, variant="kv"),
