@@ -34,7 +34,9 @@ def make_model(pruned=True, variant="block", **changes):
         model.bottleneck.running_mean.normal_()
     if pruned:
         plan = current_plan(model).with_variant(variant)
-        apply_plan(model, plan.narrow(heads=[[1, 2], [0]], tokens=[[0, 3, 7], range(8)]))
+        apply_plan(
+            model, plan.narrow(heads=[[1, 2], [0]], tokens=[[0, 3, 7], range(8)], neurons=[range(96), [3, 40, 41]])
+        )
     return model.eval()
 
 

@@ -199,7 +199,7 @@ class _Search:
                 self.engine.batch = data  # whose names stand in messages
                 yield batch
 
-        return replace(build_calibration(self.engine, "", network=network), batches=again)
+        return replace(build_calibration(self.engine, "amg.balance", network=network), batches=again)
 
     def _features(self, network: nn.Module) -> list[torch.Tensor]:
         calibration = self._calibration(network, self.compared)
