@@ -206,6 +206,20 @@ def test_inspect_gives_json(pruned, amg_reid):
     assert content["params"] == pruned.result["finetuned"]["params"]
 
 
+def test_constant_updates_are_counted_as_buffers(pruned, amg_reid, tmp_path):
+    model = load_model(pruned.last)
+    plan = current_plan(model)
+    left = [PATCHES - count for count in plan.tokens_per_block]
+    apply_plan(model, plan.with_updates(range(DEPTH)))
+    save_checkpoint(tmp_path / "updated.pth", model)
+    content = json.loads(amg_reid("inspect", tmp_path / "updated.pth", "--json").out)
+    assert content["constants"] == sum(left) * WIDTH_OF_TOKENS == structure(model, HEIGHT, WIDTH)["constants"]
+    assert content["params"] == pruned.result["finetuned"]["params"]
+    assert content["macs"] == pruned.result["finetuned"]["macs"]
+    shown = amg_reid("inspect", tmp_path / "updated.pth").out
+    assert f"constant updates in blocks 0 1: {content['constants']:,} values in buffers, not trained" in shown
+
+
 def test_the_checkpoint_tells_how_images_are_prepared(trained):
     preprocessing = read_checkpoint(trained.last).preprocessing
     assert preprocessing.image_size == (HEIGHT, WIDTH)
