@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from torch import nn
@@ -137,7 +138,8 @@ class AMGPruningHook(Hook):
         plan = current_plan(model)
         apply_plan(model, plan if plan.prunes_tokens else plan.with_variant(self.token_variant))
         loader = engine.train_loader
-        self.repair.check(model, self.schedule.targets, len(loader) * loader.batch_size)
+        batches = min(len(loader), math.ceil(self.repair.images / loader.batch_size))
+        self.repair.check(model, self.schedule.targets, batches * loader.batch_size)
         self.snapshots["dense" if plan.is_dense else "start"] = engine.evaluate()
         if not engine.max_epoch:
             self._cut(engine, 0)

@@ -127,8 +127,7 @@ def carry_out(
     (``calibration`` if omitted). Returns the new plan.
     """
     plan = plan_cut(model, cut, rules, calibration, goal)
-    merges = cut.target == "tokens" and plan.variant == "merge"  # means of tokens already; nothing is fitted
-    if repair is None or repair.kind == "none" or merges or plan == current_plan(model):
+    if repair is None or repair.kind == "none" or plan == current_plan(model):
         apply_plan(model, plan)
     else:
         plain = plain or calibration

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from amg_plugin.errors import InputError, RunError
-from amg_plugin.models.attention import PrunableBlock
+from amg_plugin.models.attention import PrunableBlock, TokenMeans
 from amg_plugin.models.vit import backbone_of, make_prunable, temporarily, unwrap
+from amg_plugin.pruning.merging import transition
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.repair import Moments, check_tokens, fit_least_squares, fit_mean
-from amg_plugin.pruning.surgery import apply_plan, current_plan, prunable_blocks
+from amg_plugin.pruning.surgery import apply_plan, behind_prefix, current_plan, prunable_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -59,22 +60,19 @@ class Repair:
         Args:
             model: The network, as it is before the cuts.
             targets: What is removed: ``"heads"``, ``"tokens"``, ``"neurons"``.
-            images: Calibration images that there are.
+            images: Calibration images that there will be.
 
         Raises:
             InputError: If a layer has more columns than there are calibration tokens, or no bias for a mean.
         """
         if self.kind == "none":
             return
-        backbone, plan, read = backbone_of(model), current_plan(model), tokens_read(model)
-        names = {"heads": "proj", "neurons": "fc2", **({"tokens": "proj"} if plan.variant == "kv" else {})}
-        prefix, images = backbone.num_prefix_tokens, min(images, self.images)
+        backbone, plan = backbone_of(model), current_plan(model)
+        prefix = backbone.num_prefix_tokens
+        names = {"heads": {"proj"}, "neurons": {"fc2"}, "tokens": {"proj"} if plan.variant == "kv" else {"proj", "fc2"}}
         for index in prunable_blocks(model):
-            kept = [*range(prefix), *(prefix + position for position in plan.tokens[index])]
-            works = range(prefix + plan.num_patches) if plan.variant == "kv" else kept
-            last = index == plan.depth - 1
-            tokens = images * sum(position in read or not last for position in works)
-            for name in sorted({names[target] for target in targets if target in names}):
+            tokens = images * (prefix + (plan.num_patches if plan.variant == "kv" else len(plan.tokens[index])))
+            for name in sorted(set().union(*(names[target] for target in targets))):
                 layer = _layer(backbone.blocks[index], name)
                 if self.kind == "mean":
                     _check_bias(layer, f"{name} of block {index}")
@@ -111,13 +109,10 @@ def prune_and_repair(
         Relative squared distances of the features from those before the cut: ``as_cut`` and ``repaired``.
 
     Raises:
-        InputError: If there are fewer calibration tokens than columns, or tokens are to be merged; the model then stays
-            as it is.
+        InputError: If there are fewer calibration tokens than columns; the model then stays as it is.
         RunError: If statistics are not finite or a covariance is singular; the model then stays as it is.
     """
     forward, network, backbone = forward or model, unwrap(model), make_prunable(backbone_of(model))
-    if plan.variant == "merge" and plan.tokens != current_plan(network).tokens:
-        raise InputError("A cut that merges tokens cannot be repaired; give the plan to apply_plan.")
     with temporarily("training", False, network.modules()):
         kept, tokens, before = _start(backbone, repair.images, batches, forward)
         plan = plan.with_updates(_updated(network, plan) if repair.kind != "none" else ())
@@ -207,73 +202,101 @@ def repair_blocks(
         repair: How to repair.
         read: Positions that are read behind the last block; None for all.
     """
+    plans = current_plan(before), current_plan(after)
     dense = pruned = tokens
     for index, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True)):
-        changes = _changes(old, new)
-        targets: dict[str, Stream] = {"proj": [], "fc2": []}
+        aligned = _Alignment(*plans, index, before.num_prefix_tokens, tokens[0])
+        changes = _changes(old, new) | ({"proj", "fc2"} if aligned.tokens_change else set())
+        targets: dict[str, Stream] = {name: [] for name in sorted(changes, reverse=True)}
         outcome = []
         with _inputs(old.norm2, old.drop_path2) as seen:
             for x in dense:
                 outcome.append(old(x))
-                middle, added = seen[old.norm2], seen[old.drop_path2]
-                for name in changes & set(targets):
-                    targets[name].append(middle if name == "proj" else middle + added)
-        source = pruned if repair.way == "blocks" else dense
-        only = read if index == len(before.blocks) - 1 else None
-        for name, values in targets.items():
-            if values and repair.kind != "none":
-                wanted = [_rows(tokens, old.kept_tokens, new.kept_tokens) for tokens in values]
-                moments = _moments(new, name, source, wanted, only, f"{name} of block {index}")
-                _fit(_layer(new, name), moments, repair)
+                for name, values in targets.items():
+                    middle, added = seen[old.norm2], seen[old.drop_path2]
+                    values.append(aligned.inside(middle if name == "proj" else middle + added))
+        source = pruned if repair.way == "blocks" else [aligned.entering(x) for x in dense]
+        last = index == plans[0].depth - 1
+        rows = list(read) if last and read is not None and len(read) <= before.num_prefix_tokens else None
+        for name, values in targets.items() if repair.kind != "none" else ():
+            _repair_layer(new, name, source, values, rows, f"{name} of block {index}", repair)
         if new.token_update is not None and repair.kind != "none":
-            _update_carried(old, new, source, outcome)
+            _update_carried(old, new, source, outcome, index)
         if repair.way == "blocks":
             pruned = outcome if pruned is dense and not changes else [new(x) for x in pruned]
         dense = outcome
 
 
 def _changes(old: PrunableBlock, new: PrunableBlock) -> set[str]:
-    """What a cut changed: the layers whose inputs are other ones, and ``"tokens"``."""
+    """Layers whose inputs a cut of heads, of neurons or of keys changed."""
     found = {name for name in ("proj", "fc2") if _layer(new, name).in_features < _layer(old, name).in_features}
-    if not _same(new.attn.kept_tokens, old.attn.kept_tokens):
-        found.add("proj")
-    return found if _same(new.kept_tokens, old.kept_tokens) else found | {"tokens"}
+    return found if _same(new.attn.kept_tokens, old.attn.kept_tokens) else found | {"proj"}
+
+
+class _Alignment:
+    """Makes tokens of one block before a cut those that there are after it."""
+
+    def __init__(self, before: PruningPlan, after: PruningPlan, block: int, prefix: int, like: Tensor) -> None:
+        merge = after.variant == "merge"
+        self.tokens_change = after.variant != "kv" and before.tokens[block] != after.tokens[block]
+        self._kept = None
+        if self.tokens_change and not merge:
+            place = {position: prefix + row for row, position in enumerate(before.tokens[block])}
+            rows = [*range(prefix), *(place[position] for position in after.tokens[block])]
+            self._kept = torch.tensor(rows, device=like.device)
+        plans = (before, after)
+        entering = [_entering_groups(plan, block) for plan in plans] if merge else [(), ()]
+        working = [plan.groups_at(block) for plan in plans] if merge else [(), ()]
+        self._means = [
+            None if old == new else TokenMeans(behind_prefix(prefix, transition(old, new)), like)
+            for old, new in (entering, working)
+        ]
+        self.tokens_change = self.tokens_change or self._means[1] is not None
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Tokens in front of the block."""
+        return x if self._means[0] is None else self._means[0](x)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Tokens that the block works on."""
+        x = x if self._kept is None else x.index_select(1, self._kept)
+        return x if self._means[1] is None else self._means[1](x)
+
+
+def _entering_groups(plan: PruningPlan, block: int) -> Sequence[Sequence[int]]:
+    """What the tokens stand for that a block gets, which may have been given back their positions on the way."""
+    before, working = plan.groups_at(block - 1), plan.groups_at(block)
+    return before if len(working) <= len(before) else working
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
-def _rows(values: Tensor, held: Tensor | None, wanted: Tensor | None) -> Tensor:
-    """Those of the tokens at positions ``held`` that are at ``wanted``, both ascending; None for all."""
-    if wanted is None:
-        return values
-    return values.index_select(1, wanted if held is None else torch.searchsorted(held, wanted))
-
-
-def _moments(
+def _repair_layer(
     block: PrunableBlock,
     name: str,
     source: Stream,
     targets: Stream,
-    only: Sequence[int] | None,
+    rows: list[int] | None,
     label: str,
-) -> Moments:
-    """Statistics of a layer's inputs, and of what it should give for its branch to end at ``targets``."""
+    repair: Repair,
+) -> None:
+    """Fit a layer so that its branch comes close to ``targets``, of which only some rows may count."""
     layer, moments = _layer(block, name), Moments(label)
+    if rows and repair.kind == "least_squares" and sum(map(len, source)) * len(rows) < layer.in_features:
+        logger.info("%s has more columns than there are tokens that are read behind it: all its tokens count", label)
+        rows = None
     norm, scale = (block.norm1, block.ls1) if name == "proj" else (block.norm2, block.ls2)
-    kept = block.kept_tokens
     gamma = scale.gamma if isinstance(scale, LayerScale) else 1.0
     with _inputs(norm, layer) as seen:
         for x, target in zip(source, targets, strict=True):
             block(x)
             inputs, missing = seen[layer], (target - seen[norm]) / gamma
-            if only is not None:
-                positions = range(inputs.shape[1]) if kept is None else kept.tolist()
-                rows = [row for row, position in enumerate(positions) if position in only]
+            if rows is not None:
                 inputs, missing = inputs[:, rows], missing[:, rows]
             moments.add(inputs, missing)
-    return moments
+    _fit(layer, moments, repair)
 
 
 def _check_bias(layer: nn.Linear, name: str) -> None:
@@ -292,12 +315,15 @@ def _fit(layer: nn.Linear, moments: Moments, repair: Repair) -> None:
         layer.bias.copy_(bias)
 
 
-def _update_carried(old: PrunableBlock, new: PrunableBlock, source: Stream, outcome: Stream) -> None:
+def _update_carried(old: PrunableBlock, new: PrunableBlock, source: Stream, outcome: Stream, index: int) -> None:
     """Give the tokens that the block has just lost the mean of what they lack behind it."""
     before = [] if old.carried_tokens is None else old.carried_tokens.tolist()
     carried = new.carried_tokens.tolist()
     fresh = [position for position in carried if position not in before]
+    if not fresh:
+        return
     total = sum((y[:, fresh] - x[:, fresh]).double().sum(0) for x, y in zip(source, outcome, strict=True))
-    if fresh:
-        count = sum(len(x) for x in source)
-        new.token_update[[carried.index(position) for position in fresh]] = (total / count).to(new.token_update.dtype)
+    if not torch.isfinite(total).all():
+        raise RunError(f"The tokens around block {index} are not finite, so they get no constants.")
+    rows = [carried.index(position) for position in fresh]
+    new.token_update[rows] = (total / sum(map(len, source))).to(new.token_update.dtype)

@@ -137,13 +137,13 @@ def merge_tokens(
     restores = len(after) > len(groups)
     backbone.blocks[index].merge_tokens(
         sizes,
-        _behind(prefix, transition(before, groups)) if merges else None,
-        _behind(prefix, transition(groups, after)) if restores else None,
+        behind_prefix(prefix, transition(before, groups)) if merges else None,
+        behind_prefix(prefix, transition(groups, after)) if restores else None,
     )
 
 
-def _behind(prefix: int, members: Transition) -> Transition:
-    """The same for a sequence with prefix tokens in front, which stay as they are."""
+def behind_prefix(prefix: int, members: Transition) -> Transition:
+    """``members`` for a sequence with prefix tokens in front, which stay as they are."""
     moved = tuple(tuple((prefix + place, weight) for place, weight in group) for group in members)
     return (*(((place, 1.0),) for place in range(prefix)), *moved)
 

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
-from tiny_run import BATCHES, DEPTH, HEADS, HEIGHT, PATCHES, WIDTH
+from tiny_run import BATCHES, DEPTH, HEADS, HEIGHT, PATCHES, WIDTH, WIDTH_OF_TOKENS
 
 import amg_plugin
 from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.models import complexity
+from amg_plugin.pruning import apply_plan, current_plan
+from amg_plugin.runs.result import structure
 
 SECTION = {"mAP", "rank1", "targets", "params", "macs", "heads_per_block", "tokens_per_block", "neurons_per_block"}
 ALWAYS = {"command", "config", "seed", "device", "threads", "versions", "seconds"}
@@ -207,11 +209,11 @@ def test_inspect_gives_json(pruned, amg_reid):
 
 
 def test_constant_updates_are_counted_as_buffers(pruned, amg_reid, tmp_path):
-    model = load_model(pruned.last)
+    model = amg_plugin.load_model(pruned.last)
     plan = current_plan(model)
     left = [PATCHES - count for count in plan.tokens_per_block]
     apply_plan(model, plan.with_updates(range(DEPTH)))
-    save_checkpoint(tmp_path / "updated.pth", model)
+    amg_plugin.save_checkpoint(tmp_path / "updated.pth", model)
     content = json.loads(amg_reid("inspect", tmp_path / "updated.pth", "--json").out)
     assert content["constants"] == sum(left) * WIDTH_OF_TOKENS == structure(model, HEIGHT, WIDTH)["constants"]
     assert content["params"] == pruned.result["finetuned"]["params"]
