@@ -117,7 +117,7 @@ def test_control_trains_as_long_as_the_pruned_model():
 
 
 def documented(pattern):
-    rows = re.findall(rf"^\| `({pattern})` \| (\S+) \| .+ \|$", DOCS.read_text(encoding="utf-8"), flags=re.M)
+    rows = re.findall(rf"^\| `({pattern})` \| (`[^`]*`|\S+) \| .+ \|$", DOCS.read_text(encoding="utf-8"), flags=re.M)
     return {key: None if default == "none" else decode(default.strip("`")) for key, default in rows}
 
 
