@@ -41,7 +41,8 @@ class OnnxFile(ExportedFile):
             number = int(device.partition(":")[2] or 0)
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=providers)
+            # It would print what went wrong and try again on other devices.
+            self.session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:  # the runtime's exceptions share no base class
             raise CheckpointError(f"'{path}' cannot be opened by ONNX Runtime: {first_line(error)}") from error
         text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
