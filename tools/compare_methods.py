@@ -142,6 +142,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--latency", action="store_true", help="time the networks of the first seed and torchreid's light ones as well")
     add("--rounds", type=int, default=20, help="timed runs of each (%(default)s)")
     add("--output", metavar="PATH", help="without suffix; .json and .md are written")
+    add("--title", help="heading of the Markdown file (default: the saving)")
     add("--notes", metavar="FILE", help="Markdown text to put below the table")
     add("opts", nargs=argparse.REMAINDER, metavar="key value", help="configuration keys for all runs")
     return parser.parse_args()
@@ -396,7 +397,8 @@ def main() -> int:
     if args.latency:
         measure_latency(args)
     result = collect(args)
-    write(args, result, markdown(result), f"{100 * args.saving:.0f} % fewer MACs by AMG and by others")
+    title = args.title or f"{100 * args.saving:.0f} % fewer MACs by AMG and by others"
+    write(args, result, markdown(result), title)
     return 0
 
 
