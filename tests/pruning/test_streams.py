@@ -8,6 +8,7 @@ import pytest
 import torch
 from masked_reference import MaskedViT, build_tiny, images_for, random_choice, relative_error
 from naive_merging import random_merges
+from networks import build
 
 from amg_plugin.errors import InputError, PlanError, RunError
 from amg_plugin.models.build import build_network
@@ -15,6 +16,7 @@ from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.streams import Repair, prune_and_repair
+from amg_plugin.pruning.surgery import prunable_blocks
 
 KINDS, WAYS = ("mean", "least_squares"), ("blocks", "one")
 BATCHES = 4
@@ -293,6 +295,44 @@ def test_all_tokens_of_a_last_block_count_where_those_that_are_read_are_too_few(
         model, current_plan(model).narrow(heads=[range(3)] * 3), Repair(), [torch.randn(images, 3, 32, 16)]
     )
     assert ("proj of block 2 has more columns than there are tokens that are read behind it" in caplog.text) == said
+
+
+@pytest.mark.parametrize("way", ["blocks", "one"])
+@pytest.mark.parametrize("kind", ["vit", "la_transformer", "transreid_jigsaw_before", "mean_of_patches"])
+def test_merged_tokens_are_brought_to_the_means_of_those_before(kind, way):
+    model = build(kind)
+    images = [torch.randn(160, 3, *model.spec.image_size)]
+    plan = random_merges(current_plan(model).with_variant("merge"), prunable_blocks(model)[1:], 0.7)
+    last, everything = max(prunable_blocks(model)), range(plan.num_patches)
+    tokens, groups = list(plan.tokens), list(plan.groups)
+    tokens[last], groups[last] = tokens[last][:1], [everything]
+    again = plan.merge(tokens, groups)
+    for one in (plan, again):
+        distances = prune_and_repair(model, one, Repair(way=way), images)
+        assert distances["repaired"] < distances["as_cut"]
+
+
+def test_the_fit_after_merging_equals_a_direct_solve():
+    model, images = network().double(), torch.randn(64, 3, 32, 16, dtype=torch.float64)
+    plan = random_merges(current_plan(model).with_variant("merge"), [2], 0.5)
+    last, seen = model.backbone.blocks[2], {}
+    hooks = [last.norm2.register_forward_pre_hook(lambda module, given: seen.update(behind=given[0]))]
+    with torch.no_grad():
+        model(images)
+        wanted = seen["behind"][:, 0]
+        apply_plan(cut := copy.deepcopy(model), plan)
+        attention = cut.backbone.blocks[2].attn
+        hooks.append(attention.proj.register_forward_pre_hook(lambda module, given: seen.update(z=given[0])))
+        cut(images)
+        z = torch.cat([seen["z"][:, 0], torch.ones(64, 1, dtype=torch.float64)], dim=1)
+        missing = wanted - (seen["behind"][:, 0] - attention.proj(seen["z"])[:, 0])
+        solution = torch.linalg.lstsq(z, missing).solution
+    for hook in hooks:
+        hook.remove()
+    prune_and_repair(model, plan, Repair(ridge=0.0), [images])
+    found = model.backbone.blocks[2].attn.proj
+    assert torch.allclose(found.weight, solution[:-1].T, atol=1e-6)
+    assert torch.allclose(found.bias, solution[-1], atol=1e-6)
 
 
 def test_side_information_reaches_the_statistics():
