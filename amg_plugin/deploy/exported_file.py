@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from amg_plugin.deploy.probe import crashes
-from amg_plugin.errors import AMGError, CheckpointError, InputError, shown
+from amg_plugin.errors import AMGError, CheckpointError, InputError, RunError, shown
 from amg_plugin.registries.formats import FORMATS, PRECISIONS, file_format
 from amg_plugin.registries.imports import stored_imports
 from amg_plugin.utils.files import kind_of, parse_json
@@ -174,6 +174,7 @@ class ExportedFile:
 
         Raises:
             InputError: If the shape is not the file's.
+            RunError: If its runtime fails.
         """
         if images.ndim != 4 or images.shape[1:] != (3, *self.info.image_size):
             raise InputError(
@@ -196,7 +197,10 @@ class ExportedFile:
             short = step - len(batch[0])
             if short:  # a fixed batch size is filled up with copies of the last image
                 batch = [np.concatenate([column, np.repeat(column[-1:], short, axis=0)]) for column in batch]
-            parts.append(self.run(batch)[: step - short])
+            try:
+                parts.append(self.run(batch)[: step - short])
+            except Exception as error:  # each runtime has exceptions of its own
+                raise RunError(f"'{self.path}' does not run on {step} images: {first_line(error)}") from error
         return np.concatenate(parts)
 
     def run(self, columns: list[np.ndarray]) -> np.ndarray:

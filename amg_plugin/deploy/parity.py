@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from amg_plugin.deploy.exported_file import ExportedFile, first_line
+from amg_plugin.deploy.exported_file import ExportedFile
 from amg_plugin.deploy.images import prepare
 from amg_plugin.errors import RunError
 
@@ -75,10 +75,7 @@ def compare(exported: ExportedFile, reference: ExportedFile, images: Sequence[An
     for start, stop in itertools.pairwise(cuts):
         sizes.append(stop - start)
         part = {name: column[start:stop] for name, column in labels.items()}
-        try:
-            found.append(exported.features(first[start:stop], part))
-        except Exception as error:  # each runtime has exceptions of its own
-            raise RunError(f"'{exported.path.name}' does not run on {sizes[-1]} images: {first_line(error)}") from error
+        found.append(exported.features(first[start:stop], part))
     ours, theirs = np.concatenate(found), reference.features(second, labels)
     if info.l2_normalize:
         theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)

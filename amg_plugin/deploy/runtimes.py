@@ -45,14 +45,18 @@ class OnnxFile(ExportedFile):
             self.session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:  # the runtime's exceptions share no base class
             raise CheckpointError(f"'{path}' cannot be opened by ONNX Runtime: {first_line(error)}") from error
-        text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+        try:
+            text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+            self.names = [entry.name for entry in self.session.get_inputs()]
+            shapes = [[_fixed(size) for size in entry.shape] for entry in self.session.get_inputs()]
+            width = _fixed(self.session.get_outputs()[0].shape[-1])
+        except (UnicodeDecodeError, LookupError) as error:
+            raise CheckpointError(f"'{path}' is damaged: {error}.") from error
         if text is None:
             raise foreign(path)
         super().__init__(path, ExportInfo.from_json(text, path))
         self.runtime = f"onnxruntime {ort.__version__}"
-        self.names = [entry.name for entry in self.session.get_inputs()]
-        shapes = [[_fixed(size) for size in entry.shape] for entry in self.session.get_inputs()]
-        check_graph(path, self.info, self.names, shapes, _fixed(self.session.get_outputs()[0].shape[-1]))
+        check_graph(path, self.info, self.names, shapes, width)
 
     @staticmethod
     def check_device(device: str) -> None:

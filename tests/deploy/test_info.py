@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from amg_plugin.deploy.exported_file import ExportInfo, open_exported
-from amg_plugin.errors import CheckpointError
+from amg_plugin.errors import AMGError, CheckpointError
 from amg_plugin.registries.formats import FORMATS
 
 
@@ -78,6 +79,24 @@ def test_a_description_of_another_graph_is_refused(rewritten, description):
             open_exported(rewritten(**entries))
     with pytest.raises(CheckpointError, match="is described as openvino, but is onnx"):
         open_exported(rewritten(file_format="openvino"))
+
+
+def test_an_onnx_file_whose_texts_or_constants_are_damaged_gives_an_error_of_the_plugin(rewritten, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    content = rewritten().read_bytes()
+    place = content.index(b"amg_plugin.export")
+    (tmp_path / "text.onnx").write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    with pytest.raises(CheckpointError, match=r"text\.onnx' is damaged"):
+        open_exported(tmp_path / "text.onnx")
+    model = onnx.load_from_string(content)
+    gather = next(node for node in model.graph.node if node.op_type == "Gather")
+    wrong = onnx.numpy_helper.from_array(np.array([10**6]), "wrong")
+    model.graph.initializer.append(wrong)
+    gather.input[1] = "wrong"
+    onnx.save(model, str(tmp_path / "run.onnx"))
+    with pytest.raises(AMGError, match=r"run\.onnx'"):
+        file = open_exported(tmp_path / "run.onnx")
+        file.features(np.zeros((1, 3, *file.info.image_size), dtype=np.float32))
 
 
 @pytest.mark.parametrize(("form", "options"), [("torchscript", {}), ("exported_program", {"dynamic_batch": True})])
