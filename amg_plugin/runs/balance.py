@@ -159,7 +159,7 @@ class _Search:
         self.features = self._features(network)
 
     def _repair(self, cfg: CfgNode, network: nn.Module, images: int) -> Repair:
-        """Means in the place of least squares, which need more images in the last block than a few seconds allow."""
+        """Means in the place of least squares, which would take longer in every copy than the search should."""
         repair = Repair.from_config(cfg.amg)
         if repair.kind == "none":
             return repair
