@@ -268,7 +268,7 @@ KEYS: dict[str, Key] = {
     "amg.repair_pass": Key(
         "blocks", "on what the repaired blocks before give, or in one pass", one_of("blocks", "one")
     ),
-    "amg.repair_ridge": Key(0.001, "weight of the change of the weights, relative to the inputs' variance", POSITIVE),
+    "amg.repair_ridge": Key(0.01, "weight of the change of the weights, relative to the inputs' variance", POSITIVE),
     "amg.schedule": Key([], "stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS", None, dict),
     "amg.final_epochs": Key(0, "epochs of fine-tuning after the last stage", at_least(0)),
     "amg.reducer": Key("amg", "pruning, or for comparison tokens reduced per image", one_of("amg", REDUCERS, "none")),

@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class Repair:
     """How a cut is repaired.
 
     Attributes:
-        kind: ``"none"``, ``"mean"`` (biases and constant updates of tokens) or ``"least_squares"`` (weights as well).
+        kind: ``"none"``, ``"mean"`` (biases and constant updates of tokens) or ``"least_squares"`` (also the weights of
+            layers that lost columns, and of ``proj`` where keys are gone).
         images: Calibration images, in whole batches: the last batch may go beyond.
         way: ``"blocks"``: each block gets what the repaired blocks in front of it give. ``"one"``: each block gets
             what it got before the cut.
@@ -47,7 +48,7 @@ class Repair:
     kind: str = "least_squares"
     images: int = 1024
     way: str = "blocks"
-    ridge: float = 1e-3
+    ridge: float = 1e-2
 
     @classmethod
     def from_config(cls, amg: CfgNode) -> Repair:
@@ -69,7 +70,8 @@ class Repair:
             return
         backbone, plan = backbone_of(model), current_plan(model)
         prefix = backbone.num_prefix_tokens
-        names = {"heads": {"proj"}, "neurons": {"fc2"}, "tokens": {"proj"} if plan.variant == "kv" else {"proj", "fc2"}}
+        biases = {"proj", "fc2"} if self.kind == "mean" else set()
+        names = {"heads": {"proj"}, "neurons": {"fc2"}, "tokens": {"proj"} if plan.variant == "kv" else biases}
         for index in prunable_blocks(model):
             tokens = images * (prefix + (plan.num_patches if plan.variant == "kv" else len(plan.tokens[index])))
             for name in sorted(set().union(*(names[target] for target in targets))):
@@ -206,8 +208,9 @@ def repair_blocks(
     dense = pruned = tokens
     for index, (old, new) in enumerate(zip(before.blocks, after.blocks, strict=True)):
         aligned = _Alignment(*plans, index, before.num_prefix_tokens, tokens[0])
-        changes = _changes(old, new) | ({"proj", "fc2"} if aligned.tokens_change else set())
-        targets: dict[str, Stream] = {name: [] for name in sorted(changes, reverse=True)}
+        changes = _changes(old, new)
+        biases = _with_bias(new) - changes if aligned.tokens_change else set()
+        targets: dict[str, Stream] = {name: [] for name in sorted(changes | biases, reverse=True)}
         outcome = []
         with _inputs(old.norm2, old.drop_path2) as seen:
             for x in dense:
@@ -219,11 +222,13 @@ def repair_blocks(
         last = index == plans[0].depth - 1
         rows = list(read) if last and read is not None and len(read) <= before.num_prefix_tokens else None
         for name, values in targets.items() if repair.kind != "none" else ():
-            _repair_layer(new, name, source, values, rows, f"{name} of block {index}", repair)
+            kind = replace(repair, kind="mean") if name in biases else repair
+            _repair_layer(new, name, source, values, rows, f"{name} of block {index}", kind)
         if new.token_update is not None and repair.kind != "none":
             _update_carried(old, new, source, outcome, index)
         if repair.way == "blocks":
-            pruned = outcome if pruned is dense and not changes else [new(x) for x in pruned]
+            untouched = not changes and not aligned.tokens_change
+            pruned = outcome if pruned is dense and untouched else [new(x) for x in pruned]
         dense = outcome
 
 
@@ -231,6 +236,10 @@ def _changes(old: PrunableBlock, new: PrunableBlock) -> set[str]:
     """Layers whose inputs a cut of heads, of neurons or of keys changed."""
     found = {name for name in ("proj", "fc2") if _layer(new, name).in_features < _layer(old, name).in_features}
     return found if _same(new.attn.kept_tokens, old.attn.kept_tokens) else found | {"proj"}
+
+
+def _with_bias(block: PrunableBlock) -> set[str]:
+    return {name for name in ("proj", "fc2") if _layer(block, name).bias is not None}
 
 
 class _Alignment:

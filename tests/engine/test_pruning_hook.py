@@ -483,6 +483,13 @@ def test_cuts_are_repaired_on_plain_images_in_eval_mode(prune, caplog):
 
 def test_a_repair_without_enough_images_ends_the_run_before_it_starts(prune):
     seen = Structure()
-    with pytest.raises(InputError, match=r"128 columns of fc2 of block 0 needs .*there are 72"):
-        prune([tokens(0.25)], hooks=[seen], amg__repair="least_squares", amg__repair_images=3)
+    with pytest.raises(InputError, match=r"32 columns of proj of block 0 needs .*there are 27"):
+        prune(
+            [heads(0.25)],
+            hooks=[seen],
+            amg__repair="least_squares",
+            amg__repair_images=3,
+            train__batch_size=3,
+            sampler__train_sampler="RandomSampler",
+        )
     assert not seen.epochs and not seen.tests

@@ -57,9 +57,14 @@ def repaired(model, plan, kind="least_squares", way="blocks", images=None):
     return changed, distances
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("target", ["heads", "kv", "block", "neurons"])
-@pytest.mark.parametrize("case", ["vit", "distilled", "registers", "qk_norm", "scale_norm", "gated", "no_class_token"])
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [
+        ("vit", "one"),
+        *((case, "blocks") for case in ("vit", "distilled", "registers", "qk_norm", "scale_norm", "no_class_token")),
+    ],
+)
 def test_a_repaired_network_is_closer_to_what_it_was(case, target, way):
     model, plan = prepared(case, target)
     _, mean = repaired(model, plan, "mean", way)
@@ -80,8 +85,8 @@ def test_only_what_the_cut_touched_is_fitted_anew():
     plain = apply_plan(copy.deepcopy(model), dense.narrow(heads=heads, tokens=tokens))
     expected = plain.state_dict()
     other = {name for name, value in changed.state_dict().items() if not torch.equal(value, expected.get(name, value))}
-    fitted = ["blocks.1.attn.proj", "blocks.2.attn.proj", "blocks.2.mlp.fc2"]
-    assert other == {f"{name}.{kind}" for name in fitted for kind in ("weight", "bias")}
+    fitted = {"blocks.1.attn.proj.weight", "blocks.1.attn.proj.bias"}
+    assert other == fitted | {"blocks.2.attn.proj.bias", "blocks.2.mlp.fc2.bias"}
     assert set(changed.state_dict()) - set(expected) == {"blocks.2.token_update"}
 
 
@@ -116,7 +121,7 @@ def test_the_first_block_is_the_direct_solve_over_all_its_tokens(case, target, n
     weight = layer(as_cut).weight.double()
     centred = inputs - inputs.mean(0)
     size = inputs.shape[1]
-    penalty = (1e-3 * centred.square().mean() * len(inputs)).sqrt()
+    penalty = (1e-2 * centred.square().mean() * len(inputs)).sqrt()
     rows = torch.cat((centred, penalty * torch.eye(size)))
     values = torch.cat((wanted - wanted.mean(0), penalty * weight.T))
     expected = torch.linalg.lstsq(rows, values).solution.T
@@ -394,8 +399,8 @@ def test_a_network_that_cannot_be_repaired_stays_as_it_is(trouble):
     ("targets", "images", "text"),
     [
         (["heads"], 3, "32 columns of proj of block 0 needs as many calibration tokens, but there are 27"),
-        (["tokens"], 14, "128 columns of fc2 of block 0 needs as many calibration tokens, but there are 126"),
-        (["heads", "neurons"], 14, "128 columns of fc2 of block 0"),
+        (["neurons"], 14, "128 columns of fc2 of block 0 needs as many calibration tokens, but there are 126"),
+        (["heads", "tokens"], 3, "32 columns of proj of block 0"),
     ],
 )
 def test_too_few_images_are_refused_before_any_work(targets, images, text):
@@ -405,6 +410,7 @@ def test_too_few_images_are_refused_before_any_work(targets, images, text):
 
 
 def test_a_mean_needs_no_number_of_images():
+    Repair().check(network(), ["tokens"], 1)  # constants and biases
     Repair("mean").check(network(), ["heads", "tokens", "neurons"], 1)
     Repair("none").check(network(), ["heads", "tokens", "neurons"], 0)
 
