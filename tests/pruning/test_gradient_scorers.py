@@ -9,7 +9,7 @@ import torch
 from masked_reference import build_tiny, images_for
 from torch.nn import functional as F
 
-from amg_plugin.errors import InputError
+from amg_plugin.errors import RunError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import backbone_of, pooled_features
@@ -355,7 +355,7 @@ def test_nothing_is_pruned_on_scores_that_are_not_finite(batches, target, name):
     broken = replace(calibration, loss=lambda batch: calibration.loss(batch) * torch.nan)
     cut = PruningSchedule([Stage(target, 0.5)], 0).cuts[0]
     rules = PruningRules(head_scorer=name, token_scorer=name)
-    with pytest.raises(InputError, match=f"A score of the {target} is not finite"):
+    with pytest.raises(RunError, match=f"'{name}' gave NaN or infinity for the {target} of block 0"):
         plan_cut(model, cut, rules, broken)
 
 
