@@ -111,7 +111,7 @@ def test_a_missing_gallery_checkpoint_is_named(refused, trained, tmp_path):
 
 
 def test_an_exported_file_does_not_embed_the_gallery(refused, trained, tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"")
+    (tmp_path / "model.onnx").write_bytes(b"\x08")
     words = ("--weights", trained.last, "--gallery-weights", tmp_path / "model.onnx")
     assert "a checkpoint embeds the gallery" in refused("test", *words)
 
