@@ -36,7 +36,7 @@ add_arguments = adder(
     argument("checkpoints", "checkpoints, or files of amg-reid export", nargs="*", metavar="CKPT"),
     TRUSTED,
     argument("--model", "vit_amg, vit_amg_small, vit_amg_tiny or a ViT of timm", metavar="NAME", **_WORDS),
-    argument("--plan", "what to prune of --model, for example head25-token25", metavar="RATES", **_WORDS),
+    argument("--plan", "what to prune of --model, for example head25-token25-neuron20", metavar="RATES", **_WORDS),
     argument("--variant", "what a removed token of --plan loses", choices=TOKEN_VARIANTS, default="block"),
     # The choices are asked when the words are read, so that those of --import count.
     argument("--reducers", "token merging or dropping, at the MACs of every --plan", choices=REDUCERS, **_WORDS),
