@@ -263,7 +263,7 @@ def write_form(subject: Subject, form: str, path: Path) -> None:
         precision="fp32",
         batch=1 if row.batch == "one" else None,
         inputs=("images", *(label_inputs(network) if hasattr(network, "spec") else ())),
-        normalize_input=False,
+        input="network",
         l2_normalize=False,
         feature_dim=getattr(network, "feature_dim", 1),
         preprocessing=Preprocessing(*subject.image_size, (0.0,) * 3, (1.0,) * 3, "bicubic"),

@@ -10,13 +10,20 @@ example: amg-reid export log/vit_small_pruned/best.pth --format onnx --output mo
          amg-reid test --weights model_int8.onnx -t market1501 --root reid-data
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
 
 from amg_plugin.cli.arguments import CHECKPOINT, adder, argument
+from amg_plugin.errors import InputError
 from amg_plugin.registries.formats import FORMATS
+from amg_plugin.utils.preprocessing import INPUTS
 
 _INT8 = "quantise to 8 bits, calibrated on a folder of images or on the training images of a data set"
+_INPUT = (
+    "what the file's caller does to RGB images that are resized: network: normalises them with the network's mean and "
+    "std; unit: scales them to 0 to 1; raw255: nothing, they go from 0 to 255; imagenet: normalises them with "
+    "ImageNet's mean and std"
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -32,7 +39,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         argument("--root", "folder that holds the data sets, if --int8 names one", metavar="FOLDER"),
         argument("--calibration-images", "largest number of images to calibrate on (128)", type=int, metavar="N"),
         argument("--dynamic-batch", "take any number of images per call instead of one"),
-        argument("--normalize-input", "the file takes RGB from 0 to 1 and normalises it by itself"),
+        argument("--input", _INPUT, choices=INPUTS, default="network"),
+        argument("--normalize-input", SUPPRESS, action="store_true"),
         argument("--l2-normalize", "the file gives features of length 1"),
         argument("--images", "compare on these images instead of generated ones", type=Path, metavar="FOLDER"),
     )(parser)
@@ -42,6 +50,8 @@ def run(args: Namespace) -> int:
     """Export; 0 on success."""
     from amg_plugin.deploy.export import ExportOptions, export
 
+    if args.normalize_input:
+        raise InputError("--normalize-input is gone; say --input unit.")
     given = {name: getattr(args, name) for name in ExportOptions.__dataclass_fields__ if name != "file_format"}
     outcome = export(args.checkpoint, ExportOptions(args.format, **given), say=print)
     print(f"{args.output}: {outcome['bytes'] / 1e6:.1f} MB, run by {outcome['runtime']}")

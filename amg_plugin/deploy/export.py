@@ -27,6 +27,7 @@ from amg_plugin.registries.formats import FORMATS, ExportFormat, file_size
 from amg_plugin.utils.environment import environment, versions
 from amg_plugin.utils.files import sha256
 from amg_plugin.utils.imports import need
+from amg_plugin.utils.preprocessing import INPUTS
 
 #: Images of the comparison: generated ones, and the most of the user's.
 GENERATED, REAL = 8, 32
@@ -46,7 +47,8 @@ class ExportOptions:
         fp16: Half precision.
         int8: Calibration data (a folder of images, or the name of a data set), or None.
         dynamic_batch: Any number of images per call instead of one.
-        normalize_input: The graph normalises RGB from 0 to 1.
+        input: What the caller does to images, one of :data:`~amg_plugin.utils.preprocessing.INPUTS`; the graph does the
+            rest.
         l2_normalize: Features of length 1.
         images: Folder of images for the comparison; None for generated ones, or for some of the calibration data.
         root: Data root, if ``int8`` names a data set.
@@ -59,7 +61,7 @@ class ExportOptions:
     fp16: bool = False
     int8: str | None = None
     dynamic_batch: bool = False
-    normalize_input: bool = False
+    input: str = "network"
     l2_normalize: bool = False
     images: Path | None = None
     root: str | None = None
@@ -97,6 +99,7 @@ class ExportOptions:
         able = [other.name for other in FORMATS.rows.values() if other.quantiser]
         folders = [str(path) for path in self.beside if path.is_dir()]
         faults = {
+            f"--input '{self.input}' is unknown; allowed are {', '.join(INPUTS)}.": self.input not in INPUTS,
             f"--output '{self.output}' must end in {' or '.join(row.suffixes)} for {row.name}.": (
                 self.output.suffix.lower() not in row.suffixes
             ),
@@ -147,7 +150,7 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
         file_format=options.file_format,
         precision=options.precision,
         batch=None if options.row.batch == "any" or options.dynamic_batch else 1,
-        normalize_input=options.normalize_input,
+        input=options.input,
         l2_normalize=options.l2_normalize,
         versions=versions("torch", "timm", *options.packages),
     )
@@ -304,6 +307,6 @@ def _calibration_batches(files: Sequence[Path], info: ExportInfo) -> list[dict[s
     for start in tqdm(range(0, len(files), step), desc="reading calibration images", leave=False, disable=None):
         part = list(files[start : start + step])
         part += [part[-1]] * ((info.batch or 1) - len(part))
-        images = prepare(part, info.preprocessing, normalize=not info.normalize_input)
+        images = prepare(part, info.preprocessing, info.input)
         batches.append({"images": images, **info.labels_in_turn(start, len(part))})
     return batches

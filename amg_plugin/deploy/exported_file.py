@@ -19,7 +19,7 @@ from amg_plugin.registries.formats import FORMATS, PRECISIONS, file_format
 from amg_plugin.registries.imports import stored_imports
 from amg_plugin.utils.files import kind_of, parse_json
 from amg_plugin.utils.imports import need
-from amg_plugin.utils.preprocessing import Preprocessing, damaged, is_size
+from amg_plugin.utils.preprocessing import INPUTS, Preprocessing, damaged, is_size
 
 FORMAT = "amg_plugin.export"
 VERSION = 1
@@ -46,7 +46,8 @@ class ExportInfo:
         batch: Images per call, None for any number.
         inputs: Names in order: ``images`` ``[B, 3, height, width]``, then ``camids`` and ``viewids`` ``[B]`` int64 if
             the network uses them (from 0; negative for unseen ones).
-        normalize_input: Images are RGB from 0 to 1 and the graph normalises them; otherwise they come normalised.
+        input: What was done to the images, one of :data:`~amg_plugin.utils.preprocessing.INPUTS`; the graph does the
+            rest.
         l2_normalize: Features have length 1.
         feature_dim: D of the features ``[B, D]``.
         preprocessing: How images become inputs.
@@ -61,7 +62,7 @@ class ExportInfo:
     precision: str
     batch: int | None
     inputs: tuple[str, ...]
-    normalize_input: bool
+    input: str
     l2_normalize: bool
     feature_dim: int
     preprocessing: Preprocessing
@@ -94,6 +95,8 @@ class ExportInfo:
             raise CheckpointError(
                 f"'{path}' has export version {shown(version)}; this release reads version {VERSION}."
             )
+        if isinstance(data.get("normalize_input"), bool):  # how it was said when there were two kinds of input
+            data["input"] = "unit" if data.pop("normalize_input") else "network"
         try:
             preprocessing = Preprocessing.from_dict(data["preprocessing"], path)
             info = cls(**{**data, "inputs": tuple(data["inputs"]), "preprocessing": preprocessing})
@@ -125,7 +128,7 @@ class ExportInfo:
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
             "batch": (self.batch is None or is_size(self.batch, LARGEST_BATCH), f"null or 1 to {LARGEST_BATCH}"),
             "inputs": (self.inputs == inputs, f"{', '.join(inputs)} for its network"),
-            "normalize_input": (isinstance(self.normalize_input, bool), "true or false"),
+            "input": (isinstance(self.input, str) and self.input in INPUTS, f"one of {', '.join(INPUTS)}"),
             "l2_normalize": (isinstance(self.l2_normalize, bool), "true or false"),
             "feature_dim": (is_size(self.feature_dim, 1 << 20), "a whole number from 1 to 2**20"),
         }

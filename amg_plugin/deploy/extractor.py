@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from amg_plugin.deploy.exported_file import ExportedFile, open_exported
-from amg_plugin.deploy.images import prepare, unnormalized
+from amg_plugin.deploy.images import as_given, prepare
 from amg_plugin.errors import InputError
 from amg_plugin.registries.formats import FORMATS, file_format
 from amg_plugin.utils.finite import check_finite
@@ -106,14 +106,11 @@ class FeatureExtractor:
         items, prepared = _as_items(images)
         given = {"camids": camids, "viewids": viewids}
         labels = {name: _labels(values, len(items)) for name, values in given.items() if values is not None}
-        preprocessing, normalizes = self.info.preprocessing, self.info.normalize_input
+        preprocessing, given_as = self.info.preprocessing, self.info.input
         parts = [np.zeros((0, self.feature_dim), dtype=np.float32)]
         for start in range(0, len(items), self.batch_size):
             here = slice(start, start + self.batch_size)
-            if not prepared:
-                batch = prepare(items[here], preprocessing, normalize=not normalizes)
-            else:
-                batch = unnormalized(items[here], preprocessing) if normalizes else items[here]
+            batch = (as_given if prepared else prepare)(items[here], preprocessing, given_as)
             found = self.file.features(batch, {name: column[here] for name, column in labels.items()})
             check_finite(found, f"features of '{self.file.path}'", _names(items[here], start))
             parts.append(found)

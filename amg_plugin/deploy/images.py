@@ -11,7 +11,7 @@ from PIL import Image
 from amg_plugin.data.images import as_rgb, read_rgb
 from amg_plugin.data.layout import list_images
 from amg_plugin.errors import DataError, InputError
-from amg_plugin.utils.preprocessing import Preprocessing
+from amg_plugin.utils.preprocessing import INPUTS, Preprocessing
 
 
 def as_image(source: Any) -> Image.Image:
@@ -57,19 +57,27 @@ def normalized(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     return (images - _per_channel(preprocessing.mean)) / _per_channel(preprocessing.std)
 
 
-def unnormalized(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Inverse of :func:`normalized`."""
-    return images * _per_channel(preprocessing.std) + _per_channel(preprocessing.mean)
+def as_given(images: np.ndarray, preprocessing: Preprocessing, given: str) -> np.ndarray:
+    """Images as one of :data:`~amg_plugin.utils.preprocessing.INPUTS` out of the network's inputs ``[B, 3, H, W]``."""
+    subtract, divide = preprocessing.left_to_do(given)
+    return images if given == "network" else images * _per_channel(divide) + _per_channel(subtract)
 
 
 def _per_channel(values: tuple[float, ...]) -> np.ndarray:
     return np.asarray(values, dtype=np.float32)[:, None, None]
 
 
-def prepare(sources: list[Any], preprocessing: Preprocessing, *, normalize: bool = True) -> np.ndarray:
-    """Network inputs float32 ``[B, 3, height, width]`` of what :func:`as_image` takes; 0 to 1 if not normalised."""
+def prepare(sources: list[Any], preprocessing: Preprocessing, given: str = "network") -> np.ndarray:
+    """Images float32 ``[B, 3, height, width]`` of what :func:`as_image` takes, for a network or an exported file.
+
+    Args:
+        sources: The images.
+        preprocessing: How they are resized, and how the network wants them normalised.
+        given: What the file takes, one of :data:`~amg_plugin.utils.preprocessing.INPUTS`.
+    """
     batch = np.stack([unit_input(as_image(source), preprocessing) for source in sources])
-    return normalized(batch, preprocessing) if normalize else batch
+    mean, std = INPUTS[given] or (preprocessing.mean, preprocessing.std)
+    return (batch - _per_channel(mean)) / _per_channel(std)
 
 
 def images_below(folder: str | Path) -> list[Path]:

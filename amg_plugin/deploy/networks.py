@@ -15,6 +15,7 @@ from amg_plugin.checkpoint import Checkpoint, read_checkpoint
 from amg_plugin.deploy.exported_file import ExportedFile, ExportInfo
 from amg_plugin.deploy.fast.layers import FastBlock, FastLinear
 from amg_plugin.deploy.fast.network import FastNetwork, fast, has_fast_form
+from amg_plugin.deploy.images import as_given
 from amg_plugin.deploy.runtimes import torch_device
 from amg_plugin.errors import CheckpointError, ConfigError, InputError
 from amg_plugin.models.complexity import CLASSIFIERS
@@ -82,15 +83,17 @@ class FeatureGraph(nn.Module):
     def __init__(self, network: nn.Module, info: ExportInfo) -> None:
         super().__init__()
         self.network, self.labels = network, info.label_inputs
-        self.normalize_input, self.l2_normalize = info.normalize_input, info.l2_normalize
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(info.preprocessing, name), dtype=torch.float32).reshape(1, 3, 1, 1)
+        self.l2_normalize = info.l2_normalize
+        subtract, divide = info.preprocessing.left_to_do(info.input)
+        self.normalizes = any(subtract) or any(value != 1 for value in divide)
+        for name, numbers in (("mean", subtract), ("std", divide)):
+            values = torch.tensor(numbers, dtype=torch.float32).reshape(1, 3, 1, 1)
             # A prefix of its own: ONNX puts all names into one space, and decomposed norms have a 'mean', too.
-            self.register_buffer(f"input_{name}", values if info.normalize_input else None, persistent=False)
+            self.register_buffer(f"input_{name}", values if self.normalizes else None, persistent=False)
 
     def forward(self, images: Tensor, *labels: Tensor) -> Tensor:
         """Features float32 ``[B, D]`` of images float32 ``[B, 3, height, width]`` and labels int64 ``[B]``."""
-        if self.normalize_input:
+        if self.normalizes:
             images = (images - self.input_mean) / self.input_std
         features = self.network(images, **dict(zip(self.labels, labels, strict=True)))
         return F.normalize(features, dim=1) if self.l2_normalize else features
@@ -129,7 +132,7 @@ def _describe(path: Path, checkpoint: Checkpoint, network: ReIDModel) -> ExportI
         precision="fp32",
         batch=None,
         inputs=("images", *label_inputs(network)),
-        normalize_input=False,
+        input="network",
         l2_normalize=False,
         feature_dim=network.feature_dim,
         preprocessing=checkpoint.preprocessing,
@@ -169,9 +172,6 @@ class ExportedNetwork(nn.Module):
         self.uses_cameras = bool(file.info.label_inputs)
         # Says which cameras are unseen; its vectors are inside the file.
         self.side_information = SideInformation(self.spec.side_information, width=1) if self.uses_cameras else None
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(file.info.preprocessing, name)).reshape(1, 3, 1, 1)
-            self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Tensor:
         """Features ``[B, D]`` of normalised images ``[B, 3, height, width]``; labels as in the reference network.
@@ -181,11 +181,10 @@ class ExportedNetwork(nn.Module):
         """
         if self.training:
             raise RuntimeError("an exported file cannot be trained")
-        if self.file.info.normalize_input:
-            images = images * self.std + self.mean
         labels = {"camids": camids, "viewids": viewids}
         given = {name: column.cpu().numpy() for name, column in labels.items() if column is not None}
-        return torch.from_numpy(self.file.features(images.float().cpu().numpy(), given))
+        batch = as_given(images.float().cpu().numpy(), self.file.info.preprocessing, self.file.info.input)
+        return torch.from_numpy(self.file.features(batch, given))
 
 
 def as_checkpoint(info: ExportInfo) -> Checkpoint:

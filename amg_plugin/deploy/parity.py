@@ -67,7 +67,7 @@ def compare(exported: ExportedFile, reference: ExportedFile, images: Sequence[An
         RunError: If the exported file does not run, or gives features that are not finite or of another shape.
     """
     info, count = exported.info, len(images)
-    first = prepare(list(images), info.preprocessing, normalize=not info.normalize_input)
+    first = prepare(list(images), info.preprocessing, info.input)
     second = prepare(list(images), info.preprocessing)
     labels = info.labels_in_turn(0, count)
     cuts = [0, 1, 3, count] if info.batch is None and count > 3 else range(0, count + 1, info.batch or count)

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from yacs.config import CfgNode
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+#: Mean and standard deviation per channel (RGB) of ImageNet's images, from 0 to 1.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: What images an exported file takes, all resized and RGB: values from 0 to 1 from which the first numbers were
+#: subtracted and which were divided by the second ones, per channel; ``network`` stands for the network's own.
+INPUTS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]] | None] = {
+    "network": None,
+    "unit": ((0.0,) * 3, (1.0,) * 3),
+    "raw255": ((0.0,) * 3, (1 / 255,) * 3),
+    "imagenet": IMAGENET,
+}
 #: Most pixels of a network's input: what a description says is believed up to here only.
 LARGEST_INPUT = 1 << 22
 
@@ -41,6 +51,15 @@ class Preprocessing:
         """(height, width) in pixels."""
         return self.height, self.width
 
+    def left_to_do(self, given: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """What makes the network's inputs out of one of :data:`INPUTS`: numbers to subtract, and to divide by.
+
+        They are zeros and ones if nothing is left to do.
+        """
+        mean, std = INPUTS[given] or (self.mean, self.std)
+        subtract = tuple((ours - theirs) / scale for ours, theirs, scale in zip(self.mean, mean, std, strict=True))
+        return subtract, tuple(ours / theirs for ours, theirs in zip(self.std, std, strict=True))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as it is stored."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
@@ -48,7 +67,7 @@ class Preprocessing:
     @classmethod
     def of_torchreid(cls, image_size: tuple[int, int]) -> Preprocessing:
         """What torchreid's data manager does where it is told nothing but the size."""
-        return cls(*image_size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
+        return cls(*image_size, *IMAGENET, "bilinear")
 
     @classmethod
     def from_config(cls, data: CfgNode) -> Preprocessing:

@@ -52,7 +52,7 @@ def test_real_images_can_be_compared(pruned, amg_reid, tmp_path, tiny_root):
     assert "real images" in outcome.out
 
 
-@pytest.mark.parametrize("built_in", [(), ("--normalize-input",)])
+@pytest.mark.parametrize("built_in", [(), ("--input", "raw255")])
 def test_an_exported_file_evaluates_as_its_checkpoint(pruned, tiny_root, amg_reid, tmp_path, built_in):
     path = tmp_path / "model.pt"
     words = ("--format", "torchscript", "--output", path, *built_in)
@@ -215,6 +215,11 @@ def test_a_data_set_that_is_a_folder_as_well_has_to_be_told_from_it(pruned, refu
     monkeypatch.chdir(tiny_root)
     words = ("--format", "onnx", "--output", output, "--int8", "synthetic_reid")
     assert "is a data set and a folder here" in refused("export", pruned.last, *words)
+
+
+def test_the_older_option_for_input_from_0_to_1_names_its_successor(pruned, refused, output):
+    words = ("--format", "torchscript", "--output", output, "--normalize-input")
+    assert "--input unit" in refused("export", pruned.last, *words)
 
 
 def test_a_data_set_is_meant_where_its_root_is_given(tiny_root, monkeypatch):

@@ -68,8 +68,9 @@ def test_features_are_the_networks(extractor, files, form):
     assert extract.feature_dim == expected.shape[1]
 
 
-def test_normalisation_inside_the_file_gives_the_same_features(extractor, exported, files):
-    path, _ = exported("kv", "torchscript", dynamic_batch=True, normalize_input=True, l2_normalize=True)
+@pytest.mark.parametrize("given", ["unit", "raw255", "imagenet"])
+def test_normalisation_inside_the_file_gives_the_same_features(extractor, exported, files, given):
+    path, _ = exported("kv", "torchscript", dynamic_batch=True, input=given, l2_normalize=True)
     plain = extractor("checkpoint", "kv", normalize=True)
     inside = amg_plugin.FeatureExtractor(path, trusted=True)
     assert torch.allclose(inside(files), plain(files), atol=1e-5)

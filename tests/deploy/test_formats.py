@@ -185,15 +185,36 @@ def test_the_outcome_lies_beside_the_file_and_nothing_else(exported, form):
     assert outcome["bytes"] >= path.stat().st_size
 
 
-@pytest.mark.parametrize(("form", "kind"), VARIED)
-def test_normalisation_of_input_and_output_can_be_built_in(exported, kind, form):
-    path, _ = exported(kind, form, dynamic_batch=True, normalize_input=True, l2_normalize=True)
+def per_channel(values):
+    return torch.tensor(values)[:, None, None]
+
+
+#: What a caller does to RGB from 0 to 1.
+CALLERS = {
+    "network": lambda images: (images - per_channel(MEAN)) / per_channel(STD),
+    "unit": lambda images: images,
+    "raw255": lambda images: images * 255,
+    "imagenet": lambda images: (images - per_channel((0.485, 0.456, 0.406))) / per_channel((0.229, 0.224, 0.225)),
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "given"),
+    [
+        ("onnx", "transreid", "imagenet"),
+        *(("torchscript", "kv", given) for given in CALLERS),
+        pytest.param("openvino", "la", "raw255", marks=no_openvino),
+    ],
+)
+def test_normalisation_of_input_and_output_can_be_built_in(exported, kind, form, given):
+    path, _ = exported(kind, form, dynamic_batch=True, input=given, l2_normalize=True)
     size = ALL[kind]().spec.image_size
     images = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    expected = reference(kind, (images - mean) / std)
+    expected = reference(kind, CALLERS["network"](images))
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    assert_close(open_exported(path, trusted=True).features(images.numpy()), expected)
+    file = open_exported(path, trusted=True)
+    assert file.info.input == given
+    assert_close(file.features(CALLERS[given](images).numpy()), expected)
 
 
 @pytest.mark.parametrize(

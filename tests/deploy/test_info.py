@@ -25,6 +25,12 @@ def test_a_description_reads_back(description):
     assert read(description).to_dict() == description
 
 
+@pytest.mark.parametrize(("normalizes", "given"), [(True, "unit"), (False, "network")])
+def test_the_older_word_for_the_input_is_understood(description, normalizes, given):
+    older = {name: value for name, value in description.items() if name != "input"}
+    assert read({**older, "normalize_input": normalizes}).input == given
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -36,7 +42,8 @@ def test_a_description_reads_back(description):
         ("inputs", ["images", "camids"]),
         ("inputs", []),
         ("inputs", [["images"]]),
-        ("normalize_input", "no"),
+        ("input", "bgr"),
+        ("input", True),
         ("feature_dim", -1),
         ("preprocessing", None),
         ("spec", None),
