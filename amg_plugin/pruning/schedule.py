@@ -179,7 +179,9 @@ class PruningSchedule:
             wanted, gone = removal_count(share, dense), dense - sum(left)
             # A block may be below the floor already, if earlier cuts had a lower one.
             feasible = dense - sum(min(count, floor) for count in left)
-            rule = f"amg.min_{target}_per_block {floor}"
+            rule = f"amg.min_{target}_per_block {getattr(limits, target)}"
+            if (step := limits.step(target)) > 1:
+                rule = f"{rule} with amg.neuron_multiple {step}"
             if share and target == "tokens" and plan.variant == "merge":
                 room = MergeRange(plan, limits)
                 feasible = room.removed(room.most)
@@ -197,7 +199,7 @@ class PruningSchedule:
                     f"amg.schedule asks for {wanted} of {dense} {target} to go, counted from the dense model, but "
                     f"the model has lost {gone} already; more than {gone / dense:.3f} is needed, or no such stage."
                 )
-            if wanted < (step := limits.step(target)):
+            if wanted < step:
                 least = "one" if step == 1 else f"amg.neuron_multiple {step}"
                 raise ConfigError(f"amg.schedule removes nothing: {share:g} of {dense} {target} is less than {least}.")
             removes |= wanted > gone

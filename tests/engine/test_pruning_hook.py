@@ -374,6 +374,11 @@ def test_a_later_start_is_refused_before_any_work(make_engine, run):
             {"amg__min_neurons_per_block": 60},
             r"230 of 256 neurons.*amg.min_neurons_per_block 60 allows",
         ),
+        (
+            [neurons(0.5)],
+            {"amg__neuron_multiple": 100},
+            r"128 of 256 neurons.*amg.min_neurons_per_block 1 with amg.neuron_multiple 100 allows 56",
+        ),
         ([neurons(0.1)], {"amg__neuron_multiple": 64}, r"0.1 of 256 neurons is less than amg.neuron_multiple 64"),
     ],
 )
