@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from results import CONDITIONS, measured_on, read, without_places, write
 from torch.utils.data import DataLoader, Sampler
+from yacs.config import CfgNode
 
 from amg_plugin.cli.arguments import finish, logged
 from amg_plugin.config.load import load_config
@@ -107,7 +108,7 @@ class EvenBatches(Sampler[int]):
 class EvenBatchesHook(Hook):
     """Trains on even batches, as many as torchreid's sampler gives."""
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: CfgNode) -> None:
         self.images = cfg.sampler.num_instances
 
     def before_run(self, engine: Any) -> None:

@@ -97,7 +97,7 @@ def stored_imports(config: Mapping[str, Any], where: str) -> None:
     missing = [str(word) for word in named if Path(str(word)).name not in loaded] if isinstance(named, list) else []
     if missing:
         logger.warning(
-            "%s was made with amg.imports %s, which is not loaded from there; --import loads it.",
+            "%s was made with amg.imports %s, which is not loaded from there, but by --import or a configuration file.",
             where,
             ", ".join(missing),
         )
