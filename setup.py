@@ -15,7 +15,7 @@ REQUIREMENTS = [
     "torchreid>=0.2.5",
     "yacs",
     "PyYAML",
-    "numpy",
+    "numpy>=1.24",  # whose own random generator can be exchanged
     "pillow",
     "safetensors",
     "tqdm",

@@ -28,6 +28,7 @@ from yacs.config import CfgNode
 
 from amg_plugin.cli.arguments import finish, logged
 from amg_plugin.config.load import load_config
+from amg_plugin.data.seeding import SeededSampler
 from amg_plugin.engine import Hook
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.registries import register_hook
@@ -118,6 +119,7 @@ class EvenBatchesHook(Hook):
         batches = len(list(loader.sampler)) // loader.batch_size
         sampler = EvenBatches([item[1] for item in loader.dataset.train], per_batch, self.images, batches)
         names = ("dataset", "batch_size", "num_workers", "pin_memory", "drop_last", "persistent_workers")
+        sampler = SeededSampler(sampler, engine.cfg.train.seed)
         engine.train_loader = DataLoader(sampler=sampler, **{name: getattr(loader, name) for name in names})
 
 
@@ -152,7 +154,7 @@ def run(args: argparse.Namespace, variant: str, seed: int) -> None:
     keys |= {"data.root": args.root, "data.save_dir": str(folder), "train.seed": seed}
     keys |= {"amg.weights": args.weights} if args.weights else {}
     words = [word for pair in keys.items() for word in pair]
-    cfg, started = load_config(args.config_file, [*words, *args.keys], use_schedule=False), time.time()
+    cfg, started = load_config(args.config_file, [*words, *args.keys], use_schedule=False), time.monotonic()
     prepare(cfg)
     with logged(str(folder), "train"):
         finish(cfg, "train", train(cfg), started)

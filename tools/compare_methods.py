@@ -185,7 +185,7 @@ def run_step(args: argparse.Namespace, seed: int, method: str, step: str) -> Non
     folder, before = (place(args, seed, method, one) for one in (step, BEFORE))
     if (folder / report.FILE_NAME).is_file():
         return
-    cfg, started = configuration(args, seed, method, step), time.time()
+    cfg, started = configuration(args, seed, method, step), time.monotonic()
     prepare(cfg)
     source = Path(args.weights.replace("{seed}", str(seed))) if step == BEFORE else before / LAST_CHECKPOINT
     checkpoint = read_checkpoint(source)

@@ -216,7 +216,9 @@ def logging_to(handler: logging.Handler, propagate: bool = True) -> Iterator[Non
 
 @contextlib.contextmanager
 def logged(save_dir: str, command: str) -> Iterator[float]:
-    """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``; gives the time.
+    """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``.
+
+    Gives ``time.monotonic()`` at the start.
 
     Raises:
         InputError: If another run is going on in ``save_dir``.
@@ -227,7 +229,7 @@ def logged(save_dir: str, command: str) -> Iterator[float]:
     with locked(save_dir), (Path(save_dir) / f"{command}.log-{stamp}").open("w", encoding="utf-8", buffering=1) as file:
         tee = _Tee(sys.stdout, file)
         with logging_to(_Handler(tee), propagate=False), contextlib.redirect_stdout(tee):
-            yield time.time()
+            yield time.monotonic()
 
 
 def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float) -> dict[str, Any]:
@@ -237,7 +239,7 @@ def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float)
         cfg: The configuration.
         command: Name of the command.
         sections: ``dense``, ``pruned``, ``finetuned``, whichever are known, and what else belongs to the result.
-        started: ``time.time()`` at the start.
+        started: ``time.monotonic()`` at the start.
     """
     from amg_plugin.config import to_plain_dict
     from amg_plugin.runs import result as report
@@ -245,7 +247,7 @@ def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float)
     from amg_plugin.utils.environment import environment
 
     facts = {"config": to_plain_dict(cfg), "seed": cfg.train.seed, **environment(use_gpu(cfg))}
-    result = {"command": command, **sections, **facts, "seconds": round(time.time() - started, 1)}
+    result = {"command": command, **sections, **facts, "seconds": round(time.monotonic() - started, 1)}
     path = report.write_result(cfg.data.save_dir, result)
     print("\n" + "\n\n".join([*map(report.as_text, report.tables(result)), str(path)]))
     return result

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from amg_plugin import compat
 from amg_plugin.data.images import read_patiently
 from amg_plugin.data.replacing import Replacements
+from amg_plugin.data.seeding import random_numbers
 from amg_plugin.errors import DataError, RunError
 
 logger = logging.getLogger(__name__)
@@ -86,8 +87,9 @@ class KeptImages:
 class ReadDataset(Dataset):
     """An image data set of torchreid's whose images are read by :func:`amg_plugin.data.images.read_patiently`.
 
-    Items are those of ``ImageDataset``. Everything else is the data set's own; what is set on this object, such as
-    another ``transform``, holds for this object only.
+    Items are those of ``ImageDataset``; what is random in that of a seeded index follows from the index alone.
+    Everything else is the data set's own; what is set on this object, such as another ``transform``, holds for this
+    object only.
 
     Args:
         dataset: The data set.
@@ -110,12 +112,13 @@ class ReadDataset(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            return self._item(index)
-        except DataError as error:
-            if self.replacements is None:
-                raise
-            return self._other(index, error)
+        with random_numbers(getattr(index, "seed", None)):
+            try:
+                return self._item(index)
+            except DataError as error:
+                if self.replacements is None:
+                    raise
+                return self._other(index, error)
 
     def _other(self, index: int, error: DataError) -> dict[str, Any]:
         for place in self.replacements.order(self.data, index):

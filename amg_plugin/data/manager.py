@@ -23,6 +23,7 @@ from amg_plugin.data.labels import Loaders
 from amg_plugin.data.layout import TEST_PARTS
 from amg_plugin.data.occlusion.settings import Coverage
 from amg_plugin.data.replacing import Replacements
+from amg_plugin.data.seeding import SeededSampler
 from amg_plugin.data.transforms import RandomOcclusion, check_transform_names, place_transforms
 from amg_plugin.errors import ConfigError
 from amg_plugin.registries import TRANSFORMS
@@ -56,7 +57,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         cache_gb: Keep decoded, resized images in memory, up to so many 10^9 bytes, training first; 0 keeps none.
         skip_unreadable: Leave out images that cannot be read, and queries without a match, in place of refusing them.
             A training image that breaks later is replaced by another one of its identity.
-        seed: Decides by which.
+        seed: Decides by which, and the order and the transforms of every epoch, however many processes read.
         transform_settings: Per transform of the plugin, further arguments of what places it.
         **kwargs: Everything else that torchreid's manager takes, with its defaults.
 
@@ -104,15 +105,16 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
             self._leave_out(inspection, kwargs)
         #: Who the training identities are; empty where a data set does not name them.
         self.identities = identity_digest(sources, found, self.train_loader.dataset.train)
-        self._read_images(cache_gb)
+        self._read_images(cache_gb, seed)
         for loader in (self.train_loader, self.train_loader_t):
             if skip_unreadable and loader is not None and isinstance(loader.dataset, ReadDataset):
                 loader.dataset.replacements = Replacements(seed)
 
-    def _read_images(self, gigabytes: float) -> None:
+    def _read_images(self, gigabytes: float, seed: int) -> None:
         """Gives every loader the plugin's reading of images, from memory if there is any for them.
 
-        With memory, loaders of training keep their processes from epoch to epoch.
+        Those of training get an order that follows from the seed. With memory, they keep their processes from epoch to
+        epoch.
         """
         training = [name for name in ("train_loader", "train_loader_t") if getattr(self, name) is not None]
         tests = [(loaders, part) for loaders in self.test_loader.values() for part in loaders]
@@ -121,11 +123,10 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         datasets = iter(keep_images(own, gigabytes, self.train_loader.num_workers) if gigabytes else reading(own))
         for name in training:
             loader = getattr(self, name)
-            setattr(
-                self,
-                name,
-                _rebuilt(loader, dataset=next(datasets), persistent_workers=bool(gigabytes and loader.num_workers)),
-            )
+            changes = {"dataset": next(datasets), "sampler": SeededSampler(loader.sampler, seed)}
+            # A generator of its own: processes that are kept would take fewer of the run's random numbers.
+            changes |= {"generator": torch.Generator(), "persistent_workers": bool(gigabytes and loader.num_workers)}
+            setattr(self, name, _rebuilt(loader, **changes))
         for loaders, part in tests:
             loaders[part] = _rebuilt(loaders[part], dataset=next(datasets))
 
@@ -337,10 +338,14 @@ class FirstItems(Sampler):
 
 def shortened(loader: DataLoader, batches: int) -> DataLoader:
     """The same training loader with epochs of at most ``batches`` batches, for trials on slow machines."""
-    return _rebuilt(loader, sampler=FirstItems(loader.sampler, batches * loader.batch_size))
+    sampler, count = loader.sampler, batches * loader.batch_size
+    if isinstance(sampler, SeededSampler):
+        return _rebuilt(loader, sampler=SeededSampler(FirstItems(sampler.sampler, count), sampler.seed))
+    return _rebuilt(loader, sampler=FirstItems(sampler, count))
 
 
 def _rebuilt(loader: DataLoader, **changes: Any) -> DataLoader:
     """A loader with some of its settings changed."""
-    names = ("dataset", "sampler", "batch_size", "num_workers", "pin_memory", "drop_last", "persistent_workers")
-    return DataLoader(**{**{name: getattr(loader, name) for name in names}, **changes})
+    names = ("dataset", "sampler", "batch_size", "num_workers", "pin_memory", "drop_last", "generator")
+    kept = {name: getattr(loader, name) for name in (*names, "persistent_workers")}
+    return DataLoader(**{**kept, **changes})

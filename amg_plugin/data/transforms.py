@@ -42,7 +42,7 @@ def place_bicubic(train: Compose, test: Compose, height: int, width: int) -> Non
 class RandomOcclusion:
     """Puts a drawn object (a bar, a box, a vehicle) in front of some images; see :mod:`amg_plugin.data.occlusion.bars`.
 
-    Random numbers start from torch's generator, which torchreid seeds and which every loader process has its own of.
+    Random numbers start from torch's generator.
 
     Args:
         probability: Share of the images that get an object.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from amg_plugin.data.seeding import CALIBRATION, SeededSampler, begin
 from amg_plugin.models.vit import temporarily, unwrap
 from amg_plugin.pruning.scorers import Calibration
 from amg_plugin.utils.finite import check_finite
@@ -22,18 +23,23 @@ if TYPE_CHECKING:
     from amg_plugin.engine.hooked import HookedEngine
 
 
-def plain_train_loader(engine: HookedEngine) -> DataLoader:
-    """The training loader with the transforms of evaluation: same sampler, no augmentation."""
+def calibration_loader(engine: HookedEngine, augment: bool = False) -> DataLoader:
+    """A loader of the training images in an order of its own: without augmentation, unless that is wanted."""
     loader = engine.train_loader
-    dataset = copy.copy(loader.dataset)
-    dataset.transform, dataset.k_tfm = engine.datamanager.transform_te, 1
+    dataset, sampler = loader.dataset, loader.sampler
+    if not augment:
+        dataset = copy.copy(dataset)
+        dataset.transform, dataset.k_tfm = engine.datamanager.transform_te, 1
+    if isinstance(sampler, SeededSampler):
+        sampler = SeededSampler(sampler.sampler, sampler.seed, CALIBRATION)
     return DataLoader(
         dataset,
         batch_size=loader.batch_size,
-        sampler=loader.sampler,
+        sampler=sampler,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         drop_last=loader.drop_last,
+        generator=torch.Generator(),
     )
 
 
@@ -52,7 +58,7 @@ def build_calibration(
     Features and losses that are NaN or infinite end the pass with a RunError that names their images.
     """
     options, model = engine.cfg.amg.calibration, unwrap(engine.model if network is None else network)
-    loader = engine.train_loader if options.augment and not images else plain_train_loader(engine)
+    loader = calibration_loader(engine, options.augment and not images)
     wanted = math.ceil(images / loader.batch_size) if images else options.batches
     length = min(wanted, len(loader)) if wanted else len(loader)
 
@@ -67,6 +73,7 @@ def build_calibration(
     def batches() -> Iterator[tuple[Tensor, Tensor, tuple[Tensor | None, ...]]]:
         nonlocal number
         number = 0
+        begin(loader, engine.epoch)  # every pass over the same images in the same order
         for data in tqdm(islice(loader, length), total=length, desc=label, leave=False, disable=None):
             number += 1
             images, pids = engine.parse_data_for_train(data)

@@ -18,6 +18,7 @@ from amg_plugin import compat
 from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint
 from amg_plugin.config.load import to_plain_dict
 from amg_plugin.data.labels import TrainingLabels
+from amg_plugin.data.seeding import begin
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.optim import RateSchedule, build_optimizer, build_scheduler
 from amg_plugin.errors import ConfigError, RunError
@@ -91,14 +92,13 @@ class HookedEngine:
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """torchreid's ``train`` for one epoch between ``before_epoch`` and ``after_epoch``."""
-        replacements = getattr(self.train_loader.dataset, "replacements", None)
-        if replacements is not None:
-            replacements.begin(self.epoch)
+        begin(self.train_loader, self.epoch)
         for hook in self.hooks:
             hook.before_epoch(self)
         super().train(*args, **kwargs)
         for hook in self.hooks:
             hook.after_epoch(self)
+        replacements = getattr(self.train_loader.dataset, "replacements", None)
         if replacements is not None and (count := replacements.take_count()):
             logger.warning(
                 "epoch %d: %d images could not be read and were replaced by others of their identities",

@@ -21,6 +21,7 @@ if not compat.is_installed():
 
 from amg_plugin.data.cache import keep_images
 from amg_plugin.data.manager import AMGImageDataManager, build_datamanager
+from amg_plugin.data.seeding import begin
 
 HEIGHT, WIDTH = 64, 32
 BYTES = 3 * HEIGHT * WIDTH
@@ -54,6 +55,7 @@ def seed():
 def epochs(loader, count=2):
     """Everything that some epochs of a loader give, from one seed on."""
     seed()
+    begin(loader, 0)
     return [batch for _ in range(count) for batch in loader]
 
 

@@ -5,7 +5,7 @@ import torch
 from tiny_run import BATCH, BATCHES
 from torch import nn
 
-from amg_plugin.engine.calibration import build_calibration, plain_train_loader, scoring_mode
+from amg_plugin.engine.calibration import build_calibration, calibration_loader, scoring_mode
 from amg_plugin.errors import AMGError
 from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
 
@@ -19,7 +19,7 @@ def images_of(calibration):
 def known_images(engine):
     """Every training image as evaluation would see it."""
     dataset = engine.train_loader.dataset
-    images = [plain_train_loader(engine).dataset[index]["img"] for index in range(len(dataset))]
+    images = [calibration_loader(engine).dataset[index]["img"] for index in range(len(dataset))]
     return torch.stack(images)
 
 

@@ -1,0 +1,98 @@
+"""Random numbers of training data that follow from seed and epoch, whoever reads the images.
+
+The order of an epoch is drawn by torchreid's sampler from a seed of its own. Every place in that order has a seed, too,
+which travels with the index to whichever process reads the image; transforms draw from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+#: What an order is for; each has orders of its own.
+TRAINING, CALIBRATION = 0, 1
+_ITEMS = np.random.MT19937(0)  # stands in for numpy's own generator; seeded for every item
+
+
+class SeededIndex(int):
+    """An index with the seed of the random numbers that its item takes.
+
+    Attributes:
+        seed: 64 bits; None leaves the item to the random numbers of the process.
+    """
+
+    seed: int | None = None
+
+
+@contextlib.contextmanager
+def random_numbers(seed: int | None) -> Iterator[None]:
+    """Let Python's, numpy's and torch's random numbers on the CPU start from ``seed`` in this block only.
+
+    Blocks do not stand in one another.
+
+    Args:
+        seed: 64 bits; None changes nothing.
+    """
+    if seed is None:
+        yield
+        return
+    python, generator, state = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
+    np.random.set_bit_generator(_ITEMS)  # copying numpy's state would take most of the time
+    random.seed(seed)
+    # Halves: numpy and torch have the same generator, whose numbers must not be the same.
+    np.random.seed(seed >> 32)
+    torch.default_generator.manual_seed(seed & 0xFFFFFFFF)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_bit_generator(generator)
+        torch.set_rng_state(state)
+
+
+class SeededSampler(Sampler[int]):
+    """Another sampler, whose order follows from seed and epoch; gives :class:`SeededIndex`.
+
+    Every pass is an epoch of its own, unless :meth:`begin` says which one comes next.
+
+    Args:
+        sampler: Draws the order from Python's, numpy's or torch's random numbers, as torchreid's samplers do.
+        seed: The seed of the run.
+        purpose: What the order is for.
+    """
+
+    def __init__(self, sampler: Sampler, seed: int, purpose: int = TRAINING) -> None:
+        self.sampler, self.seed, self.purpose = sampler, seed, purpose
+        self._epoch = 0
+
+    def begin(self, epoch: int) -> None:
+        """The next pass is that of ``epoch``, counted from 0."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        numbers = np.random.default_rng([self.seed, self.purpose, self._epoch])
+        self._epoch += 1
+        with random_numbers(_draw(numbers, 1)[0]):
+            order = [SeededIndex(index) for index in self.sampler]
+        for index, seed in zip(order, _draw(numbers, len(order)), strict=True):
+            index.seed = seed
+        return iter(order)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def _draw(numbers: np.random.Generator, count: int) -> list[int]:
+    return numbers.integers(2**64, size=count, dtype=np.uint64).tolist()
+
+
+def begin(loader: DataLoader, epoch: int) -> None:
+    """Start an epoch, counted from 0, of a loader; one that is not seeded stays as it is."""
+    for part in (loader.sampler, getattr(loader.dataset, "replacements", None)):
+        if hasattr(part, "begin"):
+            part.begin(epoch)
