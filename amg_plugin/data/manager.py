@@ -124,8 +124,9 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         for name in training:
             loader = getattr(self, name)
             changes = {"dataset": next(datasets), "sampler": SeededSampler(loader.sampler, seed)}
-            # A generator of its own: processes that are kept would take fewer of the run's random numbers.
-            changes |= {"generator": torch.Generator(), "persistent_workers": bool(gigabytes and loader.num_workers)}
+            # Processes that are kept would take fewer of the run's random numbers, so they take them from elsewhere.
+            changes["generator"] = torch.Generator().manual_seed(seed)
+            changes["persistent_workers"] = bool(gigabytes and loader.num_workers)
             setattr(self, name, _rebuilt(loader, **changes))
         for loaders, part in tests:
             loaders[part] = _rebuilt(loaders[part], dataset=next(datasets))

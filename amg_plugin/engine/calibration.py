@@ -39,7 +39,7 @@ def calibration_loader(engine: HookedEngine, augment: bool = False) -> DataLoade
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         drop_last=loader.drop_last,
-        generator=torch.Generator(),
+        generator=torch.Generator().manual_seed(engine.cfg.train.seed),
     )
 
 
