@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
+from yacs.config import CfgNode
 
 from amg_plugin.config import load_config
 from amg_plugin.data.cache import first_step, keep_images
@@ -62,7 +63,7 @@ class Bare:
         model: The network, on its device.
     """
 
-    def __init__(self, cfg: Any, datamanager: Any, model: nn.Module) -> None:
+    def __init__(self, cfg: CfgNode, datamanager: Any, model: nn.Module) -> None:
         self.cfg, self.model = cfg, model.train()
         self.device = next(model.parameters()).device
         self.loader, dataset = datamanager.train_loader, datamanager.train_loader.dataset
@@ -123,7 +124,7 @@ class Bare:
         return torch.where(hidden, self.mean, images)
 
 
-def engine_epoch(cfg: Any, datamanager: Any, writer: SummaryWriter) -> Callable[[], None]:
+def engine_epoch(cfg: CfgNode, datamanager: Any, writer: SummaryWriter) -> Callable[[], None]:
     """An epoch of the product's engine, torchreid's curves and progress lines included."""
     model = build_model(cfg, datamanager.num_train_pids)
     engine = assemble(cfg, datamanager, model, [ProgressHook()], 1)
@@ -207,7 +208,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def configuration(options: argparse.Namespace, folder: str, kept: str) -> Any:
+def configuration(options: argparse.Namespace, folder: str, kept: str) -> CfgNode:
     """The configuration of a run, with ``amg.cache_images`` as given."""
     words = ["data.root", options.root, "data.save_dir", folder, "model.pretrained", False, "amg.weights", ""]
     words += ["amg.check_images", False, "amg.batches_per_epoch", options.batches, *options.keys]
