@@ -102,7 +102,10 @@ def build_model(
 
 def _described(cfg: CfgNode, num_classes: int) -> ModelSpec:
     if cfg.model.name not in ARCHITECTURES:
-        raise ConfigError(f"model.name is '{cfg.model.name}', but must be one of {', '.join(ARCHITECTURES)}.")
+        raise ConfigError(
+            f"model.name is '{cfg.model.name}', but must be one of {', '.join(ARCHITECTURES)}; a configuration brings "
+            "one, such as --config-file market1501/vit_small."
+        )
     arch = ARCHITECTURES[cfg.model.name]
     spec = spec_from_config(cfg.amg, num_classes=num_classes, loss=cfg.loss.name, default_arch=arch)
     return fit_reducer(spec, cfg.amg)
