@@ -19,6 +19,8 @@ from amg_plugin.registries import (
     NEURON_SCORERS,
     OPTIMIZERS,
     REDUCERS,
+    REPAIR_PASSES,
+    REPAIRS,
     TARGETS,
     TOKEN_SCORERS,
     TOKEN_VARIANTS,
@@ -263,11 +265,9 @@ KEYS: dict[str, Key] = {
     "amg.min_tokens_per_block": Key(1, "patch tokens that every block keeps", at_least(1)),
     "amg.min_neurons_per_block": Key(1, "hidden units that every block's MLP keeps", at_least(1)),
     "amg.neuron_multiple": Key(1, "an MLP that loses hidden units keeps a multiple of this many", at_least(1)),
-    "amg.repair": Key("none", "what is fitted anew after each cut", one_of("none", "mean", "least_squares")),
+    "amg.repair": Key("none", "what is fitted anew after each cut", one_of(*REPAIRS)),
     "amg.repair_images": Key(1024, "training images of a repair, rounded up to whole batches", at_least(1)),
-    "amg.repair_pass": Key(
-        "blocks", "on what the repaired blocks before give, or in one pass", one_of("blocks", "one")
-    ),
+    "amg.repair_pass": Key("blocks", "on what the repaired blocks before give, or in one pass", one_of(*REPAIR_PASSES)),
     "amg.repair_ridge": Key(0.01, "weight of the change of the weights, relative to the inputs' variance", POSITIVE),
     "amg.schedule": Key([], "stages {target, rate, iterations, epochs}, in order; see STAGE_DEFAULTS", None, dict),
     "amg.final_epochs": Key(0, "epochs of fine-tuning after the last stage", at_least(0)),

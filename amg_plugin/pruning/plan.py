@@ -59,7 +59,7 @@ class PruningPlan:
         # Lists would make the plan unhashable.
         for name in ("num_heads", "num_neurons", "updates"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("heads", "tokens", "neurons"):
+        for name in TARGETS:
             object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
         object.__setattr__(self, "groups", tuple(tuple(map(tuple, block)) for block in self.groups))
         if self.variant not in TOKEN_VARIANTS:

@@ -1,9 +1,9 @@
-"""How heads and tokens are scored: AMG, rules beyond the paper, and simple ones to compare with.
+"""How heads, tokens and neurons are scored: AMG, rules beyond the paper, and simple ones to compare with.
 
 A scorer is a callable ``score(model, calibration, blocks)``. It gives a tensor per entry of ``blocks``, on any device,
-with a finite number for each head (or patch token) that the block still has. Heads with large scores go first, tokens
-with small ones. It may run the calibration batches, and leaves the model as it was. The tables of
-:mod:`amg_plugin.registries` name the scorers and say which of them AMG's weights per block apply to.
+with a finite number for each head (or patch token, or neuron) that the block still has. Heads with large scores go
+first, tokens and neurons with small ones. It may run the calibration batches, and leaves the model as it was. The
+tables of :mod:`amg_plugin.registries` name the scorers and say which of them AMG's weights per block apply to.
 """
 
 from __future__ import annotations

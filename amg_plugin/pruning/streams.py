@@ -25,6 +25,7 @@ from amg_plugin.pruning.merging import transition
 from amg_plugin.pruning.plan import PruningPlan
 from amg_plugin.pruning.repair import Moments, check_tokens, fit_least_squares, fit_mean
 from amg_plugin.pruning.surgery import apply_plan, behind_prefix, current_plan, prunable_blocks
+from amg_plugin.registries import REPAIR_PASSES, REPAIRS
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,20 @@ class Repair:
         way: ``"blocks"``: each block gets what the repaired blocks in front of it give. ``"one"``: each block gets
             what it got before the cut.
         ridge: Weight of the change of the weights, see :func:`amg_plugin.pruning.repair.fit_least_squares`.
+
+    Raises:
+        InputError: If ``kind`` or ``way`` is another word.
     """
 
     kind: str = "least_squares"
     images: int = 1024
     way: str = "blocks"
     ridge: float = 1e-2
+
+    def __post_init__(self) -> None:
+        for what, word, words in (("kind", self.kind, REPAIRS), ("way", self.way, REPAIR_PASSES)):
+            if word not in words:
+                raise InputError(f"The {what} of a repair is '{word}', but must be one of {', '.join(words)}.")
 
     @classmethod
     def from_config(cls, amg: CfgNode) -> Repair:

@@ -15,6 +15,10 @@ from amg_plugin.registries.registry import Registry, Row
 TARGETS = ("heads", "tokens", "neurons")
 #: What a removed token loses: the whole block, or only its key and value; or it is merged into another one for good.
 TOKEN_VARIANTS = ("block", "kv", "merge")
+#: What a repair fits anew after a cut: nothing, biases and constants, or weights as well.
+REPAIRS = ("none", "mean", "least_squares")
+#: What a block is repaired on: what the repaired blocks in front of it give, or what it got before the cut.
+REPAIR_PASSES = ("blocks", "one")
 
 
 @dataclass(frozen=True)

@@ -409,6 +409,12 @@ def test_too_few_images_are_refused_before_any_work(targets, images, text):
         Repair().check(network(), targets, images)
 
 
+@pytest.mark.parametrize(("words", "text"), [(["means"], "kind of a repair is 'means'"), (["mean", 8, "two"], "'two'")])
+def test_another_word_for_a_repair_is_refused(words, text):
+    with pytest.raises(InputError, match=text):
+        Repair(*words)
+
+
 def test_a_mean_needs_no_number_of_images():
     Repair().check(network(), ["tokens"], 1)  # constants and biases
     Repair("mean").check(network(), ["heads", "tokens", "neurons"], 1)
