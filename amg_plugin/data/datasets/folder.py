@@ -134,7 +134,7 @@ def layout_of(name: str) -> FolderLayout:
         raise ConfigError(f"'{name}' is not a data set: after '{kind}:' comes a name without a folder in it.")
     if kind == "csv":
         return TableLayout(name, (f"{own}.csv",))
-    return FolderLayout(name, (own,))
+    return FolderLayout(name, (own,), advice="docs/datasets.md shows what lies in it")
 
 
 @functools.cache
