@@ -14,6 +14,7 @@ from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
 
 from amg_plugin.cli.arguments import CHECKPOINT, adder, argument
+from amg_plugin.deploy.clients import CLIENTS
 from amg_plugin.errors import InputError
 from amg_plugin.registries.formats import FORMATS
 from amg_plugin.utils.preprocessing import INPUTS
@@ -21,8 +22,13 @@ from amg_plugin.utils.preprocessing import INPUTS
 _INT8 = "quantise to 8 bits, calibrated on a folder of images or on the training images of a data set"
 _INPUT = (
     "what the file's caller does to RGB images that are resized: network: normalises them with the network's mean and "
-    "std; unit: scales them to 0 to 1; raw255: nothing, they go from 0 to 255; imagenet: normalises them with "
-    "ImageNet's mean and std"
+    "std (the default); unit: scales them to 0 to 1; raw255: nothing, they go from 0 to 255; imagenet: normalises them "
+    "with ImageNet's mean and std"
+)
+_FOR = (
+    "a file for another program ("
+    + ", ".join(f"{name}: {row.program}" for name, row in CLIENTS.items())
+    + "): takes any number of images as that program prepares them, and what it reads is written beside the file"
 )
 
 
@@ -39,7 +45,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         argument("--root", "folder that holds the data sets, if --int8 names one", metavar="FOLDER"),
         argument("--calibration-images", "largest number of images to calibrate on (128)", type=int, metavar="N"),
         argument("--dynamic-batch", "take any number of images per call instead of one"),
-        argument("--input", _INPUT, choices=INPUTS, default="network"),
+        argument("--input", _INPUT, choices=INPUTS),
+        argument("--for", _FOR, dest="client", choices=CLIENTS),
         argument("--normalize-input", SUPPRESS, action="store_true"),
         argument("--l2-normalize", "the file gives features of length 1"),
         argument("--images", "compare on these images instead of generated ones", type=Path, metavar="FOLDER"),

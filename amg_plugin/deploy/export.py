@@ -17,6 +17,7 @@ from tqdm import tqdm
 from amg_plugin import compat
 from amg_plugin.data.checks.folders import check_dataset_folder, known_datasets
 from amg_plugin.deploy import writers
+from amg_plugin.deploy.clients import CLIENTS, Client
 from amg_plugin.deploy.exported_file import ExportInfo, first_line, open_exported
 from amg_plugin.deploy.images import as_image, images_below, prepare, spread
 from amg_plugin.deploy.networks import CheckpointFile, FeatureGraph, deployed
@@ -48,7 +49,8 @@ class ExportOptions:
         int8: Calibration data (a folder of images, or the name of a data set), or None.
         dynamic_batch: Any number of images per call instead of one.
         input: What the caller does to images, one of :data:`~amg_plugin.utils.preprocessing.INPUTS`; the graph does the
-            rest.
+            rest. None for ``network``, or for what ``client`` does.
+        client: The program that will call the file, one of :data:`~amg_plugin.deploy.clients.CLIENTS`, or None.
         l2_normalize: Features of length 1.
         images: Folder of images for the comparison; None for generated ones, or for some of the calibration data.
         root: Data root, if ``int8`` names a data set.
@@ -61,7 +63,8 @@ class ExportOptions:
     fp16: bool = False
     int8: str | None = None
     dynamic_batch: bool = False
-    input: str = "network"
+    input: str | None = None
+    client: str | None = None
     l2_normalize: bool = False
     images: Path | None = None
     root: str | None = None
@@ -85,7 +88,14 @@ class ExportOptions:
     @property
     def beside(self) -> list[Path]:
         """What is written next to the file; the description comes first."""
-        return [self.output.with_name(f"{self.output.name}.json"), *self.row.files(self.output)[:-1]]
+        description = self.output.with_name(f"{self.output.name}.json")
+        read = [self.caller.beside(self.output)] if self.caller else []
+        return [description, *read, *self.row.files(self.output)[:-1]]
+
+    @property
+    def caller(self) -> Client | None:
+        """The program that ``client`` names."""
+        return CLIENTS.get(self.client) if self.client is not None else None
 
     def check(self) -> None:
         """Check everything that can be known without the checkpoint.
@@ -99,7 +109,12 @@ class ExportOptions:
         able = [other.name for other in FORMATS.rows.values() if other.quantiser]
         folders = [str(path) for path in self.beside if path.is_dir()]
         faults = {
-            f"--input '{self.input}' is unknown; allowed are {', '.join(INPUTS)}.": self.input not in INPUTS,
+            f"--input '{self.input}' is unknown; allowed are {', '.join(INPUTS)}.": (
+                self.input is not None and self.input not in INPUTS
+            ),
+            f"--for '{self.client}' is unknown; allowed are {', '.join(CLIENTS)}.": (
+                self.client is not None and self.caller is None
+            ),
             f"--output '{self.output}' must end in {' or '.join(row.suffixes)} for {row.name}.": (
                 self.output.suffix.lower() not in row.suffixes
             ),
@@ -118,6 +133,8 @@ class ExportOptions:
         for sentence, applies in faults.items():
             if applies:
                 raise InputError(sentence)
+        if self.caller:
+            self.caller.check(self.file_format, self.output, self.input)
         for package in self.packages:
             need(package, f"Exporting to {row.name}", row.extras[0])
         if row.check is not None:
@@ -143,42 +160,27 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
     output, path = options.output, Path(checkpoint)
     if path.exists() and any(file.exists() and file.samefile(path) for file in (output, *options.beside)):
         raise InputError(f"--output '{output}' would overwrite the checkpoint '{path}'; choose another file.")
-    reference = CheckpointFile(path)
+    reference, caller = CheckpointFile(path), options.caller
+    if caller and reference.info.label_inputs:
+        raise InputError(f"'{path}' takes {reference.info.label_inputs[0]} with images, which {caller.program} lacks.")
     calibration, pictures, kind = _images(options, reference.info)
     info = replace(
         reference.info,
         file_format=options.file_format,
         precision=options.precision,
-        batch=None if options.row.batch == "any" or options.dynamic_batch else 1,
-        input=options.input,
+        batch=None if caller or options.row.batch == "any" or options.dynamic_batch else 1,
+        input=options.input or (caller.input if caller else "network"),
         l2_normalize=options.l2_normalize,
         versions=versions("torch", "timm", *options.packages),
     )
     with _folder_beside(output) as work:
         draft = work / output.name
-        info = _write_what_runs(_Job(options, reference, calibration, say), info, draft)
-        exported = open_exported(draft, trusted=True)
-        comparison = compare(exported, reference, pictures, kind)
-        say(comparison.sentence())
-        if not comparison.within:
-            raise RunError(
-                f"The features of the {info.precision} {info.file_format} file differ from PyTorch's by "
-                f"{comparison.relative_difference:.1e} of the largest feature, cosine {comparison.cosine:.4f} "
-                f"(limit: {comparison.limit}); '{output}' was not written."
-            )
-        outcome = {
-            "file": output.name,
-            "bytes": file_size(draft),
-            "sha256": sha256(draft),
-            "opset": (options.opset or writers.DEFAULT_OPSET) if "opset" in options.row.options else None,
-            "calibration_images": len(calibration),
-            "comparison": comparison.to_dict(),
-            "runtime": exported.runtime,
-            **environment(use_gpu=False),
-            "info": info.to_dict(),
-        }
-        del exported  # or Windows would not rename the file
+        job = _Job(options, reference, calibration, say)
+        info = _write_what_runs(job, info, draft)
+        outcome = _outcome(job, info, draft, (pictures, kind))
         (work / options.beside[0].name).write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+        if caller:
+            (work / caller.beside(output).name).write_text(caller.text(info, output.name), encoding="utf-8")
         # The description before what it describes, weights before the graph that needs them.
         for file in (*options.beside, output):
             (work / file.name).replace(file)
@@ -269,6 +271,31 @@ def _write_what_runs(job: _Job, info: ExportInfo, draft: Path) -> ExportInfo:
         f"The runtime of {info.file_format} crashes when it runs the {info.precision} file; "
         f"'{job.options.output}' was not written."
     )
+
+
+def _outcome(job: _Job, info: ExportInfo, draft: Path, images: tuple[list[Any], str]) -> dict[str, Any]:
+    """Compare a file with PyTorch on ``images`` of a kind; gives what there is to say about it, or a RunError."""
+    options, exported = job.options, open_exported(draft, trusted=True)
+    comparison = compare(exported, job.reference, *images)
+    job.say(comparison.sentence())
+    if not comparison.within:
+        raise RunError(
+            f"The features of the {info.precision} {info.file_format} file differ from PyTorch's by "
+            f"{comparison.relative_difference:.1e} of the largest feature, cosine {comparison.cosine:.4f} "
+            f"(limit: {comparison.limit}); '{options.output}' was not written."
+        )
+    return {
+        "file": draft.name,
+        "for": options.caller.program if options.caller else None,
+        "bytes": file_size(draft),
+        "sha256": sha256(draft),
+        "opset": (options.opset or writers.DEFAULT_OPSET) if "opset" in options.row.options else None,
+        "calibration_images": len(job.calibration),
+        "comparison": comparison.to_dict(),
+        "runtime": exported.runtime,
+        **environment(use_gpu=False),
+        "info": info.to_dict(),
+    }
 
 
 def calibration_files(data: str, root: str | None) -> list[Path]:
