@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.errors import AMGError, CheckpointError, PlanError, RunError, shown
+from amg_plugin.errors import AMGError, CheckpointError, DamagedFileError, PlanError, RunError, shown
 from amg_plugin.models.build import build_network, differences
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
@@ -162,7 +162,7 @@ def save_checkpoint(
     history: Sequence[Mapping[str, Any]] = (),
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a :class:`ReIDModel`, pruned or not; the file is replaced only once the new one is complete.
+    """Write a :class:`ReIDModel`, pruned or not; the file is replaced only once the new one was read back.
 
     Args:
         path: Where to; folders are made.
@@ -175,6 +175,7 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: If ``preprocessing`` is incomplete or impossible.
+        DamagedFileError: If the new file does not hold what was written; an older one stays.
         RunError: If the file cannot be written.
     """
     model = unwrap(model)
@@ -195,10 +196,32 @@ def save_checkpoint(
     try:
         with replacing(path, "checkpoint") as draft:
             torch.save(content, draft)
+            if not _holds(draft, content):
+                raise DamagedFileError(f"The checkpoint '{path}' was not read back as it was written.")
     except RuntimeError as error:  # torch does not say why
         if shutil.disk_usage(Path(path).parent).free < 1 << 20:
             raise full_disk(path, "checkpoint") from error
         raise RunError(f"The checkpoint '{path}' cannot be written: {error}.") from error
+
+
+def _holds(path: Path, content: Mapping[str, Any]) -> bool:
+    """Whether a file can be read and holds what was written into it."""
+    try:
+        found = load_data(path)
+    except Exception as error:  # torch raises many types for damaged files
+        logger.debug("%s: %s", path, error)
+        return False
+    ours, theirs = content["weights"], found.pop("weights", {})
+    others = {name: value for name, value in content.items() if name != "weights"}
+    # As texts: NaN is not equal to itself, and a model may have been saved with it.
+    return (
+        repr(others) == repr(found) and ours.keys() == theirs.keys() and all(map(_same, ours.values(), theirs.values()))
+    )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    alike = one.shape == other.shape and one.dtype == other.dtype
+    return alike and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _plain(value: Any) -> Any:

@@ -60,6 +60,10 @@ class RunError(AMGError):
     """A run that started and could not be finished."""
 
 
+class DamagedFileError(RunError):
+    """A file that was not read back as it was written."""
+
+
 class InputError(AMGError, ValueError):
     """Something the user gave cannot be used."""
 

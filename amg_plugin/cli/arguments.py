@@ -181,20 +181,35 @@ class _Handler(logging.StreamHandler):
 
 
 class _Tee:
-    """Writes to the terminal and to a file. torchreid's ``Logger`` would close the terminal's stream with itself."""
+    """Writes to the terminal and, as long as there is room for it, to a file.
 
-    def __init__(self, *streams: TextIO) -> None:
-        self.streams = streams
-        self.isatty = streams[0].isatty
+    torchreid's ``Logger`` would close the terminal's stream with itself.
+    """
+
+    def __init__(self, terminal: TextIO, file: TextIO) -> None:
+        self.terminal, self.file = terminal, file
+        self.isatty = terminal.isatty
 
     def write(self, text: str) -> int:
-        for stream in self.streams:
-            stream.write(printable(text))
+        self.terminal.write(printable(text))
+        self.log(printable(text))
         return len(text)
 
     def flush(self) -> None:
-        for stream in self.streams:
-            stream.flush()
+        self.terminal.flush()
+        self.log()
+
+    def log(self, text: str = "") -> None:
+        """Write to the file and flush it; a run of days does not end for that."""
+        if self.file.closed:
+            return
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.file.close()  # what it could not write goes
+            self.terminal.write(f"\nThe log '{self.file.name}' cannot be written ({error.strerror}) and ends here.\n")
 
 
 @contextlib.contextmanager
@@ -226,10 +241,13 @@ def logged(save_dir: str, command: str) -> Iterator[float]:
     from amg_plugin.utils.lock import locked
 
     stamp = time.strftime("%Y-%m-%d-%H-%M-%S")
-    with locked(save_dir), (Path(save_dir) / f"{command}.log-{stamp}").open("w", encoding="utf-8", buffering=1) as file:
+    with locked(save_dir), (Path(save_dir) / f"{command}.log-{stamp}").open("w", encoding="utf-8") as file:
         tee = _Tee(sys.stdout, file)
-        with logging_to(_Handler(tee), propagate=False), contextlib.redirect_stdout(tee):
-            yield time.monotonic()
+        try:
+            with logging_to(_Handler(tee), propagate=False), contextlib.redirect_stdout(tee):
+                yield time.monotonic()
+        finally:
+            tee.log()
 
 
 def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint
 from amg_plugin.config.load import to_plain_dict
 from amg_plugin.data.labels import TrainingLabels
 from amg_plugin.data.seeding import begin
+from amg_plugin.engine.curves import Curves
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.optim import RateSchedule, build_optimizer, build_scheduler
-from amg_plugin.errors import ConfigError, RunError
+from amg_plugin.errors import ConfigError, DamagedFileError, RunError
 from amg_plugin.evaluation.evaluator import Evaluator, draw_rankings
 from amg_plugin.evaluation.protocol import Protocol
 from amg_plugin.models.vit import unwrap
@@ -86,6 +87,8 @@ class HookedEngine:
             )
         for hook in self.hooks:
             hook.before_run(self)
+        if self.writer is None:
+            self.writer = Curves(bound.arguments["save_dir"])
         super().run(*args, **kwargs)
         for hook in self.hooks:
             hook.after_run(self)
@@ -256,17 +259,28 @@ class HookedEngine:
         result = self.results[target] = evaluator.score(target, draw)
         return result["rank1"], result["mAP"]
 
-    def write_checkpoint(self, path: str | Path) -> None:
+    def write_checkpoint(self, path: str | Path) -> bool:
         """Write the model as it is now in the plugin's format.
 
+        Returns:
+            Whether the file has it. If the new file was damaged and epochs are to come, there is a warning, and an
+            older one stays.
+
         Raises:
-            RunError: If a weight is NaN or infinite; the file then stays as it was.
+            RunError: If it cannot be written, or a weight is NaN or infinite; the file then stays as it was.
         """
         for name, value in unwrap(self.model).state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise RunError(f"'{name}' is NaN or infinite after epoch {self.epoch + 1}; '{path}' was not written.")
         facts = {"history": self.history, "preprocessing": Preprocessing.from_config(self.cfg.data)}
-        save_checkpoint(path, self.model, config=to_plain_dict(self.cfg), **facts)
+        try:
+            save_checkpoint(path, self.model, config=to_plain_dict(self.cfg), **facts)
+        except DamagedFileError as error:
+            if self.epoch + 1 >= self.max_epoch:
+                raise
+            logger.warning("epoch %d: %s The older file, if there is one, stays.", self.epoch + 1, error)
+            return False
+        return True
 
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
         """Write the latest model; torchreid's own format cannot be read back for a pruned one."""

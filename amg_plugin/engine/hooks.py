@@ -132,9 +132,8 @@ class BestModelHook(Hook):
     def after_test(self, engine: Engine) -> None:
         """Compare and write."""
         score = engine.first_result["mAP"]
-        if self.eligible() and score > self.best.get("mAP", -1.0):
+        if self.eligible() and score > self.best.get("mAP", -1.0) and engine.write_checkpoint(self.path):
             self.best = {"epoch": engine.epoch, "mAP": score}
-            engine.write_checkpoint(self.path)
 
 
 class ProgressHook(Hook):
