@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import amg_plugin
+from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.config import from_plain_dict, load_config
 from amg_plugin.config.schema import KEYS
 from amg_plugin.errors import ConfigError, InputError
@@ -85,6 +86,27 @@ def test_pairs_on_the_command_line_refer_to_the_option():
 def test_a_stored_configuration_loads_nothing(planted):
     assert from_plain_dict({"amg": {"imports": planted}}).amg.imports == []
     assert load_config(None, base={"amg": {"imports": planted}}).amg.imports == []
+
+
+PLACE = """
+import torch
+from amg_plugin.registries import register_neuron_scorer
+
+
+@register_neuron_scorer("user_place")
+def place(model, calibration, blocks):
+    return [torch.arange(model.backbone.blocks[block].mlp.fc2.in_features) for block in blocks]
+"""
+
+
+def test_an_imported_scorer_chooses_the_neurons(trained, module, amg_reid, tmp_path):
+    words = ["--weights", trained.last, "data.save_dir", tmp_path / "out", "amg.neuron_scorer", "user_place"]
+    schedule = ["amg.schedule", "[{target: neurons, rate: 0.25}]"]
+    outcome = amg_reid("prune", "--import", module("user_place.py", PLACE), *words, *schedule)
+    assert outcome.status == 0, outcome.err
+    plan = read_checkpoint(tmp_path / "out" / "last.pth").plan
+    assert [kept[-1] + 1 - kept[0] for kept in plan.neurons] == plan.neurons_per_block != list(plan.num_neurons)
+    assert [kept[-1] + 1 for kept in plan.neurons] == list(plan.num_neurons)
 
 
 @pytest.fixture
