@@ -11,6 +11,9 @@ share of the time, which is measured first (amg.latency says how). amg.balance s
 tokens and neurons; auto finds the shares that change the features least on some training images. --preview shows what
 several balances would remove.
 
+Beyond the published method, amg.repair fits what is left anew after each cut, and amg.token_variant merge merges
+tokens.
+
 example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \
            --root reid-data data.save_dir log/vit_small_pruned
 """
