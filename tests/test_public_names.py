@@ -14,8 +14,8 @@ NAMES = {
     "amg_plugin.models": ("ModelSpec", "ReducerSpec", "build_network"),
     "amg_plugin.paper": ("load_la_transformer", "load_la_vit", "load_transreid", "published_accounting"),
     "amg_plugin.pruning": (
-        "PruningPlan", "apply_plan", "current_plan", "head_entropy", "select_heads", "select_tokens",
-        "token_importance", "Repair", "prune_and_repair", "choose_pairs", "merge_costs", "merged_plan",
+        "PruningPlan", "apply_plan", "current_plan", "head_entropy", "select_heads", "select_neurons",
+        "select_tokens", "token_importance", "Repair", "prune_and_repair", "choose_pairs", "merge_costs", "merged_plan",
     ),
 }  # fmt: skip
 
