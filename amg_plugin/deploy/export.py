@@ -134,7 +134,7 @@ class ExportOptions:
             if applies:
                 raise InputError(sentence)
         if self.caller:
-            self.caller.check(self.file_format, self.output, self.input)
+            self.caller.check(self.file_format, self.precision, self.output, self.input)
         for package in self.packages:
             need(package, f"Exporting to {row.name}", row.extras[0])
         if row.check is not None:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from small_models import NETWORKS, preprocessing
 from torch.nn.functional import interpolate
 
@@ -86,6 +87,35 @@ def test_names_by_which_boxmot_chooses_otherwise_are_refused(checkpoint, tmp_pat
 def test_what_boxmot_does_not_take_is_refused(checkpoint, tmp_path, form, name, options, sentence):
     with pytest.raises(InputError, match=sentence):
         export(checkpoint, ExportOptions(form, tmp_path / name, client="boxmot", **options))
+
+
+def test_deepstream_gets_the_plugins_features_with_the_section_beside_the_file(checkpoint, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    export(checkpoint, ExportOptions("onnx", tmp_path / "vits.onnx", client="deepstream"))
+    section = yaml.safe_load((tmp_path / "vits.onnx.deepstream.yml").read_text(encoding="utf-8"))["ReID"]
+    image, (_, *size) = crop(20, 11), section["inferDims"]
+    offsets = torch.tensor(section["offsets"])[:, None, None]
+    batch = torch.stack([section["netScaleFactor"] * (resized(image, size) - offsets)] * 2).numpy()
+    session = runtime.InferenceSession(tmp_path / section["onnxFile"], providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": batch})
+    assert found.shape == (2, section["reidFeatureSize"])
+    assert cosine(found[:1], FeatureExtractor(checkpoint)([image])) >= 0.9999
+    assert (section["colorFormat"], section["inputOrder"], section["keepAspc"]) == (0, 0, 0)
+    assert section["addFeatureNormalization"] == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "options", "sentence"),
+    [
+        ("torchscript", "vits.pt", {}, "not a file of torchscript that DeepStream"),
+        ("onnx", "vits.onnx", {"fp16": True}, "--fp16 is not for DeepStream"),
+        ("onnx", "vits.onnx", {"input": "imagenet"}, "--input imagenet is not what DeepStream"),
+    ],
+)
+def test_what_deepstream_does_not_take_is_refused(checkpoint, tmp_path, form, name, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        export(checkpoint, ExportOptions(form, tmp_path / name, client="deepstream", **options))
 
 
 def test_networks_that_need_cameras_are_refused(tmp_path):
