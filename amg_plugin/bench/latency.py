@@ -21,7 +21,6 @@ from amg_plugin.pruning import PruningPlan, apply_plan
 from amg_plugin.pruning.budget import Budget, PlanCost
 from amg_plugin.pruning.cut import PruningRules
 from amg_plugin.pruning.example_plans import example_for_budget
-from amg_plugin.pruning.surgery import check_neurons
 from amg_plugin.registries import TARGETS
 
 #: What is measured, relative to the saving that is asked for: MACs saved, as pruning rarely pays in full. The last is
@@ -102,14 +101,11 @@ def candidates(
 
     Raises:
         ConfigError: If nothing can be pruned.
-        PlanError: If neurons shall go from MLPs that cannot lose any.
     """
     with torch.random.fork_rng(devices=[]):
         model = apply_plan(build_network(spec).eval(), plan)
     grid, cost = backbone_of(model).patch_embed.grid_size, PlanCost.of(model)
     limits, shared = rules.limits(model), Budget(target, balance)
-    if shared.weight("neurons"):
-        check_neurons(model, limits.blocks)
     before, found = cost.saving(plan), []
     for factor in LADDER:
         saving = min(factor * target, 1.0)

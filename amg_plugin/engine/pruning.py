@@ -21,7 +21,6 @@ from amg_plugin.pruning.cut import PruningRules, carry_out
 from amg_plugin.pruning.merging import MergeRange
 from amg_plugin.pruning.schedule import Cut, PruningSchedule
 from amg_plugin.pruning.streams import Repair
-from amg_plugin.pruning.surgery import check_neurons
 from amg_plugin.registries import TARGETS
 
 logger = logging.getLogger(__name__)
@@ -88,8 +87,6 @@ class AMGPruningHook(Hook):
             raise ConfigError(
                 "No block can be pruned: the network has a single one, which the jigsaw patch module (amg.jpm) copies."
             )
-        if "neurons" in self.schedule.targets:
-            check_neurons(model, blocks)
         merges = self.token_variant == "merge"
         if merges and "tokens" in self.schedule.targets and not self.schedule.done:
             MergeRange(plan, limits).check()

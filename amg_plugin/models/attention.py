@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, RmsNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -243,23 +243,26 @@ class PrunableBlock(Block):
 
 
 class SubsetNorm(nn.Module):
-    """LayerNorm over the outputs of all heads, or over all hidden units of an MLP, when some of them are gone.
+    """Norm over the outputs of all heads, or over all hidden units of an MLP, when some of them are gone.
 
-    timm's ``scale_norm`` normalises over the whole width. What is removed is zeros in that width, so that mean and
-    variance are still taken over the original width. Weight and bias of the dense norm are sliced later.
+    timm's ``scale_norm`` normalises over the whole width, by LayerNorm or RmsNorm. What is removed is zeros in that
+    width, so that mean and variance are still taken over the original width. Weight and bias of the dense norm are
+    sliced later.
     """
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, norm: nn.LayerNorm | RmsNorm) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-        self.full_width = norm.normalized_shape[0]
+        self.weight, self.bias, self.eps = norm.weight, getattr(norm, "bias", None), norm.eps
+        self.full_width, self.centred = norm.normalized_shape[0], isinstance(norm, nn.LayerNorm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[..., width left]`` with the statistics of the full width."""
-        mean = x.sum(-1, keepdim=True) / self.full_width
-        missing = self.full_width - x.shape[-1]
-        variance = ((x - mean).square().sum(-1, keepdim=True) + missing * mean.square()) / self.full_width
-        x = (x - mean) * torch.rsqrt(variance + self.eps)
+        removed = 0.0  # what the zeros add to the sum of squares
+        if self.centred:
+            mean = x.sum(-1, keepdim=True) / self.full_width
+            x, removed = x - mean, (self.full_width - x.shape[-1]) * mean.square()
+        variance = (x.square().sum(-1, keepdim=True) + removed) / self.full_width
+        x = x * torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             x = x * self.weight
         return x if self.bias is None else x + self.bias

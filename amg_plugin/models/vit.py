@@ -10,16 +10,28 @@ from functools import partial
 from typing import Any
 
 import timm
-from timm.layers import Attention, PatchEmbed
+from timm.layers import Attention, GluMlp, LayerNorm, LayerNormFp32, Mlp, PatchEmbed, RmsNorm, SwiGLU
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from amg_plugin.errors import AMGError, ConfigError, InputError, UnsupportedModelError
-from amg_plugin.models.attention import PrunableAttention, PrunableBlock
+from amg_plugin.models.attention import PrunableAttention, PrunableBlock, SubsetNorm
 
 _PLAIN = (VisionTransformer, VisionTransformerDistilled)
+_NORMS = (nn.LayerNorm, LayerNorm, LayerNormFp32, RmsNorm)
+_NO_OR_NORM = (nn.Identity, *_NORMS, SubsetNorm)
+#: Parts of a block with the classes that pruning and the fast form know how to take apart.
+_PARTS: dict[str, tuple[type[nn.Module], ...]] = {
+    "norm1": _NORMS,
+    "norm2": _NORMS,
+    "mlp": (Mlp, GluMlp, SwiGLU),
+    "ls1": (nn.Identity, LayerScale),
+    "ls2": (nn.Identity, LayerScale),
+    "attn.norm": _NO_OR_NORM,
+    "mlp.norm": _NO_OR_NORM,
+}
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
@@ -60,6 +72,8 @@ class OverlappingPatchEmbed(PatchEmbed):
         self.stride = _pair(stride)  # before the parent, which asks for the grid
         super().__init__(**kwargs)
         self.proj.stride = self.stride
+        # timm would ask for multiples of the patch, or pad to them, in networks for images of several sizes.
+        self.strict_img_size, self.dynamic_img_pad = True, False
 
     def _init_img_size(self, img_size: Any) -> Any:
         size, grid, count = super()._init_img_size(img_size)
@@ -112,6 +126,8 @@ def build_backbone(
     # Others would be arguments of timm's factory, which reads files and asks for addresses.
     if unknown := sorted(map(str, set(overrides or ()) - set(inspect.signature(VisionTransformer).parameters))):
         raise ConfigError(f"amg.override.{unknown[0]} is not an argument of timm's VisionTransformer.")
+    if (channels := (overrides or {}).get("in_chans", 3)) != 3:
+        raise ConfigError(f"amg.override.in_chans {channels} is impossible; images have 3 channels.")
     kwargs: dict[str, Any] = {"img_size": tuple(image_size), "num_classes": 0, **(overrides or {})}
     if drop_path:
         kwargs["drop_path_rate"] = drop_path
@@ -177,6 +193,18 @@ def _check_plain(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"the attention of block {index} is a {type(block.attn).__name__}; allowed: {allowed}."
             )
+        _check_parts(index, block)
+    if not isinstance(model.patch_drop, nn.Identity):
+        raise UnsupportedModelError("patches are dropped at random (patch_drop_rate); pruning needs all positions.")
+    if not model.has_class_token and not model.global_pool:
+        raise UnsupportedModelError("a ViT without class token has to pool its patches (global_pool).")
+
+
+def _check_parts(index: int, block: nn.Module) -> None:
+    for name, classes in _PARTS.items():
+        if (found := type(block.get_submodule(name))) not in classes:
+            names = ", ".join(dict.fromkeys(kind.__name__ for kind in classes))
+            raise UnsupportedModelError(f"{name} of block {index} is a {found.__name__}; allowed: {names}.")
 
 
 def _check_image_size(image_size: tuple[int, int], patch_size: tuple[int, int], stride: int | tuple[int, int]) -> None:

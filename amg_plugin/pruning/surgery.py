@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from timm.layers import GluMlp, Mlp, SwiGLU
+from timm.layers import GluMlp, SwiGLU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -56,17 +56,12 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     plan = plan.fitted(current)
     _check_fit(current, plan)
     _check_prunable(model, plan)
-    for block, kept, present in zip(backbone.blocks, plan.heads, current.heads, strict=True):
-        if kept != present:
-            _check_norm(block.attn.norm, "Heads", "an attention", "heads")
-    neurons = [plan.kept("neurons"), current.kept("neurons")]
-    thinner = [index for index, (kept, present) in enumerate(zip(*neurons, strict=True)) if kept != present]
-    check_neurons(backbone, thinner)
     make_prunable(backbone)
+    neurons, present = plan.kept("neurons"), current.kept("neurons")
     for index, block in enumerate(backbone.blocks):
-        if index in thinner:
-            place = {unit: position for position, unit in enumerate(neurons[1][index])}
-            _keep_neurons(block.mlp, [place[unit] for unit in neurons[0][index]])
+        if neurons[index] != present[index]:
+            place = {unit: position for position, unit in enumerate(present[index])}
+            _keep_neurons(block.mlp, [place[unit] for unit in neurons[index]])
         if plan.heads[index] != current.heads[index]:
             place = {head: position for position, head in enumerate(current.heads[index])}
             _keep_heads(block.attn, [place[head] for head in plan.heads[index]])
@@ -163,22 +158,6 @@ def _keep_heads(attention: PrunableAttention, kept: Sequence[int]) -> None:
     attention.attn_dim = len(kept) * attention.head_dim
 
 
-def check_neurons(model: nn.Module, blocks: Iterable[int]) -> None:
-    """Check that the MLPs of some blocks can lose hidden units.
-
-    Raises:
-        PlanError: If an MLP is of an unknown kind, or normalises over its hidden units in a way that cannot lose some.
-    """
-    for index in blocks:
-        mlp = backbone_of(model).blocks[index].mlp
-        if type(mlp) not in (Mlp, GluMlp, SwiGLU):
-            raise PlanError(
-                f"The MLP of block {index} is a {type(mlp).__name__}, which cannot lose neurons; allowed: Mlp, GluMlp "
-                "and SwiGLU of timm."
-            )
-        _check_norm(mlp.norm, "Neurons", "an MLP", "hidden units")
-
-
 def _keep_neurons(mlp: nn.Module, kept: Sequence[int]) -> None:
     """Slice everything that a hidden unit owns, in place; ``kept`` are positions among those left, ascending."""
     hidden = mlp.fc2.in_features
@@ -192,19 +171,10 @@ def _keep_neurons(mlp: nn.Module, kept: Sequence[int]) -> None:
     mlp.norm = _sliced_norm(mlp.norm, units)
 
 
-def _check_norm(norm: nn.Module, what: str, where: str, width: str) -> None:
-    """Refuse a norm over a width that cannot become smaller, before anything is sliced."""
-    if not isinstance(norm, nn.Identity | nn.LayerNorm | SubsetNorm):
-        raise PlanError(
-            f"{what} cannot be removed from {where} that normalises over all {width} with {type(norm).__name__}; "
-            "LayerNorm is allowed."
-        )
-
-
 def _sliced_norm(norm: nn.Module, rows: Tensor) -> nn.Module:
     if isinstance(norm, nn.Identity):
         return norm
-    norm = SubsetNorm(norm) if isinstance(norm, nn.LayerNorm) else norm
+    norm = norm if isinstance(norm, SubsetNorm) else SubsetNorm(norm)
     for name in ("weight", "bias"):
         _slice_parameter(norm, name, rows, dim=0)
     return norm

@@ -32,7 +32,6 @@ from amg_plugin.pruning.cut import PruningRules, carry_out
 from amg_plugin.pruning.schedule import Cut
 from amg_plugin.pruning.scorers import Calibration
 from amg_plugin.pruning.streams import Repair, feature_distance
-from amg_plugin.pruning.surgery import check_neurons
 from amg_plugin.registries import TARGETS
 from amg_plugin.runs.setup import assemble, check_identities, fitted
 from amg_plugin.runs.train import plan_pruning
@@ -124,8 +123,6 @@ def _feasible(cfg: CfgNode, model: nn.Module, rules: PruningRules) -> list[Budge
     """Budgets that can be met if every block loses the same share."""
     plan, limits, cost = current_plan(model), rules.limits(model), PlanCost.of(model)
     before, wanted, targets = cost.saving(plan), cfg.amg.target_macs_saving, budget_targets(cfg.amg)
-    if "neurons" in targets:
-        check_neurons(model, limits.blocks)
     possible = []
     for balance in balances(targets) if before < wanted - TOLERANCE else ():
         budget = Budget(wanted, {target: round(share, 6) for target, share in balance.items()})

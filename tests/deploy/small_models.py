@@ -15,10 +15,10 @@ TOKENS = [[0, 2, 3, 5], [1, 2, 7]]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-def plain(*, heads=None, tokens=None, variant="block", neurons=None):
+def plain(arch="vit_tiny_patch16_224", *, heads=None, tokens=None, variant="block", neurons=None, **options):
     """A ViT of two blocks, four heads and eight patches."""
-    overrides = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8}
-    model = randomised(build_network(ModelSpec("vit_tiny_patch16_224", (32, 16), 5, overrides=overrides)))
+    overrides = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8, **options}
+    model = randomised(build_network(ModelSpec(arch, (32, 16), 5, overrides=overrides)))
     plan = current_plan(model).with_variant(variant)
     return apply_plan(model, plan.narrow(heads=heads, tokens=tokens, neurons=neurons))
 
@@ -63,7 +63,26 @@ def reduced(method):
 REDUCED = {"tome": lambda: reduced("tome"), "evit": lambda: reduced("evit")}
 #: OpenVINO's CPU plugin crashes on this one if the number of images is fixed, seen with 2026.4.
 FRAGILE = {"fragile": lambda: plain(heads=[[0, 1, 3], [0]], tokens=[range(5), [0, 1, 2, 3, 4, 5, 7]])}
-ALL = {**NETWORKS, **REDUCED, **FRAGILE}
+
+
+def structured(arch, variant="block", **options):
+    """A ViT of another structure, with heads, tokens and neurons pruned."""
+    return plain(arch, heads=HEADS, tokens=TOKENS, variant=variant, neurons=[range(5, 20), range(30)], **options)
+
+
+UNUSUAL = {
+    "dynamic_img_size": True,
+    "norm_layer": "rmsnorm",
+    "scale_attn_norm": True,
+    "class_token": False,
+    "global_pool": "map",
+}
+#: Parts of other plain ViTs: gated MLPs, RmsNorm, also over all heads, several image sizes, registers, other pooling.
+STRUCTURES = {
+    "swiglu": lambda: structured("aimv2_large_patch14_224"),
+    "packed_swiglu": lambda: structured("vit_giant_patch14_reg4_dinov2", "kv", **UNUSUAL),
+}
+ALL = {**NETWORKS, **REDUCED, **FRAGILE, **STRUCTURES}
 
 
 def preprocessing(model):

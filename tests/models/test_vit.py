@@ -7,7 +7,7 @@ import copy
 import pytest
 import timm
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import GlobalResponseNormMlp, PatchEmbed
 from torch import nn
 
 from amg_plugin.errors import ConfigError, InputError, UnsupportedModelError
@@ -84,6 +84,37 @@ def test_models_that_are_not_plain_are_refused_by_class_name(arch, overrides, na
     assert "allowed" in str(error.value)
 
 
+BROKEN_PARTS = [
+    ("mlp", GlobalResponseNormMlp(16, 64), "mlp of block 1 is a GlobalResponseNormMlp; allowed: Mlp, GluMlp, SwiGLU"),
+    ("norm1", nn.BatchNorm1d(9), "norm1 of block 1 is a BatchNorm1d; allowed: LayerNorm, LayerNormFp32, RmsNorm"),
+    ("attn.norm", nn.RMSNorm(16), "attn.norm of block 1 is a RMSNorm; allowed: Identity, LayerNorm"),
+    ("mlp.norm", nn.RMSNorm(64), "mlp.norm of block 1 is a RMSNorm; allowed: Identity, LayerNorm"),
+    ("ls1", nn.Linear(16, 16), "ls1 of block 1 is a Linear; allowed: Identity, LayerScale"),
+]
+
+
+@pytest.mark.parametrize(("name", "part", "message"), BROKEN_PARTS, ids=[entry[0] for entry in BROKEN_PARTS])
+def test_a_block_with_a_part_that_cannot_be_taken_apart_is_refused_by_part_and_class(name, part, message):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=(64, 32), num_classes=0, **TINY)
+    model.blocks[1].set_submodule(name, part)
+    with pytest.raises(UnsupportedModelError, match=message):
+        make_prunable(model)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        ({"norm_layer": "simplenorm"}, UnsupportedModelError, "SimpleNorm"),
+        ({"patch_drop_rate": 0.1}, UnsupportedModelError, "dropped at random"),
+        ({"class_token": False, "global_pool": ""}, UnsupportedModelError, "pool its patches"),
+        ({"in_chans": 1}, ConfigError, "in_chans 1 is impossible"),
+    ],
+)
+def test_overrides_that_make_another_kind_of_network_are_refused_at_the_start(overrides, error, message):
+    with pytest.raises(error, match=message):
+        tiny(overrides={**TINY, **overrides})
+
+
 def test_a_subclass_of_a_plain_model_is_refused():
     class Changed(timm.models.VisionTransformer):
         pass
@@ -136,6 +167,17 @@ def test_each_overlapping_patch_is_the_projection_of_its_pixels():
             pixels = images[0, :, 12 * row : 12 * row + 16, 12 * column : 12 * column + 16]
             expected = (proj.weight * pixels).sum((1, 2, 3)) + proj.bias
             assert torch.allclose(tokens[0, 2 * row + column], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_networks_for_images_of_several_sizes_overlap_their_patches_alike(pad):
+    plain, flexible = (
+        tiny(image_size=(40, 28), stride=12, overrides={**TINY, "dynamic_img_size": several, "dynamic_img_pad": pad})
+        for several in (False, True)
+    )
+    flexible.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, 40, 28)
+    assert torch.equal(flexible(images), plain(images))
 
 
 def test_a_stride_of_the_patch_size_is_the_plain_patch_embedding():

@@ -41,7 +41,8 @@ class FastPatches(nn.Module):
         self.image_size, self.patch, self.step = embedding.img_size, embedding.patch_size, embedding.proj.stride
         self.weight, self.bias = embedding.proj.weight, embedding.proj.bias
         self.norm = None if isinstance(embedding.norm, nn.Identity) else embedding.norm
-        constant = vit._pos_embed(self.weight.new_zeros(1, embedding.num_patches, vit.embed_dim))
+        grid = embedding.grid_size if vit.dynamic_img_size else (embedding.num_patches,)
+        constant = vit._pos_embed(self.weight.new_zeros(1, *grid, vit.embed_dim))
         constant = constant.detach().transpose(0, 1)
         self.prefix = nn.Parameter(constant[: vit.num_prefix_tokens].clone(), requires_grad=False)
         self.position = nn.Parameter(constant[vit.num_prefix_tokens :].clone(), requires_grad=False)
@@ -74,8 +75,9 @@ class ClassToken(nn.Module):
         super().__init__()
         vit = model.backbone
         self.restore = Gather(flow.rows_of(read_by_pooling(vit)))
-        self.norm, self.fc_norm = vit.norm, vit.fc_norm
         self.distilled = isinstance(vit, VisionTransformerDistilled)
+        # timm's head of distilled networks has no norm of its own.
+        self.norm, self.fc_norm = vit.norm, nn.Identity() if self.distilled else vit.fc_norm
         # Other ways of pooling are timm's own; they find every token in its place.
         self.pooled = not (self.distilled or vit.has_class_token)
         self.attn_pool, self.kind = vit.attn_pool, vit.global_pool

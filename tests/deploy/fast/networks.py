@@ -38,6 +38,51 @@ KINDS = {
     "la_transformer": ("vit_tiny_patch16_224", 16, {"head": "parts", "parts": 4}),
 }
 
+#: The structures that timm's plain ViTs have beside those above, by one name each, and some that no name has.
+STRUCTURES = {
+    **{
+        arch: (arch, 16, {"overrides": {**TINY, "patch_size": 16}})
+        for arch in (
+            "deit3_small_patch16_224",
+            "eva_large_patch14_196",
+            "flexivit_small",
+            "test_vit",
+            "test_vit2",
+            "test_vit3",
+            "test_vit4",
+            "vit_base_patch14_reg1_tipsv2",
+            "vit_base_patch16_224_miil",
+            "vit_base_patch16_clip_quickgelu_224",
+            "vit_base_patch16_radio_v3",
+            "vit_base_patch16_reg4_gap_256",
+            "vit_base_patch32_siglip_256",
+            "vit_base_patch32_siglip_gap_256",
+            "vit_betwixt_patch16_reg1_gap_256",
+            "vit_betwixt_patch16_reg4_gap_256",
+            "vit_giant_patch14_reg1_tipsv2",
+            "vit_giant_patch14_reg4_dinov2",
+            "vit_huge_patch16_radio_v3",
+            "vit_huge_patch16_radio_v4",
+            "vit_intern300m_patch14_448",
+            "vit_medium_patch16_gap_240",
+            "vit_so150m2_patch16_reg1_gap_256",
+            "vit_so150m_patch16_reg4_gap_256",
+            "vit_so150m_patch16_reg4_map_256",
+        )
+    },
+    "several_sizes_overlapping": ("test_vit4", 16, {"stride": (12, 11)}),
+    "rms_norm_over_heads": (
+        "vit_tiny_patch16_224",
+        16,
+        {"overrides": {**TINY, "norm_layer": "rmsnorm", "scale_attn_norm": True, "scale_mlp_norm": True}},
+    ),
+    "distilled_with_another_norm": (
+        "deit_tiny_distilled_patch16_224",
+        16,
+        {"overrides": {**TINY, "fc_norm": True, "pos_embed": "none", "act_layer": "prelu"}},
+    ),
+}
+
 #: name -> (share of heads kept, share of tokens kept, variant, share of neurons kept)
 PRUNINGS = {
     "dense": (1.0, 1.0, "block", 1.0),
@@ -57,8 +102,8 @@ PRUNINGS = {
 
 
 def build(kind: str = "vit", pruning: str = "dense", seed: int = 0) -> ReIDModel:
-    """A network of ``KINDS`` in eval mode, pruned as ``PRUNINGS`` says."""
-    arch, patch, options = KINDS[kind]
+    """A network of ``KINDS`` or ``STRUCTURES`` in eval mode, pruned as ``PRUNINGS`` says."""
+    arch, patch, options = {**KINDS, **STRUCTURES}[kind]
     spec = ModelSpec(arch, (5 * patch, 3 * patch), 5, **{"overrides": TINY, **options})
     model = build_network(spec).eval()
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import KINDS, PRUNINGS, build, inputs, relative_error
+from networks import KINDS, PRUNINGS, STRUCTURES, build, inputs, relative_error
 from torch import nn
 
 from amg_plugin.deploy.fast import fast, has_fast_form
@@ -40,6 +40,14 @@ def test_features_are_those_of_the_plain_network(kind, pruning, pack):
         expected = model(*arguments)
         assert relative_error(form(*arguments), expected) < LIMIT
     assert form.feature_dim == expected.shape[1]
+
+
+@pytest.mark.parametrize("pruning", ["heads_block_neurons", "heads_kv", "heads_merge_neurons"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_features_are_those_of_the_plain_network_in_every_structure_of_timm(structure, pruning):
+    model = build(structure, pruning)
+    images = inputs(model)[0]
+    assert relative_error(fast(model)(images), model(images)) < LIMIT
 
 
 @pytest.mark.parametrize("variant", ["block", "kv"])
