@@ -60,7 +60,7 @@ def script(tmp_path, marker):
             return images.flatten(1)[:, :32]
 
     values = preprocessing(NETWORKS["dense"]())
-    info = ExportInfo("torchscript", "fp32", None, ("images",), False, False, 32, values)
+    info = ExportInfo("torchscript", "fp32", None, ("images",), "network", False, 32, values)
     path = tmp_path / "evil.pt"
     torch.jit.save(torch.jit.script(Writes()), path, _extra_files={"amg_plugin.json": info.to_json()})
     return path
