@@ -325,7 +325,7 @@ def test_onnx_runtime_and_torchreids_networks_take_part(capsys):
 def test_an_exported_file_is_measured_against_its_dense_network(pruned, form, tmp_path, capsys):
     file = tmp_path / f"pruned{FORMATS.row(form).suffixes[0]}"
     assert main(["export", str(pruned), "--format", form, "--dynamic-batch", "--output", str(file)]) == 0
-    assert main(["bench", str(file), "--batch", "2", "--output", str(tmp_path / "edge"), *QUICK]) == 0
+    assert main(["bench", str(file), "--trusted", "--batch", "2", "--output", str(tmp_path / "edge"), *QUICK]) == 0
     result = json.loads((tmp_path / "edge.json").read_text(encoding="utf-8"))
     dense, ours = result["rows"]
     assert (dense["form"], ours["form"]) == (form, form)
