@@ -130,7 +130,7 @@ SPEC = ModelSpec(
 PREPROCESSING = Preprocessing(32, 16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bicubic")
 PLAN = PruningPlan.dense([4, 4], 8).narrow(heads=[[0, 2], [1]], tokens=[[0, 2, 3], [1, 2]])
 INFO = ExportInfo(
-    *("onnx", "fp32", None, ("images",), False, False, 32, PREPROCESSING, SPEC.to_dict(), PLAN.to_dict()),
+    *("onnx", "fp32", None, ("images",), "unit", False, 32, PREPROCESSING, SPEC.to_dict(), PLAN.to_dict()),
     config={"amg": {"imports": ["a.py"]}, "data": {"height": 32}},
 )
 CONFIG = {
