@@ -118,7 +118,7 @@ class EvenBatchesHook(Hook):
         per_batch = loader.batch_size // self.images
         batches = len(list(loader.sampler)) // loader.batch_size
         sampler = EvenBatches([item[1] for item in loader.dataset.train], per_batch, self.images, batches)
-        names = ("dataset", "batch_size", "num_workers", "pin_memory", "drop_last", "persistent_workers")
+        names = ("dataset", "batch_size", "num_workers", "pin_memory", "drop_last", "persistent_workers", "generator")
         sampler = SeededSampler(sampler, engine.cfg.train.seed)
         engine.train_loader = DataLoader(sampler=sampler, **{name: getattr(loader, name) for name in names})
 
