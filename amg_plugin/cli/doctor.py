@@ -42,7 +42,7 @@ NEEDED = {
     **compat.UNDECLARED_NEEDS,
     "yacs": "yacs",
     "yaml": "PyYAML",
-    "numpy": "numpy",
+    "numpy": "numpy>=1.24",
     "PIL": "pillow",
     "safetensors": "safetensors",
     "tqdm": "tqdm",
