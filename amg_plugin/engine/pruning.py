@@ -76,7 +76,6 @@ class AMGPruningHook(Hook):
         Raises:
             ConfigError: If nothing is scheduled, no block is prunable, the floors forbid the rates, or the decay takes
                 all weight from the token scores of the last block.
-            PlanError: If neurons shall go from MLPs that cannot lose any.
         """
         if not self.schedule.cuts:
             raise ConfigError("amg.schedule is empty, so there is nothing to prune; list at least one stage.")
