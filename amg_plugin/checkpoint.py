@@ -46,7 +46,7 @@ class Checkpoint:
         plan: What is pruned.
         weights: State dict of the pruned network.
         config: The run's configuration as plain data.
-        history: One entry per evaluation or cut, plain data.
+        history: One entry per epoch, evaluation or cut, plain data.
         preprocessing: How images become inputs; None in checkpoints that were saved from Python without it.
         identities: Digest of the training identities; empty in older checkpoints, and where data does not name them.
     """
@@ -168,7 +168,7 @@ def save_checkpoint(
         path: Where to; folders are made.
         model: The network; DataParallel, DistributedDataParallel, AveragedModel and torch.compile are unwrapped.
         config: The run's configuration, plain data.
-        history: Evaluations and cuts so far, plain data.
+        history: Epochs, evaluations and cuts so far, plain data.
         preprocessing: How images become inputs: a :class:`Preprocessing`, or a mapping of its height, width, mean, std
             and interpolation; ``model.preprocessing`` if omitted, which networks of ``build_model`` and ``load_model``
             have. Without it the checkpoint cannot be exported.

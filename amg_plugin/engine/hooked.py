@@ -19,6 +19,7 @@ from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint
 from amg_plugin.config.load import to_plain_dict
 from amg_plugin.data.labels import TrainingLabels
 from amg_plugin.data.seeding import begin
+from amg_plugin.engine.course import EpochSums
 from amg_plugin.engine.curves import Curves
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.optim import RateSchedule, build_optimizer, build_scheduler
@@ -48,7 +49,8 @@ class HookedEngine:
 
     Attributes:
         results: Scores per target of the latest evaluation: ``{name: {"mAP", "rank1", "cmc"}}``.
-        history: Evaluations and cuts of this run, plain data.
+        history: Epochs, evaluations and cuts of this run in order, plain data, see docs/architecture.md (result.json).
+        sums: What the steps of the current epoch came to so far.
         batch: The latest batch of a loader, as torchreid's data sets make it.
         labels: Turns its camera labels into what networks know.
     """
@@ -59,6 +61,7 @@ class HookedEngine:
         self.hooks = list(hooks)
         self.results: dict[str, dict[str, Any]] = {}
         self.history: list[dict[str, Any]] = []
+        self.sums = EpochSums()
         self.max_epoch = 0
         self.test_arguments: dict[str, Any] = {}
         self.batch: dict[str, Any] = {}
@@ -98,7 +101,9 @@ class HookedEngine:
         begin(self.train_loader, self.epoch)
         for hook in self.hooks:
             hook.before_epoch(self)
+        self.sums = EpochSums()
         super().train(*args, **kwargs)
+        self.history.append(self.sums.entry(self.epoch))
         for hook in self.hooks:
             hook.after_epoch(self)
         replacements = getattr(self.train_loader.dataset, "replacements", None)
@@ -221,7 +226,9 @@ class HookedEngine:
         self.optimizer.step()
         summary = {name: value.item() for name, (_, value) in terms.items()}
         first = logits[0] if isinstance(logits, list | tuple) else logits
-        summary["acc"] = compat.torchreid().metrics.accuracy(first, pids)[0].item()
+        accuracy = compat.torchreid().metrics.accuracy(first, pids)[0].item()
+        self.sums.add(summary, accuracy / 100, self.get_current_lr())
+        summary["acc"] = accuracy
         for hook in self.hooks:
             hook.after_step(self, summary)
         return summary

@@ -41,7 +41,7 @@ class Engine(Protocol):
         epoch: The current epoch, from 0.
         max_epoch: Epochs of the run.
         results: Scores per target of the latest evaluation: ``{name: {"mAP", "rank1", "cmc"}}``.
-        history: Evaluations and cuts so far, plain data.
+        history: Epochs, evaluations and cuts so far, plain data.
     """
 
     cfg: CfgNode

@@ -75,6 +75,27 @@ def test_a_step_reports_what_torchreid_prints(make_engine, run):
     assert 0 <= hook.summary["acc"] <= 100
 
 
+def test_the_history_has_the_means_of_an_epoch(make_engine, run):
+    class Steps(Hook):
+        def __init__(self):
+            self.steps, self.rates = [], []
+
+        def after_step(self, engine, summary):
+            self.steps.append(summary)
+            self.rates.append(engine.get_current_lr())
+
+    hook = Steps()
+    engine = run(make_engine([hook], epochs=2, train__lr_scheduler="cosine", amg__lr_per_step=True), 2)
+    epochs = [event for event in engine.history if event["event"] == "epoch"]
+    assert [event["epoch"] for event in epochs] == [0, 1]
+    for event, steps, rates in zip(
+        epochs, (hook.steps[:BATCHES], hook.steps[BATCHES:]), hook.rates[BATCHES - 1 :: BATCHES], strict=True
+    ):
+        assert event["loss"] == {"loss": pytest.approx(sum(step["loss"] for step in steps) / BATCHES)}
+        assert event["accuracy"] == pytest.approx(sum(step["acc"] for step in steps) / BATCHES / 100)
+        assert event["lr"] == rates
+
+
 def test_a_term_that_a_hook_adds_is_trained(make_engine, run):
     class OnlyThis(Hook):
         """A loss that outweighs the task: it wants the classifier's weights at 1."""

@@ -234,9 +234,10 @@ def test_the_history_is_plain_data_in_order(prune):
     import json
 
     engine, _ = prune([heads(0.25), tokens(0.25)], final_epochs=1)
-    assert [event["event"] for event in engine.history] == ["test", "cut", "cut", "test", "test"]
+    events = ["test", "cut", "epoch", "cut", "test", "epoch", "epoch", "test"]
+    assert [event["event"] for event in engine.history] == events
     assert json.loads(json.dumps(engine.history)) == engine.history
-    assert engine.history[2]["tokens_per_block"] == current_plan(engine.model).tokens_per_block
+    assert engine.history[3]["tokens_per_block"] == current_plan(engine.model).tokens_per_block
 
 
 def test_scorers_get_the_model_as_it_is_before_the_cut_and_every_batch(prune, monkeypatch):
