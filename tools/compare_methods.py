@@ -33,7 +33,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from results import CONDITIONS, interval, measured_on, read, without_places, write
+from results import CONDITIONS, measured_on, read, without_places, write
 from torch import nn
 from tqdm import tqdm
 from yacs.config import CfgNode
@@ -48,6 +48,7 @@ from amg_plugin.data.manager import build_datamanager
 from amg_plugin.engine import AMGPruningHook
 from amg_plugin.engine.calibration import build_calibration, scoring_mode
 from amg_plugin.errors import AMGError, InputError
+from amg_plugin.evaluation.intervals import bootstrap_interval
 from amg_plugin.evaluation.protocol import per_query_scores
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.registries import TARGETS, register_hook
@@ -302,9 +303,9 @@ def intervals(path: Path, reference: Path) -> dict[str, list[float]]:
     theirs = read(reference) if reference.is_file() else None
     for label, key in (("mAP", "AP"), ("rank1", "rank1")):
         values = np.array(ours[key])
-        found[label] = interval(values, 10_000, 0)
+        found[label] = bootstrap_interval(values)
         if theirs is not None:
-            found[f"{label}_difference"] = interval(values - np.array(theirs[key]), 10_000, 0)
+            found[f"{label}_difference"] = bootstrap_interval(values - np.array(theirs[key]))
     return found
 
 

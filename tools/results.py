@@ -28,9 +28,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from amg_plugin.errors import AMGError, InputError
+from amg_plugin.evaluation.intervals import RESAMPLES, bootstrap_interval
 from amg_plugin.runs import result as report
 from amg_plugin.runs.result import ATTENTION, as_markdown, further_tables
 from amg_plugin.utils.files import read_json, write_text
@@ -128,13 +127,6 @@ def per_query(path: str, root: str, target: str) -> Result:
     return per_query_scores(evaluator.protocol.distances(query, gallery), query, gallery)
 
 
-def interval(values: np.ndarray, resamples: int, seed: int) -> list[float]:
-    """95 % percentile bootstrap interval of the mean over queries (Efron and Tibshirani 1993, chapter 13)."""
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
-    return np.percentile(means, [2.5, 97.5]).tolist()
-
-
 def intervals(args: argparse.Namespace) -> None:
     """Bootstrap intervals over queries, and of differences from the first model."""
     from amg_plugin.utils.environment import environment
@@ -150,7 +142,7 @@ def intervals(args: argparse.Namespace) -> None:
         for label, key in (("mAP", "AP"), ("rank1", "rank1")):
             for kind, numbers in (("", values[key]), ("_difference", values[key] - scores[reference][key])):
                 entry[label + kind] = float(numbers.mean())
-                entry[f"{label}{kind}_interval"] = interval(numbers, args.resamples, args.seed)
+                entry[f"{label}{kind}_interval"] = bootstrap_interval(numbers, args.resamples, args.seed)
     print(text_table(*interval_table(figures, {})))
     if args.output:
         content = {"target": args.target, "resamples": args.resamples, "seed": args.seed, "models": figures}
@@ -389,7 +381,7 @@ def parser() -> argparse.ArgumentParser:
     option("models", nargs="+", metavar="NAME=CKPT", help="checkpoints, the reference first")
     option("--root", required=True, metavar="FOLDER", help="folder that holds the data set")
     option("--target", default="market1501", metavar="NAME", help="data set (%(default)s)")
-    option("--resamples", type=int, default=10_000, help="bootstrap samples (%(default)s)")
+    option("--resamples", type=int, default=RESAMPLES, help="bootstrap samples (%(default)s)")
     option("--seed", type=int, default=0, help="seed of the resampling (%(default)s)")
     option("--output", metavar="FILE", help="JSON file for the figures")
     option = table(pruning)

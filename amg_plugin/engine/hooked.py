@@ -49,6 +49,8 @@ class HookedEngine:
 
     Attributes:
         results: Scores per target of the latest evaluation: ``{name: {"mAP", "rank1", "cmc"}}``.
+        queries: Per target what its queries contributed to ``results``; plain data, see docs/architecture.md
+            (details.json).
         history: Epochs, evaluations and cuts of this run in order, plain data, see docs/architecture.md (result.json).
         sums: What the steps of the current epoch came to so far.
         batch: The latest batch of a loader, as torchreid's data sets make it.
@@ -60,6 +62,7 @@ class HookedEngine:
         self.cfg = cfg
         self.hooks = list(hooks)
         self.results: dict[str, dict[str, Any]] = {}
+        self.queries: dict[str, dict[str, Any]] = {}
         self.history: list[dict[str, Any]] = []
         self.sums = EpochSums()
         self.max_epoch = 0
@@ -121,7 +124,7 @@ class HookedEngine:
         """
         for hook in self.hooks:
             hook.before_test(self)
-        self.results = {}
+        self.results, self.queries = {}, {}
         super().test(*args, **kwargs)
         self.history.append({"event": "test", "epoch": self.epoch, "targets": self.results})
         for hook in self.hooks:
@@ -264,6 +267,7 @@ class HookedEngine:
             options = {"size": (self.datamanager.height, self.datamanager.width), "folder": given["save_dir"]}
             draw = partial(draw_rankings, loaders=self.test_loader, longest=given["visrank_topk"], **options)
         result = self.results[target] = evaluator.score(target, draw)
+        self.queries |= evaluator.queries
         return result["rank1"], result["mAP"]
 
     def write_checkpoint(self, path: str | Path) -> bool:

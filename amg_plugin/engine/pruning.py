@@ -38,6 +38,7 @@ class AMGPruningHook(Hook):
     Attributes:
         snapshots: Scores per target of ``dense`` (before the first cut; ``start`` if the model was pruned already) and
             ``pruned`` (after the last cut, before the final fine-tuning).
+        queries: What the queries contributed to them, by the same names.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class AMGPruningHook(Hook):
         self.token_variant = token_variant
         self.repair = repair or Repair("none")
         self.snapshots: dict[str, dict[str, Any]] = {}
+        self.queries: dict[str, dict[str, Any]] = {}
         self.cost: PlanCost | None = None
 
     @classmethod
@@ -136,7 +138,7 @@ class AMGPruningHook(Hook):
         loader = engine.train_loader
         batches = min(len(loader), math.ceil(self.repair.images / loader.batch_size))
         self.repair.check(model, self.schedule.targets, batches * loader.batch_size)
-        self.snapshots["dense" if plan.is_dense else "start"] = engine.evaluate()
+        self._keep("dense" if plan.is_dense else "start", engine)
         if not engine.max_epoch:
             self._cut(engine, 0)
 
@@ -191,7 +193,12 @@ class AMGPruningHook(Hook):
         if cuts or opens_final:
             engine.rebuild_optimizer(self.schedule.phase(epoch)[1])
         if cuts and self.schedule.finished:
-            self.snapshots["pruned"] = engine.evaluate()
+            self._keep("pruned", engine)
+
+    def _keep(self, name: str, engine: HookedEngine) -> None:
+        """Evaluate, and keep what came of it."""
+        self.snapshots[name] = engine.evaluate()
+        self.queries[name] = engine.queries
 
 
 def _label(cut: Cut) -> str:

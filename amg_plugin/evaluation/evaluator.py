@@ -18,7 +18,7 @@ from amg_plugin import compat
 from amg_plugin.data.labels import Loaders, TargetLabels
 from amg_plugin.data.layout import TEST_PARTS
 from amg_plugin.data.occlusion.masks import COVERED, Grid, covered_by_masks
-from amg_plugin.evaluation.protocol import Embedded, Protocol, Scores
+from amg_plugin.evaluation.protocol import Embedded, Protocol, Scores, labels_digest, per_query_scores
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.vit import backbone_of, unwrap
 from amg_plugin.pruning.recorder import CoveredAttentionRecorder
@@ -40,6 +40,9 @@ class Evaluator:
             what :func:`amg_plugin.data.manager.build_test_loaders` gives.
         protocol: How features are compared.
         sources: Training data sets that a network with side information is taken for if it does not say its own.
+
+    Attributes:
+        queries: Target -> what its queries contributed to the latest scores, as :func:`query_section` says.
     """
 
     #: When it evaluates, for messages.
@@ -50,6 +53,7 @@ class Evaluator:
         self.loaders = loaders
         self.protocol = protocol
         self.sources = sources
+        self.queries: dict[str, dict[str, Any]] = {}
         self.device = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
 
     def evaluate(self, visit: Callable[[str, np.ndarray], None] | None = None) -> dict[str, Scores]:
@@ -71,6 +75,8 @@ class Evaluator:
         scores = self.protocol.score(matrix, query, gallery)
         curve = ", ".join(f"Rank-{rank} {value:.1%}" for rank, value in scores["cmc"].items())
         logger.info("%s: mAP %.1f%%, %s", target, 100 * scores["mAP"], curve)
+        if not self.protocol.use_metric_cuhk03:  # which draws images at random
+            self.queries[target] = query_section(matrix, query, gallery)
         if visit is not None:
             visit(target, matrix)
         return scores
@@ -114,6 +120,17 @@ class Evaluator:
     def extract(self, images: Tensor, *labels: Tensor | None) -> Tensor:
         """Features ``[B, D]``."""
         return self.model(images, *labels)
+
+
+def query_section(matrix: np.ndarray, query: Embedded, gallery: Embedded) -> dict[str, Any]:
+    """What ``details.json`` says about the queries of one target.
+
+    Returns:
+        ``AP`` and ``first`` as :func:`per_query_scores` gives them, and ``labels``, see :func:`labels_digest`.
+    """
+    scores = per_query_scores(matrix, query, gallery)
+    precision = [round(value, 6) for value in scores["AP"].tolist()]
+    return {"AP": precision, "first": scores["first"].tolist(), "labels": labels_digest(query, gallery)}
 
 
 def draw_rankings(

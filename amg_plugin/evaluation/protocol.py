@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -131,19 +132,35 @@ def longest_cmc(query: Embedded, gallery: Embedded, use_metric_cuhk03: bool = Fa
 
 
 def per_query_scores(matrix: np.ndarray, query: Embedded, gallery: Embedded) -> dict[str, np.ndarray]:
-    """Average precision and first hit of every query that has a match, by torchreid's metric on one row at a time.
+    """What every query that has a match contributes to the scores, in the order of the queries.
+
+    As in torchreid's metric, gallery images of the query's own identity and camera do not count.
+
+    Args:
+        matrix: Distances ``[queries, gallery]``.
+        query: The queries.
+        gallery: The gallery.
 
     Returns:
-        ``{"AP": [n], "rank1": [n]}``; their means are mAP and Rank-1.
+        ``{"AP": [n], "rank1": [n], "first": [n]}``: average precision and first hit, whose means are mAP and Rank-1,
+        and the rank of the first match, from 1.
     """
-    average_precision, first_hit = [], []
-    for row, (pid, camid) in enumerate(zip(query.pids, query.camids, strict=True)):
-        if not ((gallery.pids == pid) & (gallery.camids != camid)).any():
-            continue
-        one = slice(row, row + 1)
-        cmc, precision = compat.torchreid().metrics.evaluate_rank(
-            matrix[one], query.pids[one], gallery.pids, query.camids[one], gallery.camids, max_rank=1
-        )
-        average_precision.append(float(precision))
-        first_hit.append(float(cmc[0]))
-    return {"AP": np.array(average_precision), "rank1": np.array(first_hit)}
+    precision, first = [], []
+    for distances, pid, camid in zip(matrix, query.pids, query.camids, strict=True):
+        order = np.argsort(distances)
+        same = gallery.pids[order] == pid
+        counted = ~(same & (gallery.camids[order] == camid))
+        ranks = 1 + np.flatnonzero(same[counted])
+        if len(ranks):
+            precision.append(float(np.mean(np.arange(1, len(ranks) + 1) / ranks)))
+            first.append(int(ranks[0]))
+    found = np.array(first, dtype=np.int64)
+    return {"AP": np.array(precision), "rank1": (found == 1).astype(float), "first": found}
+
+
+def labels_digest(query: Embedded, gallery: Embedded) -> str:
+    """SHA-256 of identities and cameras in their order: whether scores of queries can be compared in pairs."""
+    digest = hashlib.sha256()
+    for labels in (query.pids, query.camids, gallery.pids, gallery.camids):
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes() + b"|")
+    return digest.hexdigest()

@@ -24,6 +24,7 @@ from amg_plugin.evaluation.evaluator import covered_attention, covered_section, 
 from amg_plugin.models.build import build_network
 from amg_plugin.pruning import apply_plan
 from amg_plugin.runs import result as report
+from amg_plugin.runs.details import write_details
 from amg_plugin.runs.setup import build_evaluator, check_fits, fitted, own_config
 
 #: Keys that change figures or pictures: nodes as a whole, less what only changes memory or belongs to training.
@@ -53,17 +54,19 @@ def evaluate_checkpoint(cfg: CfgNode, checkpoint: Checkpoint, dense: Checkpoint 
     models["reduced" if tested.spec.reducer else _section_name(checkpoint)] = tested
     covered = covered_targets(loaders, tested)
     sections: dict[str, Any] = {}
+    queries: dict[str, Any] = {}
     shares: dict[str, dict[str, Any]] = {target: {} for target in covered}
     for name, model in models.items():
         evaluator = build_evaluator(cfg, model, loaders)
         scores = evaluator.evaluate(_ranking_pictures(cfg, loaders) if model is tested else None)
-        sections[name] = report.section(scores, _shape(cfg, model))
+        sections[name], queries[name] = report.section(scores, _shape(cfg, model)), evaluator.queries
         for target, masks in covered.items():
             shares[target][name] = covered_attention(evaluator, target, masks)
     if covered:
         sections[report.ATTENTION] = {
             target: covered_section(masks, shares[target]) for target, masks in covered.items()
         }
+    write_details(cfg.data.save_dir, queries)
     return sections
 
 
@@ -120,7 +123,9 @@ def evaluate_file(cfg: CfgNode, file: ExportedFile, source: Checkpoint) -> dict[
     with torch.device("meta"):
         network = apply_plan(build_network(replace(source.spec, drop_path=0.0)), source.plan)
     loaders = build_test_loaders(cfg)
-    scores = build_evaluator(cfg, ExportedNetwork(file), loaders).evaluate(_ranking_pictures(cfg, loaders))
+    evaluator = build_evaluator(cfg, ExportedNetwork(file), loaders)
+    scores = evaluator.evaluate(_ranking_pictures(cfg, loaders))
+    write_details(cfg.data.save_dir, {"exported": evaluator.queries})
     facts = {name: getattr(file.info, name) for name in ("file_format", "precision", "l2_normalize")}
     section = {**report.section(scores, _shape(cfg, network)), **facts}
     return {"exported": {**section, "runtime": file.runtime, "source": dict(file.info.source)}}

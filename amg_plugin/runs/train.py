@@ -20,6 +20,7 @@ from amg_plugin.models.reid import ReIDModel
 from amg_plugin.pruning import PruningPlan, current_plan
 from amg_plugin.registries import TARGETS
 from amg_plugin.runs import result as report
+from amg_plugin.runs.details import write_details
 from amg_plugin.runs.setup import assemble, build_model, check_buildable, check_identities, fitted, run_arguments
 from amg_plugin.utils.tables import shares, text_table
 
@@ -55,6 +56,7 @@ def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     engine.run(**arguments)
     # Going on from a pruned checkpoint is fine-tuning; its figures must not pass for those of a dense model.
     name = "reduced" if model.spec.reducer else "dense" if current_plan(model).is_dense else "finetuned"
+    write_details(cfg.data.save_dir, {name: engine.queries})
     return {name: report.section(engine.results, shape), "best": best.best, "history": engine.history}
 
 
@@ -106,9 +108,10 @@ def prune(
     if not epochs:  # torchreid saves nothing then
         engine.save_model(0, engine.first_result["rank1"], cfg.data.save_dir)
     shapes["pruned"] = shapes["finetuned"] = report.structure(engine.model, height, width)
-    scores = dict(pruning.snapshots)
+    scores, queries = dict(pruning.snapshots), dict(pruning.queries)
     if epochs:
-        scores["finetuned"] = engine.results
+        scores["finetuned"], queries["finetuned"] = engine.results, engine.queries
+    write_details(cfg.data.save_dir, queries)
     sections = {name: report.section(scores[name], shapes[name]) for name in report.SECTIONS if name in scores}
     return {**sections, "best": best.best, "history": engine.history}
 

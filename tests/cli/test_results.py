@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import BATCHES, DEPTH, HEADS, HEIGHT, PATCHES, WIDTH, WIDTH_OF_TOKENS
@@ -54,6 +55,15 @@ def test_figures_are_fractions_of_the_first_target_and_all_targets_are_there(tra
         assert 0 < scores["mAP"] <= 1
         assert 0 <= scores["rank1"] <= 1
         assert scores["cmc"]["1"] == scores["rank1"]
+
+
+@pytest.mark.parametrize(("run", "section"), [("trained", "dense"), ("pruned", "dense"), ("pruned", "finetuned")])
+def test_what_queries_contribute_is_kept_and_averages_to_the_figures(run, section, request):
+    finished = request.getfixturevalue(run)
+    kept = json.loads((finished.folder / "details.json").read_text(encoding="utf-8"))["queries"][section]
+    for target, scores in finished.result[section]["targets"].items():
+        assert np.mean(kept[target]["AP"]) == pytest.approx(scores["mAP"], abs=1e-5)
+        assert np.mean(np.array(kept[target]["first"]) <= 5) == pytest.approx(scores["cmc"]["5"], abs=1e-5)
 
 
 @pytest.mark.parametrize(("run", "section"), [("trained", "dense"), ("pruned", "finetuned")])
