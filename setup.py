@@ -30,6 +30,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "onnx", "onnxruntime", "onnxscript"],
     "export": ["onnx", "onnxruntime", "onnxscript", "openvino", "nncf"],
+    "docs": ["mkdocs-material", "mkdocstrings[python]"],
     "runtime": ["onnxruntime", "numpy", "pillow"],  # running exported ONNX files; see docs/export.md
 }
 

@@ -153,8 +153,16 @@ def test_the_readme_is_short():
 
 def test_every_page_is_in_the_index():
     index = (CHECKOUT / "docs" / "README.md").read_text(encoding="utf-8")
-    pages = {path.name for path in (CHECKOUT / "docs").glob("*.md")} - {"README.md"}
-    assert pages <= set(re.findall(r"\]\(([\w.]+)\)", index))
+    docs = CHECKOUT / "docs"
+    pages = {str(path.relative_to(docs)) for path in (*docs.glob("*.md"), *docs.glob("tutorials/*.*"))} - {"README.md"}
+    # The rows of its tables are the navigation of the site.
+    assert pages <= set(re.findall(r"^\| \[[^\]]*\]\(([\w./]+)\)", index, re.MULTILINE))
+
+
+def test_every_picture_has_a_caption():
+    pages = {path.name: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+    alone = {name: re.findall(r"^!\[[^\]]*\]\(([^)]*)\)$(?!\n\n\*[^*\n])", text, re.M) for name, text in pages.items()}
+    assert {name: pictures for name, pictures in alone.items() if pictures} == {}
 
 
 def test_every_command_is_on_the_page_of_commands():
@@ -162,6 +170,13 @@ def test_every_command_is_on_the_page_of_commands():
         r"^\| `([\w-]+)` \|", (CHECKOUT / "docs" / "commands.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert sorted(named) == sorted(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_help_of_a_command_leads_to_a_page_about_it(name):
+    (page,) = re.findall(r"^more: (docs/\S+)$", cli.command_parser(name).format_help(), re.MULTILINE)
+    text = (CHECKOUT / page).read_text(encoding="utf-8")
+    assert f"amg-reid {name}" in text or f"`{name}`" in text
 
 
 @pytest.fixture(scope="module")

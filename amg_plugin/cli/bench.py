@@ -14,6 +14,8 @@ example: amg-reid bench log/vit_small_pruned/best.pth --threads 1 2 --batch 1 16
 
 A plan without data spreads the rates as AMG does over trained networks: later blocks lose more, the middle of the image
 stays.
+
+more: docs/edge.md
 """
 
 import shlex

@@ -10,6 +10,8 @@ nothing behind and can be repeated. A folder that exists is never touched.
 
 example: amg-reid build-occluded-duke --source DukeMTMC-reID --lists Occluded_Duke --root reid-data
 then: amg-reid train --config-file market1501/vit_small -s occluded_duke -t occluded_duke --root reid-data
+
+more: docs/datasets.md
 """
 
 from argparse import Namespace

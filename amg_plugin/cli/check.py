@@ -8,6 +8,8 @@ other camera has in the gallery.
 could use the data, 2 if not.
 
 example: amg-reid check -s market1501 --root reid-data
+
+more: docs/checks.md
 """
 
 from argparse import Namespace

@@ -1,4 +1,4 @@
-r"""Evaluate and count torchreid's backbones and your checkpoints in one table.
+""""Evaluate and count torchreid's backbones and your checkpoints in one table.
 
 Columns are input size, mAP, Rank-1, parameters, counted MACs and size. All rows have the same targets, distance,
 normalisation and re-ranking.
@@ -12,6 +12,8 @@ example: amg-reid compare --no-eval
          amg-reid compare --weights osnet_x1_0=log/osnet/model.pth.tar-60 --checkpoint log/pruned/best.pth \
                           --root reid-data -t market1501
          amg-reid compare --no-eval --models resnet50 hacnn vit_amg_small --output table.csv
+
+more: docs/backbones.md
 """
 
 import contextlib

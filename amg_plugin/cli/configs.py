@@ -5,6 +5,8 @@ the file and the files it inherits from say; it is a configuration too.
 
 example: amg-reid configs
          amg-reid configs market1501/vit_small_head25_token25 > my.yaml
+
+more: docs/configuration.md
 """
 
 from argparse import Namespace

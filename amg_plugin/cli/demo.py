@@ -8,6 +8,8 @@ changes both. Figures and checkpoints go to SAVE_DIR/dense and SAVE_DIR/pruned, 
 The numbers say that the path works, not how well the method does on real people.
 
 example: amg-reid demo --seed 1
+
+more: docs/commands.md
 """
 
 from argparse import Namespace

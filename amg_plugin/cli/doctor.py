@@ -4,6 +4,8 @@ The checks are of Python, the packages (torchreid declares none of its own), the
 exit status is 0 if everything needed is there, else 1.
 
 example: amg-reid doctor --json > installation.json
+
+more: docs/support.md
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-r"""Write a checkpoint for another runtime: ONNX Runtime, OpenVINO, TorchScript, torch.export.
+""""Write a checkpoint for another runtime: ONNX Runtime, OpenVINO, TorchScript, torch.export.
 
 The file is then run in that runtime and compared with PyTorch. If the features differ by more than 1e-4 of the largest
 feature (fp16: 1e-2; int8: cosine below 0.99), nothing is kept and the command fails. FILE.json holds the outcome. The
@@ -8,6 +8,8 @@ example: amg-reid export log/vit_small_pruned/best.pth --format onnx --output mo
          amg-reid export log/vit_small_pruned/best.pth --format onnx --output model_int8.onnx --int8 market1501 \
                   --root reid-data
          amg-reid test --weights model_int8.onnx -t market1501 --root reid-data
+
+more: docs/export.md
 """
 
 from argparse import SUPPRESS, ArgumentParser, Namespace

@@ -7,6 +7,8 @@ the structure. A pruned file does not record which heads it kept, so the result 
 
 example: amg-reid import transformer_120.pth --from transreid --out log/transreid.pth
          amg-reid import net_best.pth --from la --out log/la.pth
+
+more: docs/fidelity.md
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 This is what each block of the checkpoint keeps and costs. No data is needed.
 
 example: amg-reid inspect log/vit_small_pruned/best.pth
+
+more: docs/commands.md
 """
 
 import json

@@ -8,7 +8,7 @@
   amg-reid test   --weights CKPT -t market1501 --root DATA
   amg-reid inspect CKPT
 
-'amg-reid COMMAND --help' explains each command.
+'amg-reid COMMAND --help' explains each command and names its page; docs/README.md in the repository lists all pages.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ threads.
 
 example: amg-reid occlude --source market1501 --target occluded_market1501 --seed 1 --root reid-data
 then: amg-reid test --weights CKPT -t market1501 occluded_market1501 --root reid-data
+
+more: docs/occlusion.md
 """
 
 from argparse import Namespace

@@ -1,10 +1,12 @@
-r"""Draw results: accuracy over milliseconds or MACs.
+""""Draw results: accuracy over milliseconds or MACs.
 
 'pareto' draws the methods of tools/compare_methods.py as lines over their sizes: one file per saving, each with the
 same methods. Times are there if the tool ran with --latency; torchreid's light networks are marked at theirs.
 
 example: amg-reid plot pareto equal_macs_15.json equal_macs.json equal_macs_50.json --methods dense amg tome \
              --output pareto.svg
+
+more: docs/commands.md
 """
 
 from argparse import Namespace

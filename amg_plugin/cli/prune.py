@@ -1,4 +1,4 @@
-r"""Prune a checkpoint by the schedule, fine-tune with distillation.
+""""Prune a checkpoint by the schedule, fine-tune with distillation.
 
 amg.schedule says when to score, cut and fine-tune; amg.final_epochs of fine-tuning follow. The number of epochs follows
 from the schedule. Without --config-file the checkpoint's own configuration counts, so that only the schedule is needed,
@@ -16,6 +16,8 @@ tokens.
 
 example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \
            --root reid-data data.save_dir log/vit_small_pruned
+
+more: docs/budgets.md
 """
 
 from argparse import Namespace

@@ -11,6 +11,8 @@ last figures (for dense rows, its dense ones) into that row, and the note says w
 example: amg-reid tables --output docs/paper_tables.md
          amg-reid tables --results log/transreid/result.json log/transreid_pruned/result.json
          amg-reid tables --format csv --results tr_base_duke_dense=log/transreid/result.json
+
+more: docs/paper_tables.md
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --r
          amg-reid test --weights log/pruned/best.pth --dense log/dense/best.pth -t market1501 occluded_market1501
          amg-reid test --weights log/pruned/best.pth --gallery-weights log/dense/best.pth -t market1501
          amg-reid test --weights model_int8.onnx -t market1501 --root reid-data
+
+more: docs/commands.md
 """
 
 from argparse import Namespace

@@ -9,6 +9,8 @@ own configuration counts, and SAVE_DIR is the folder 'train' inside its data.sav
 result.json is refused without --overwrite.
 
 example: amg-reid train --config-file market1501/vit_small --root reid-data data.save_dir log/vit_small
+
+more: docs/training.md
 """
 
 from argparse import Namespace

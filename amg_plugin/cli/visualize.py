@@ -10,6 +10,8 @@ heads by entropy and positions by importance. With --dense the dense network is 
 positions have values too.
 
 example: amg-reid visualize log/pruned/best.pth --dense log/dense/last.pth --images photos/0001.jpg
+
+more: docs/visualize.md
 """
 
 import itertools

@@ -14,6 +14,8 @@ the files is between you and their authors.
 
 example: amg-reid zoo list
          amg-reid zoo fetch tr_base_market_head25_token25 --out log/tr_base_market_head25_token25.pth
+
+more: docs/zoo.md
 """
 
 from __future__ import annotations

@@ -104,7 +104,8 @@ class TokenGradientRecorder(AttentionRecorder):
     After each batch's backward pass call :meth:`end_batch`.
 
     Args:
-        model, blocks: As for :class:`AttentionRecorder`.
+        model: As for :class:`AttentionRecorder`.
+        blocks: As there.
         per_image: Take the absolute value per image (beyond the paper) and not per batch.
 
     Attributes:
