@@ -232,7 +232,13 @@ KEYS: dict[str, Key] = {
     "amg.engine": Key("", "name in the engine registry; empty = amg_<loss.name>"),
     "amg.hooks": Key([], "registered hooks that train and prune add to their own", _each(one_of(HOOKS))),
     "amg.imports": Key([], "modules or files with what users register, in a configuration file; relative to it"),
-    "amg.precision": Key("fp32", "bf16: autocast in training; evaluation stays fp32", one_of("fp32", "bf16")),
+    "amg.precision": Key(
+        "fp32", "bf16, fp16: autocast in training; scoring and evaluation stay fp32", one_of("fp32", "bf16", "fp16")
+    ),
+    "amg.accumulate": Key(1, "training batches whose gradients make one step of the optimiser", at_least(1)),
+    "amg.checkpoint_activations": Key(
+        False, "keep only the inputs of the blocks in training and compute the rest again: less memory, more time"
+    ),
     "amg.warmup_epochs": Key(
         0.0, "epochs of dense training, or part of one, with a linear rise of the rate", at_least(0)
     ),

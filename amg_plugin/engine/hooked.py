@@ -23,9 +23,11 @@ from amg_plugin.engine.course import EpochSums
 from amg_plugin.engine.curves import Curves
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.optim import RateSchedule, build_optimizer, build_scheduler
+from amg_plugin.engine.updates import Updates
 from amg_plugin.errors import ConfigError, DamagedFileError, RunError
 from amg_plugin.evaluation.evaluator import Evaluator, draw_rankings
 from amg_plugin.evaluation.protocol import Protocol
+from amg_plugin.models.attention import checkpoint_activations
 from amg_plugin.models.vit import unwrap
 from amg_plugin.utils.finite import some
 from amg_plugin.utils.preprocessing import Preprocessing
@@ -53,6 +55,8 @@ class HookedEngine:
             (details.json).
         history: Epochs, evaluations and cuts of this run in order, plain data, see docs/architecture.md (result.json).
         sums: What the steps of the current epoch came to so far.
+        updates: Makes steps of the optimiser out of losses; with the optimiser and the scheduler it holds the state of
+            the optimisation.
         batch: The latest batch of a loader, as torchreid's data sets make it.
         labels: Turns its camera labels into what networks know.
     """
@@ -65,6 +69,9 @@ class HookedEngine:
         self.queries: dict[str, dict[str, Any]] = {}
         self.history: list[dict[str, Any]] = []
         self.sums = EpochSums()
+        self.updates = Updates(cfg.amg.precision, self.device.type, cfg.amg.accumulate)
+        if cfg.amg.checkpoint_activations:
+            checkpoint_activations(self.model)
         self.max_epoch = 0
         self.test_arguments: dict[str, Any] = {}
         self.batch: dict[str, Any] = {}
@@ -175,9 +182,8 @@ class HookedEngine:
         return next(self.model.parameters()).device
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision as ``amg.precision`` says."""
-        enabled = self.cfg.amg.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        """Mixed precision as ``amg.precision`` says, for training; scoring and evaluation stay in float32."""
+        return self.updates.autocast()
 
     def parse_data_for_train(self, data: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """torchreid's images and identities; the whole batch is kept in ``batch``."""
@@ -197,18 +203,20 @@ class HookedEngine:
         return self.labels.of(model, self.batch, self.device)
 
     def forward_backward(self, data: dict[str, Any]) -> dict[str, float]:
-        """One training step with the task loss and the hooks' losses.
+        """One training batch with the task loss and the hooks' losses; a step of the optimiser where one is due.
 
         Returns:
             Values for torchreid's progress line and TensorBoard.
 
         Raises:
-            RunError: If the loss is not finite.
+            RunError: If the loss is not finite, or gradients overflow in fp16 however the loss is scaled.
         """
         images, pids = self.parse_data_for_train(data)
         images, pids = images.to(self.device), pids.to(self.device)
+        batches = len(self.train_loader)
+        group = self.updates.group(self.batch_idx, batches)
         if self.cfg.amg.lr_per_step:
-            self.scheduler.within_epoch(self.batch_idx / self.num_batches)
+            self.scheduler.within_epoch(group[0] / batches)
         for hook in self.hooks:
             hook.before_step(self, images)
         with self.autocast():
@@ -218,15 +226,16 @@ class HookedEngine:
         for hook in self.hooks:
             terms.update({name: (1.0, value) for name, value in hook.loss(self, images, logits).items()})
         loss = sum(weight * value for weight, value in terms.values())
+        where = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
         if not torch.isfinite(loss):
             raise RunError(
-                f"The loss is {loss.item()} at epoch {self.epoch + 1}, batch {self.batch_idx + 1} "
-                f"({some(self._suspects(logits))}); "
+                f"The loss is {loss.item()} at {where} ({some(self._suspects(logits))}); "
                 "lower train.lr, add amg.warmup_epochs or use amg.precision fp32."
             )
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        try:
+            self.updates.take(loss, self.optimizer, self.batch_idx, group)
+        except RunError as error:
+            raise RunError(f"At {where} ({some(self._suspects(logits))}) {error}") from error
         summary = {name: value.item() for name, (_, value) in terms.items()}
         first = logits[0] if isinstance(logits, list | tuple) else logits
         accuracy = compat.torchreid().metrics.accuracy(first, pids)[0].item()

@@ -85,7 +85,7 @@ class Hook:
         return {}
 
     def after_step(self, engine: Engine, summary: dict[str, float]) -> None:
-        """Called after the optimiser's step with the values torchreid prints."""
+        """Called after each batch with the values torchreid prints, and after the optimiser's step if one was due."""
 
     def before_test(self, engine: Engine) -> None:
         """Called before each evaluation."""

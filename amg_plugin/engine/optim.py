@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -65,6 +66,16 @@ class RateSchedule(torch.optim.lr_scheduler.LambdaLR):
     ``step()``, which torchreid calls once an epoch, sets the rates of the next epoch's beginning. The state is plain
     data, the number of epochs done among it, and says everything at the end of an epoch.
     """
+
+    def step(self, *args: Any) -> None:
+        """Set the rates of the next epoch's beginning.
+
+        torch would warn where the optimiser made no step before, as in a short first epoch in fp16 whose steps the
+        scaler left out.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+            super().step(*args)
 
     def within_epoch(self, share: float) -> None:
         """Set the rates of the moment when ``share`` of the current epoch, 0 to 1, is over."""

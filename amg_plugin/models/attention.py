@@ -9,12 +9,16 @@ The classes add no parameter and no entry to the state dict: keys stay timm's. W
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from timm.layers import Attention, RmsNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from amg_plugin.errors import ConfigError
 
 
 class PrunableAttention(Attention):
@@ -164,6 +168,8 @@ class PrunableBlock(Block):
     merge: TokenMeans | None
     restore: TokenMeans | None
     token_update: Tensor | None
+    #: Whether training keeps only what goes into the block, and computes the rest again for the gradients.
+    checkpointed = False
 
     @classmethod
     def convert(cls, module: Block) -> PrunableBlock:
@@ -184,6 +190,22 @@ class PrunableBlock(Block):
             NotImplementedError: If a mask meets pruned tokens.
             ValueError: If the sequence has another length than the one that was pruned.
         """
+        return self.with_little_memory(self._forward, x, attn_mask, is_causal)
+
+    def with_little_memory(self, compute: Callable[..., Any], *inputs: Any) -> Any:
+        """``compute(*inputs)``, in training by activation checkpointing if the block is :attr:`checkpointed`.
+
+        A block that something listens to is computed once: an observer or a hook would be told everything twice.
+        """
+        if not (self.checkpointed and self.training and torch.is_grad_enabled()) or self._is_watched():
+            return compute(*inputs)
+        return checkpoint(compute, *inputs, use_reentrant=False)
+
+    def _is_watched(self) -> bool:
+        parts = (module for module in self.modules() if module is not self)
+        return self.attn.observer is not None or any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+
+    def _forward(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
         if self.kept_tokens is None:
             x = x if self.merge is None else self.merge(x)
             x = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
@@ -240,6 +262,21 @@ class PrunableBlock(Block):
         self.restore = None if after is None else TokenMeans(after, like)
         logs = torch.tensor(sizes, dtype=torch.float64).log().to(like)
         self.attn.key_bias = logs[None, None, None] if max(sizes) > 1 else None
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let the blocks of a network keep only their inputs in training (activation checkpointing, arXiv 1604.06174).
+
+    Random numbers and results are the same; each block is computed twice.
+
+    Raises:
+        ConfigError: If the network has no block of the plugin's.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, PrunableBlock)]
+    if not blocks:
+        raise ConfigError("amg.checkpoint_activations is True, but the network is not one of the plugin's ViTs.")
+    for block in blocks:
+        block.checkpointed = True
 
 
 class SubsetNorm(nn.Module):

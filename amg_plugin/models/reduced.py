@@ -32,6 +32,9 @@ class ReducedBlock(PrunableBlock):
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Run the block; tokens and sizes as in :meth:`TokenReducer.reduce`, None as long as nothing is merged."""
+        return self.with_little_memory(self._reduce, x, sizes)
+
+    def _reduce(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         fewer = x.shape[1] - self.prefix - self.leaving
         with_map = self.reducer.needs_attention and fewer > 0
         bias = None if sizes is None else proportional_bias(sizes)

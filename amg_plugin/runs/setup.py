@@ -64,10 +64,10 @@ def _several_gpus(cfg: CfgNode) -> bool:
 
 
 def _check_precision(cfg: CfgNode) -> None:
-    """Refuse bf16 on several GPUs: the threads of DataParallel open autocast again, as fp16."""
-    if cfg.amg.precision == "bf16" and _several_gpus(cfg):
+    """Refuse half precision on several GPUs: the threads of DataParallel open autocast again, and always as fp16."""
+    if cfg.amg.precision != "fp32" and _several_gpus(cfg):
         raise ConfigError(
-            f"amg.precision bf16 works on one GPU, but {torch.cuda.device_count()} are visible: "
+            f"amg.precision {cfg.amg.precision} works on one GPU, but {torch.cuda.device_count()} are visible: "
             "set CUDA_VISIBLE_DEVICES to one of them, or use fp32."
         )
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from amg_plugin.engine import Hook
 from amg_plugin.engine.hooked import SoftMarginTripletLoss
+from amg_plugin.engine.updates import HALF
 from amg_plugin.errors import ConfigError, RunError
 from amg_plugin.runs.setup import build_model
 
@@ -112,8 +113,8 @@ def test_a_model_with_several_outputs_trains(make_engine, make_cfg, run):
     assert not torch.equal(before, model.inner.classifier.weight)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "triplet"])
-def test_bf16_trains_in_mixed_precision_and_evaluates_in_full(make_engine, run, loss):
+@pytest.mark.parametrize(("loss", "precision"), [("softmax", "bf16"), ("triplet", "bf16"), ("triplet", "fp16")])
+def test_half_precision_trains_mixed_and_evaluates_in_full(make_engine, run, loss, precision):
     seen = {"train": set(), "eval": set()}
 
     class Types(Hook):
@@ -125,8 +126,8 @@ def test_bf16_trains_in_mixed_precision_and_evaluates_in_full(make_engine, run, 
 
             layer.register_forward_hook(note)
 
-    engine = run(make_engine([Types()], loss__name=loss, amg__precision="bf16"), 1)
-    assert seen == {"train": {torch.bfloat16}, "eval": {torch.float32}}
+    engine = run(make_engine([Types()], loss__name=loss, amg__precision=precision), 1)
+    assert seen == {"train": {HALF[precision]}, "eval": {torch.float32}}
     assert all(parameter.dtype == torch.float32 for parameter in engine.model.parameters())
     assert all(torch.isfinite(parameter).all() for parameter in engine.model.parameters())
 

@@ -271,8 +271,12 @@ def test_every_scorer_of_tokens_runs(prune, scorer):
 
 
 @pytest.mark.parametrize("loss", ["softmax", "triplet"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_whole_path_with_distillation(prune, loss, precision):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"precision": "bf16"}, {"precision": "fp16", "accumulate": 2, "checkpoint_activations": True}],
+    ids=lambda options: options.get("precision", "fp32"),
+)
+def test_the_whole_path_with_distillation(prune, loss, options):
     class Finite(Hook):
         def after_step(self, engine, summary):
             assert "loss_d" in summary
@@ -284,7 +288,7 @@ def test_the_whole_path_with_distillation(prune, loss, precision):
         final_epochs=1,
         hooks=[teaching, Finite()],
         loss__name=loss,
-        amg__precision=precision,
+        **{f"amg__{key}": value for key, value in options.items()},
     )
     assert Structure.left(engine) == (6, 12)
 

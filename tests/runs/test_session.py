@@ -19,10 +19,11 @@ def gpus(monkeypatch):
     return pretend
 
 
-def test_bf16_on_several_gpus_is_refused_before_anything_moves_to_them(gpus, tmp_path):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_on_several_gpus_is_refused_before_anything_moves_to_them(gpus, tmp_path, precision):
     gpus(2)
-    cfg = tiny_config(tmp_path, tmp_path, use_gpu=True, amg__precision="bf16")
-    with pytest.raises(ConfigError, match=r"amg\.precision bf16 works on one GPU.*CUDA_VISIBLE_DEVICES"):
+    cfg = tiny_config(tmp_path, tmp_path, use_gpu=True, amg__precision=precision)
+    with pytest.raises(ConfigError, match=rf"amg\.precision {precision} works on one GPU.*CUDA_VISIBLE_DEVICES"):
         assemble(cfg, None, torch.nn.Linear(1, 1), [], 1)
 
 
