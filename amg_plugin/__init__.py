@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from amg_plugin.deploy.export import export
     from amg_plugin.deploy.extractor import FeatureExtractor
     from amg_plugin.deploy.fast.network import fast
+    from amg_plugin.deploy.gallery import Gallery
     from amg_plugin.models.complexity import count
     from amg_plugin.plugin.registry import ENGINES, build_engine, register
 
 __all__ = [
     "ENGINES",
     "FeatureExtractor",
+    "Gallery",
     "__version__",
     "build_engine",
     "count",
@@ -40,6 +42,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "ENGINES": "amg_plugin.plugin.registry",
         "FeatureExtractor": "amg_plugin.deploy.extractor",
+        "Gallery": "amg_plugin.deploy.gallery",
         "build_engine": "amg_plugin.plugin.registry",
         "count": "amg_plugin.models.complexity",
         "export": "amg_plugin.deploy.export",

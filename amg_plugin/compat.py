@@ -37,10 +37,10 @@ def pip_name(module: str) -> str:
     return _PIP_NAMES.get(top, top)
 
 
-def is_installed() -> bool:
-    """Return whether torchreid can be found, without importing it."""
+def is_installed(module: str = "torchreid") -> bool:
+    """Return whether a module can be found, without importing it."""
     try:
-        return importlib.util.find_spec("torchreid") is not None
+        return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # an import blocker, or a half-initialised module
         return False
 

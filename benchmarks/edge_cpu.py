@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from amg_plugin.bench import table
 from amg_plugin.bench.run import Settings, environment, run
-from amg_plugin.bench.subjects import BACKBONES, Subject, from_backbone, from_structure
+from amg_plugin.bench.subject import Subject
+from amg_plugin.bench.subjects import BACKBONES, from_backbone, from_structure
 from amg_plugin.deploy.fast import fast
 from amg_plugin.deploy.fast.layers import FastLinear
 from amg_plugin.errors import AMGError, InputError

@@ -8,8 +8,8 @@ import amg_plugin
 
 NAMES = {
     "amg_plugin": (
-        "ENGINES", "FeatureExtractor", "build_engine", "count", "export", "fast", "get_default_config", "load_model",
-        "register", "save_checkpoint",
+        "ENGINES", "FeatureExtractor", "Gallery", "build_engine", "count", "export", "fast", "get_default_config",
+        "load_model", "register", "save_checkpoint",
     ),
     "amg_plugin.models": ("ModelSpec", "ReducerSpec", "build_network"),
     "amg_plugin.paper": ("load_la_transformer", "load_la_vit", "load_transreid", "published_accounting"),

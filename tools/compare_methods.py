@@ -39,7 +39,8 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from amg_plugin.bench import run as bench
-from amg_plugin.bench.subjects import BACKBONES, Subject, from_backbone
+from amg_plugin.bench.subject import Subject
+from amg_plugin.bench.subjects import BACKBONES, from_backbone
 from amg_plugin.checkpoint import LAST_CHECKPOINT, Checkpoint, read_checkpoint, save_checkpoint
 from amg_plugin.cli.arguments import finish, logged
 from amg_plugin.config import to_plain_dict

@@ -12,7 +12,7 @@ import torch
 from amg_plugin.bench import table
 from amg_plugin.bench.run import Settings
 from amg_plugin.bench.run import run as measure
-from amg_plugin.bench.subjects import Subject
+from amg_plugin.bench.subject import Subject
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.spec import ModelSpec

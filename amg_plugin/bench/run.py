@@ -14,18 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from amg_plugin import compat
 from amg_plugin.bench import worker
-from amg_plugin.bench.subjects import Subject
-from amg_plugin.deploy.exported_file import ExportedFile, ExportInfo
-from amg_plugin.deploy.networks import FeatureGraph, deployed, label_inputs
+from amg_plugin.bench.subject import Subject
+from amg_plugin.deploy.exported_file import ExportedFile
 from amg_plugin.errors import InputError, RunError
 from amg_plugin.registries.formats import FORMATS, file_size
 from amg_plugin.registries.imports import LOADED
 from amg_plugin.utils.environment import processor_name, versions
 from amg_plugin.utils.imports import need
-from amg_plugin.utils.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Settings:
                 raise InputError(f"--{name} {' '.join(map(str, values))} is impossible; allowed are numbers from 1.")
         if self.rounds < 1 or self.warmup < 1:
             raise InputError("--rounds and --warmup must be at least 1.")
-        if self.device == "cuda" and not torch.cuda.is_available():
+        if self.device == "cuda" and compat.is_installed("torch") and not has_gpu():
             raise InputError("Device cuda is impossible: PyTorch sees no GPU here; measure on cpu.")
         for form in self.forms:
             check_form(form, self.device)
@@ -134,6 +131,8 @@ def _files(subjects: Sequence[Subject], form: str, folder: Path, say: Callable[[
         if subject.form == form:  # an exported file
             files[subject.name] = Path(subject.path)
         elif subject.runs_as(form):
+            from amg_plugin.bench.subjects import write_form  # needs PyTorch
+
             say(f"{subject.name} to {form}", 0)
             files[subject.name] = folder / f"{number}{FORMATS.row(form).suffixes[0]}"
             write_form(subject, form, files[subject.name])
@@ -211,15 +210,23 @@ def _message(line: str) -> dict[str, Any]:
 
 def environment(settings: Settings, found: dict[str, str]) -> dict[str, Any]:
     """Where the figures come from."""
-    cuda = settings.device == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if cuda else processor_name(),
+        "device": _gpu_name() if settings.device == "cuda" else processor_name(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "rounds": settings.rounds,
         "warmup": settings.warmup,
         "versions": found,
     }
+
+
+def has_gpu() -> bool:
+    """Whether PyTorch, if it is installed, sees a GPU."""
+    return compat.is_installed("torch") and need("torch", "").cuda.is_available()
+
+
+def _gpu_name() -> str:
+    return need("torch", "").cuda.get_device_name() if has_gpu() else "cuda"
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -239,36 +246,15 @@ def check_form(form: str, device: str) -> None:
     """
     row = FORMATS.rows.get(form)
     if row is None:  # PyTorch itself
+        need("torch", f"Form {form}")
         return
-    for package in row.packages:
-        need(package, f"Form {form}", row.extras[0])
+    # Without torch no network can be written; files run as they are.
+    packages, extra = (row.packages, 0) if compat.is_installed("torch") else (row.runtime, 1)
+    for package in packages:
+        need(package, f"Form {form}", row.extras[extra])
     if device not in row.devices:
         raise InputError(
             f"Form {form} is impossible on {device}: it runs on {' and '.join(row.devices)} only; choose another form "
             "or device."
         )
     getattr(row.load("opener"), "check_device", ExportedFile.check_device)(device)
-
-
-def write_form(subject: Subject, form: str, path: Path) -> None:
-    """Write a network in an export format, for any number of images, as ``amg-reid export --dynamic-batch`` does.
-
-    Raises:
-        RunError: If the exporter fails.
-    """
-    row = FORMATS.row(form)
-    network = subject.build()
-    info = ExportInfo(
-        file_format=form,
-        precision="fp32",
-        batch=1 if row.batch == "one" else None,
-        inputs=("images", *(label_inputs(network) if hasattr(network, "spec") else ())),
-        input="network",
-        l2_normalize=False,
-        feature_dim=getattr(network, "feature_dim", 1),
-        preprocessing=Preprocessing(*subject.image_size, (0.0,) * 3, (1.0,) * 3, "bicubic"),
-    )
-    try:
-        row.load("writer")(FeatureGraph(deployed(network), info).eval(), path, info)
-    except RunError as error:
-        raise RunError(f"{subject.name} cannot be measured in form {form}: {error}") from error

@@ -99,8 +99,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['milliseconds']:.1f}",
         f"{low:.1f}-{high:.1f}",
         f"{row['images_per_second']:.1f}",
-        f"{row['macs'] / 1e9:.2f} G",
-        f"{row['params'] / 1e6:.2f} M",
+        "" if row["macs"] is None else f"{row['macs'] / 1e9:.2f} G",
+        "" if row["params"] is None else f"{row['params'] / 1e6:.2f} M",
         f"{row['bytes'] / 1e6:.1f}",
         "" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.0f}",
     ]

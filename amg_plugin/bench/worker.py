@@ -134,7 +134,7 @@ def _in_torch(open_entry: Callable[[Any, dict[str, Any], dict[str, Any]], tuple[
 
 
 def _network(torch: Any, task: dict[str, Any], entry: dict[str, Any]) -> tuple[Any, int]:
-    from amg_plugin.bench.subjects import Subject
+    from amg_plugin.bench.subject import Subject
     from amg_plugin.deploy.fast import fast, has_fast_form
 
     torch.manual_seed(0)

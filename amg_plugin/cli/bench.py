@@ -12,16 +12,21 @@ example: amg-reid bench log/vit_small_pruned/best.pth --threads 1 2 --batch 1 16
          amg-reid bench --model vit_amg_small --plan head25-token25 head40 --forms eager fast onnx
          amg-reid bench --model vit_amg_small --plan head25-token25 --reducers tome evit --output edge
 
+Exported files are measured without PyTorch, too, where it is not installed: alone, and without counted MACs.
+
 A plan without data spreads the rates as AMG does over trained networks: later blocks lose more, the middle of the image
 stays.
 
 more: docs/edge.md
 """
 
+import contextlib
 import shlex
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from amg_plugin import compat
 from amg_plugin.cli.arguments import TRUSTED, adder, argument
 from amg_plugin.errors import InputError
 from amg_plugin.registries import REDUCERS, TOKEN_VARIANTS
@@ -59,11 +64,8 @@ add_arguments = adder(
 
 def run(args: Namespace) -> int:
     """Measure and print; 0 on success."""
-    import torch
-    from tqdm import tqdm
-
     from amg_plugin.bench import run, table
-    from amg_plugin.bench.subjects import Request
+    from amg_plugin.bench.request import Request
     from amg_plugin.utils.files import write_text
 
     request = Request(**{name: getattr(args, name) for name in Request.__dataclass_fields__})
@@ -73,18 +75,13 @@ def run(args: Namespace) -> int:
         batches=tuple(dict.fromkeys(args.batch)),
         rounds=args.rounds,
         warmup=args.warmup,
-        device=("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device,
+        device=("cuda" if run.has_gpu() else "cpu") if args.device == "auto" else args.device,
         memory=not args.no_memory,
     )
     settings.check()
     files = {} if args.output is None else _files(args.output)
     subjects = request.subjects()
-    with tqdm(total=settings.total_rounds, disable=None, leave=False) as bar:
-
-        def progress(what: str, finished: int) -> None:
-            bar.set_description(what, refresh=not finished)
-            bar.update(finished)
-
+    with _progress(settings.total_rounds) as progress:
         result = run.run(subjects, settings, progress)
     # As it was typed, without folders of this machine.
     result["command"] = shlex.join(["amg-reid", *("/".join(Path(word).parts[-2:]) for word in args.words)])
@@ -93,6 +90,23 @@ def run(args: Namespace) -> int:
     for suffix, file in files.items():
         print(write_text(file, table.to_json(result, found) if suffix == "json" else table.markdown(result, found)))
     return 0
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[str, int], None]]:
+    """Shows what is going on and how many rounds were finished; nothing on a device without tqdm."""
+    if not compat.is_installed("tqdm"):
+        yield lambda what, finished: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, disable=None, leave=False) as bar:
+
+        def progress(what: str, finished: int) -> None:
+            bar.set_description(what, refresh=not finished)
+            bar.update(finished)
+
+        yield progress
 
 
 def _files(name: str) -> dict[str, Path]:

@@ -3,6 +3,9 @@
 The checks are of Python, the packages (torchreid declares none of its own), the registered names and the device. The
 exit status is 0 if everything needed is there, else 1.
 
+Where none of torch, timm and torchreid is installed, as on a device that only runs exported files, the checks are of
+what that takes: numpy, Pillow and a runtime.
+
 example: amg-reid doctor --json > installation.json
 
 more: docs/support.md
@@ -29,8 +32,9 @@ from amg_plugin import compat
 from amg_plugin.cli.arguments import JSON, adder
 from amg_plugin.errors import AMGError, MissingDependencyError
 from amg_plugin.registries import DATASETS
-from amg_plugin.registries.formats import optional_packages
+from amg_plugin.registries.formats import FORMATS, optional_packages
 from amg_plugin.registries.registry import resolve
+from amg_plugin.utils.environment import processor_name
 from amg_plugin.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -51,6 +55,11 @@ NEEDED = {
     "matplotlib": "matplotlib",
 }
 
+#: What has to be there to run exported files.
+NEEDED_ON_DEVICES = {name: NEEDED[name] for name in ("numpy", "PIL")}
+#: Without any of these, an installation is taken to be for exported files only.
+_TRAINING = ("torch", "timm", "torchreid")
+
 MINIMUM_PYTHON = (3, 10)
 
 #: Everything needed is there; something needed is missing or broken; something optional is missing.
@@ -58,6 +67,9 @@ OK, PROBLEM, ABSENT = "ok", "problem", "absent"
 _MARKS = {OK: "ok", PROBLEM: "PROBLEM", ABSENT: "-"}
 #: Group of the packages that may be missing.
 _OPTIONAL = "optional, for export"
+
+#: Group, name, and what gives the detail or raises what is wrong.
+Look = tuple[str, str, Callable[[], str]]
 
 add_arguments = adder(JSON)
 
@@ -89,10 +101,18 @@ def run(args: Namespace) -> int:
 
 def collect() -> list[Check]:
     """Look at the interpreter, the packages, the registered names and the device."""
-    optional = [module for module in optional_packages() if module not in NEEDED]
-    looks: list[tuple[str, str, Callable[[], str]]] = [
+    looks: list[Look] = [
         ("system", "Python", _python),
         ("system", "amg_plugin", lambda: f"{__version__} ({Path(__file__).resolve().parents[1]})"),
+    ]
+    complete = any(compat.is_installed(module) for module in _TRAINING)
+    return [_check(*look) for look in (*looks, *(_of_everything() if complete else _of_a_device()))]
+
+
+def _of_everything() -> list[Look]:
+    """Looks at an installation that trains, prunes and exports."""
+    optional = [module for module in optional_packages() if module not in NEEDED]
+    return [
         *(("packages", module, partial(_package, module, needed)) for module, needed in NEEDED.items()),
         *((_OPTIONAL, module, partial(_package, module, compat.pip_name(module), load=False)) for module in optional),
         ("cooperation", "torch + torchvision", _torch_with_torchvision),
@@ -107,7 +127,17 @@ def collect() -> list[Check]:
         ("device", "CUDA", _cuda),
         ("device", "threads", _threads),
     ]
-    return [_check(*look) for look in looks]
+
+
+def _of_a_device() -> list[Look]:
+    """Looks at an installation that only runs exported files."""
+    use = "exported files (doctor, bench FILE, FeatureExtractor, Gallery); everything else needs torch"
+    return [
+        ("system", "installed for", lambda: use),
+        *(("packages", module, partial(_package, module, needed)) for module, needed in NEEDED_ON_DEVICES.items()),
+        ("packages", "runtimes", _runtimes),
+        ("device", "CPU", lambda: f"{processor_name()}, {os.cpu_count()} logical CPUs"),
+    ]
 
 
 def _check(group: str, name: str, look: Callable[[], str]) -> Check:
@@ -120,6 +150,16 @@ def _check(group: str, name: str, look: Callable[[], str]) -> Check:
     except Exception as error:  # a doctor reports whatever is broken
         logger.debug("check of %s failed", name, exc_info=True)
         return Check(group, name, PROBLEM, f"{type(error).__name__}: {error}")
+
+
+def _runtimes() -> str:
+    """Runtimes of exported files that are there and work without torch; one is enough."""
+    known = {name: row for row in FORMATS.rows.values() if "torch" not in row.runtime for name in row.runtime}
+    there = {module: _package(module, compat.pip_name(module)) for module in known if compat.is_installed(module)}
+    if not there:
+        names = " or ".join(map(compat.pip_name, known))
+        raise MissingDependencyError(f"missing: pip install {names}, whichever runs your files")
+    return ", ".join(f"{module} {version}" for module, version in there.items())
 
 
 def _python() -> str:

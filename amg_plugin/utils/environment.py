@@ -7,8 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from amg_plugin.version import __version__
 
 _PACKAGES = ("torch", "torchvision", "timm", "torchreid", "numpy")
@@ -20,6 +18,8 @@ def environment(use_gpu: bool = True) -> dict[str, Any]:
     Args:
         use_gpu: Whether the GPU was used, if there is one.
     """
+    import torch  # what else is here works on a device without it
+
     device = torch.cuda.get_device_name() if use_gpu and torch.cuda.is_available() else f"cpu ({platform.machine()})"
     return {"device": device, "threads": torch.get_num_threads(), "versions": versions(*_PACKAGES)}
 

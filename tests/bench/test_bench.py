@@ -12,8 +12,9 @@ import torch
 
 from amg_plugin import compat
 from amg_plugin.bench import table, worker
-from amg_plugin.bench.run import Settings, _in_process, check_form, quartiles, write_form
-from amg_plugin.bench.subjects import Subject, from_backbone, from_checkpoint, from_structure, joined, parse_rates
+from amg_plugin.bench.run import Settings, _in_process, check_form, quartiles
+from amg_plugin.bench.subject import Subject, joined
+from amg_plugin.bench.subjects import from_backbone, from_checkpoint, from_structure, parse_rates, write_form
 from amg_plugin.checkpoint import save_checkpoint
 from amg_plugin.cli.main import main
 from amg_plugin.config.load import load_config

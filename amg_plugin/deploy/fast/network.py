@@ -44,8 +44,12 @@ class FastPatches(nn.Module):
         grid = embedding.grid_size if vit.dynamic_img_size else (embedding.num_patches,)
         constant = vit._pos_embed(self.weight.new_zeros(1, *grid, vit.embed_dim))
         constant = constant.detach().transpose(0, 1)
-        self.prefix = nn.Parameter(constant[: vit.num_prefix_tokens].clone(), requires_grad=False)
-        self.position = nn.Parameter(constant[vit.num_prefix_tokens :].clone(), requires_grad=False)
+        prefix, position = constant.tensor_split([vit.num_prefix_tokens])
+        # Strides as of any new tensor: ExecuTorch takes those of the transposed one for another layout.
+        self.prefix, self.position = (
+            nn.Parameter(part.clone(memory_format=torch.contiguous_format), requires_grad=False)
+            for part in (prefix, position)
+        )
         self.linear: FastLinear | None = None
 
     def pack(self) -> None:
