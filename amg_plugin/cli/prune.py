@@ -8,8 +8,10 @@ model to SAVE_DIR/result.json; one that is there already is replaced only with -
 
 Instead of rates, amg.target_macs_saving 0.3 gives the share of the MACs to save, and amg.target_latency_saving 0.3 the
 share of the time, which is measured first (amg.latency says how). amg.balance says how much of it comes from heads,
-tokens and neurons; auto finds the shares that change the features least on some training images. --preview shows what
-several balances would remove.
+tokens and neurons; auto finds the shares that change the features least on some training images.
+
+--preview shows what is looked at before work, what several balances would remove if there is a target, and the rounds
+of the schedule with epochs, expected MACs and the time, from a few steps that it runs on the data. It writes nothing.
 
 Beyond the published method, amg.repair fits what is left anew after each cut, and amg.token_variant merge merges
 tokens.
@@ -28,7 +30,7 @@ from amg_plugin.cli.arguments import CONFIGURATION, OVERWRITE, argument
 
 add_arguments = arguments.adder(
     argument("--weights", "the dense (or already pruned) checkpoint to start from", metavar="CKPT"),
-    argument("--preview", "only print what the target would remove, and stop"),
+    argument("--preview", "only print checks, schedule and expected time, and what a target would remove"),
     OVERWRITE,
     *CONFIGURATION,
 )
@@ -37,20 +39,21 @@ add_arguments = arguments.adder(
 def run(args: Namespace) -> int:
     """Prune; 0 on success."""
     from amg_plugin.checkpoint import LAST_CHECKPOINT, read_checkpoint
-    from amg_plugin.runs import balance, latency_target
+    from amg_plugin.runs import balance, checks, latency_target, preview
     from amg_plugin.runs.result import write_result
     from amg_plugin.runs.setup import prepare
-    from amg_plugin.runs.train import check_reducer, preview, prune
+    from amg_plugin.runs.train import check_reducer, prune
 
     checkpoint = read_checkpoint(arguments.required_weights(args))
     cfg = arguments.config_from_arguments(args, base=checkpoint.config)
     check_reducer(cfg, checkpoint)
     if args.preview:
         cfg, _ = latency_target.resolve(cfg, checkpoint, print, data=False)
-        print(preview(cfg, checkpoint))
+        preview.show(cfg, checkpoint, "prune", print)
         return 0
     arguments.refuse_to_overwrite(cfg, args.overwrite, args.weights)
     prepare(cfg)
+    checks.refuse(checks.before_work(cfg, checkpoint, "prune"))
     with arguments.logged(cfg.data.save_dir, "prune") as started:
         cfg, found = latency_target.resolve(cfg, checkpoint, print)
         cfg, tried, datamanager = balance.resolve(cfg, checkpoint, print)

@@ -20,6 +20,7 @@ from amg_plugin.cli.arguments import CONFIGURATION, OVERWRITE, argument
 
 add_arguments = arguments.adder(
     argument("--weights", "continue from this checkpoint instead of starting from scratch", metavar="CKPT"),
+    argument("--preview", "only print checks, schedule and expected time"),
     OVERWRITE,
     *CONFIGURATION,
 )
@@ -28,14 +29,19 @@ add_arguments = arguments.adder(
 def run(args: Namespace) -> int:
     """Train; 0 on success."""
     from amg_plugin.checkpoint import read_checkpoint
+    from amg_plugin.runs import checks, preview
     from amg_plugin.runs.setup import prepare
     from amg_plugin.runs.train import train
 
     checkpoint = read_checkpoint(args.weights) if args.weights else None
     base = checkpoint.config if checkpoint else None
     cfg = arguments.config_from_arguments(args, use_schedule=False, base=base)
+    if args.preview:
+        preview.show(cfg, checkpoint, "train", print)
+        return 0
     arguments.refuse_to_overwrite(cfg, args.overwrite, args.weights)
     prepare(cfg)
+    checks.refuse(checks.before_work(cfg, checkpoint, "train"))
     with arguments.logged(cfg.data.save_dir, "train") as started:
         arguments.finish(cfg, "train", train(cfg, checkpoint), started)
     return 0

@@ -29,8 +29,12 @@ from amg_plugin.utils.files import check_writable
 from amg_plugin.utils.preprocessing import Preprocessing
 
 
-def prepare(cfg: CfgNode) -> None:
+def prepare(cfg: CfgNode, writes: bool = True) -> None:
     """Register, check what no run of ours can do and the output folder, and seed everything.
+
+    Args:
+        cfg: The configuration.
+        writes: Whether the run writes into the output folder, which is made then.
 
     Raises:
         InputError: If the engine has no hooks, a key of torchreid's own script is set, the precision does not go with
@@ -50,7 +54,8 @@ def prepare(cfg: CfgNode) -> None:
                 f"model.{key} is '{value}', but torchreid's checkpoints are not read here: use --weights."
             )
     _check_precision(cfg)
-    check_writable(cfg.data.save_dir)
+    if writes:
+        check_writable(cfg.data.save_dir)
     compat.torchreid().utils.set_random_seed(cfg.train.seed)
 
 
@@ -86,7 +91,7 @@ def build_model(
     Raises:
         ConfigError: If the name is none of the plugin's, or ``amg.sie.cameras`` is another number than the data has.
     """
-    spec = _described(cfg, num_classes)
+    spec = described(cfg, num_classes)
     if cameras is not None and spec.side_information and cfg.amg.sie.cameras != 0:
         if cfg.amg.sie.cameras not in (-1, cameras.count):
             raise ConfigError(
@@ -100,7 +105,12 @@ def build_model(
     return model
 
 
-def _described(cfg: CfgNode, num_classes: int) -> ModelSpec:
+def described(cfg: CfgNode, num_classes: int) -> ModelSpec:
+    """What a configuration says of the network.
+
+    Raises:
+        ConfigError: If ``model.name`` is none of the plugin's, or the reducer's target cannot be met.
+    """
     if cfg.model.name not in ARCHITECTURES:
         raise ConfigError(
             f"model.name is '{cfg.model.name}', but must be one of {', '.join(ARCHITECTURES)}; a configuration brings "
@@ -122,7 +132,7 @@ def check_buildable(cfg: CfgNode) -> None:
         InputError: If the file in ``amg.weights`` is missing, or a checkpoint that does not fit, or pretrained weights
             do not exist or cannot be fetched.
     """
-    spec = _described(cfg, 1)
+    spec = described(cfg, 1)
     if cfg.amg.weights and is_checkpoint(check_weight_file(cfg.amg.weights)):
         read_checkpoint(cfg.amg.weights).check_start(spec)
     elif cfg.model.pretrained and not cfg.amg.weights:

@@ -136,21 +136,8 @@ def plan_pruning(
     return model, pruning, teaching
 
 
-def preview(cfg: CfgNode, checkpoint: Checkpoint) -> str:
-    """What the budget of ``cfg`` would take away from ``checkpoint`` at several balances, as a table.
-
-    Raises:
-        ConfigError: If there is no budget.
-    """
-    return _preview_table(cfg, AMGPruningHook.from_config(cfg), fitted(checkpoint, cfg).build())
-
-
 def _preview_table(cfg: CfgNode, pruning: AMGPruningHook, model: nn.Module) -> str:
     budget = pruning.schedule.budget
-    if budget is None:
-        raise ConfigError(
-            "--preview shows what a target would remove; give amg.target_macs_saving or amg.target_latency_saving."
-        )
     rows = [
         [
             f"{shares(choice.balance)}{' (chosen)' if choice.balance == budget.balance else ''}",

@@ -62,7 +62,7 @@ def test_a_smaller_target_than_what_is_saved_already_is_refused(refused, by_budg
     assert "already" in refused("prune", *words, "amg.distill.enabled", "False")
 
 
-def test_the_preview_needs_no_data_and_writes_nothing(amg_reid, dense, tmp_path):
+def test_the_preview_shows_balances_without_data_and_writes_nothing(amg_reid, dense, tmp_path):
     words = ["data.root", tmp_path / "nowhere", "data.save_dir", tmp_path / "log", "amg.target_macs_saving", 0.25]
     outcome = amg_reid("prune", "--preview", "--weights", dense, *words)
     assert outcome.status == 0, outcome.err
@@ -70,11 +70,6 @@ def test_the_preview_needs_no_data_and_writes_nothing(amg_reid, dense, tmp_path)
         assert any(line.startswith(balance) for line in outcome.out.splitlines()), balance
     assert "-25." in outcome.out or "-24." in outcome.out
     assert not (tmp_path / "log").exists()
-
-
-def test_the_preview_needs_a_target(refused, dense, tmp_path):
-    sentence = refused("prune", "--preview", "--weights", dense, "amg.schedule", "[{target: heads, rate: 0.25}]")
-    assert "amg.target_macs_saving" in sentence
 
 
 def test_a_target_that_cannot_be_met_is_refused_before_the_data_is_looked_at(refused, dense, tmp_path):
