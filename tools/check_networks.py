@@ -1,9 +1,10 @@
 """Every network of timm that the plugin accepts, pruned and in each form: plain, fast, ONNX.
 
 Each name of timm is built at a tiny size (three blocks of width 32, patches of 8 pixels) with random weights; the kinds
-of its parts stay as the name says. Heads, tokens (variants ``block``, ``kv`` and ``merge``) and neurons are pruned at
-random, and the fast form is compared with the plain network. Names with the same parts form a structure; the first name
-of each is exported as ONNX as well, in one of the variants in turn, and run in ONNX Runtime.
+of its parts stay as the name says. Heads, tokens (variants ``block`` and ``kv``, and ``merge`` where positions are
+not rotary) and neurons are pruned at random, and the fast form is compared with the plain network. Names with the same
+parts form a structure; the first name of each is exported as ONNX as well, in one of the variants in turn, and run in
+ONNX Runtime.
 
 Writes one row per structure and one per reason to refuse a name; leaves with 1 if any difference is above the limit.
 
@@ -23,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from itertools import cycle
 from pathlib import Path
 
 import timm
@@ -93,19 +93,26 @@ def pruned(plan: PruningPlan, variant: str) -> PruningPlan:
     return plan.merge([[group[0] for group in block] for block in groups], groups)
 
 
+def variants(vit: VisionTransformer) -> tuple[str, ...]:
+    """In which ways tokens of a ViT are pruned."""
+    return VARIANTS if getattr(vit, "rope", None) is None else VARIANTS[:2]
+
+
 def parts_of(vit: VisionTransformer) -> tuple[str, ...]:
     """What tells the structure of a ViT from others, the first block for all."""
     block, found = vit.blocks[0], []
-    for path in ("norm_pre", "norm", "fc_norm", "attn_pool", "patch_embed.norm", "blocks.0.norm1", "blocks.0.ls1"):
-        part = vit.get_submodule(path) if path != "attn_pool" else vit.attn_pool
+    for path in ("norm_pre", "norm", "fc_norm", "attn_pool", "patch_embed.norm", "blocks.0.norm1", "rope"):
+        part = vit.get_submodule(path) if path not in ("attn_pool", "rope") else getattr(vit, path, None)
         if part is not None and not isinstance(part, nn.Identity):
             found.append(f"{path.removeprefix('blocks.0.')} {type(part).__name__}")
     for path in ("attn.q_norm", "attn.norm", "mlp.norm", "mlp", "mlp.act"):
         part = block.get_submodule(path)
         if not isinstance(part, nn.Identity):
             found.append(f"{path} {type(part).__name__}")
-    layers = {"qkv": block.attn.qkv, "proj": block.attn.proj, "fc2": block.mlp.fc2, "patch": vit.patch_embed.proj}
-    without = [name for name, layer in layers.items() if layer.bias is None]
+    biases = {"qkv": block.attn.packed()[1], "proj": block.attn.proj.bias, "fc2": block.mlp.fc2.bias}
+    without = [name for name, bias in {**biases, "patch": vit.patch_embed.proj.bias}.items() if bias is None]
+    found += ["layer scale"] if block.layer_scale(1) is not None else []
+    found += ["separate projections"] if block.attn.qkv is None else []
     found += [f"no bias in {', '.join(without)}"] if without else []
     found += [f"{vit.num_prefix_tokens} prefix tokens", "class token" if vit.has_class_token else vit.global_pool]
     found += ["no position for prefix tokens"] if vit.no_embed_class and vit.num_prefix_tokens else []
@@ -151,7 +158,7 @@ def check(names: Sequence[str], with_onnx: bool) -> tuple[list[Structure], Count
             continue
         structure = structures.setdefault(parts_of(vit), Structure(parts_of(vit)))
         structure.names.append(name)
-        for variant in (None, *VARIANTS):
+        for variant in (None, *variants(vit)):
             try:
                 difference = fast_difference(build(name, variant))
             except Exception as error:  # whatever it is, it is what this script looks for
@@ -160,8 +167,10 @@ def check(names: Sequence[str], with_onnx: bool) -> tuple[list[Structure], Count
             structure.fast = max(structure.fast, difference)
             if not difference <= LIMIT:
                 structure.faults.append(f"{name}, {variant or 'dense'}: {difference:.1e}")
-    for structure, variant in zip(structures.values() if with_onnx else (), cycle(VARIANTS)):
+    for turn, structure in enumerate(structures.values() if with_onnx else ()):
         try:
+            possible = variants(build(structure.names[0]).backbone)
+            variant = possible[turn % len(possible)]
             structure.onnx = onnx_difference(build(structure.names[0], variant))
         except Exception as error:
             structure.faults.append(f"{structure.names[0]}, {variant}, ONNX: {type(error).__name__}: {error}")
@@ -192,10 +201,10 @@ def report(structures: Sequence[Structure], refused: Counter[str]) -> str:
         f"{accepted} names of timm in {len(structures)} structures are accepted, {refused.total()} are refused, "
         f"{len(faults)} fail. {packages}.",
         "",
-        "Each name was built at a tiny size with random weights; half of its heads, tokens (`block`, `kv`, `merge`)",
-        "and neurons were pruned at random. *fast* is the largest difference of the fast form from the plain network,",
-        "relative to the largest feature, over all names of the structure, dense and in the three variants. *onnx* is",
-        "that of an ONNX file of the first name, in one variant, in ONNX Runtime.",
+        "Each name was built at a tiny size with random weights; half of its heads, tokens (`block`, `kv`, and `merge`",
+        "where positions are not rotary) and neurons were pruned at random. *fast* is the largest difference of the",
+        "fast form from the plain network, relative to the largest feature, over all names of the structure, dense and",
+        "in the variants. *onnx* is that of an ONNX file of the first name, in one variant, in ONNX Runtime.",
         "",
         markdown_table(["first name", "names", "parts", "fast", "onnx"], rows, left=(0, 2)),
         "",

@@ -201,7 +201,7 @@ KEYS: dict[str, Key] = {
     "test.visrank": Key(False, "save pictures of ranked galleries (with test.evaluate)"),
     "test.visrank_topk": Key(10, "gallery images per picture", at_least(1)),
     # Network
-    "amg.arch": Key("", "timm's name of a plain ViT; empty = model.name's (ViT-B/16, -S/16 or -Ti/16)"),
+    "amg.arch": Key("", "timm's name of a ViT; empty = model.name's (ViT-B/16, -S/16 or -Ti/16)"),
     "amg.stride": Key(0, "step between patches in pixels, at most the patch size; 0 = the patch size", at_least(0)),
     "amg.image_size": Key([], "[height, width] in pixels; empty = data.height, data.width", _SIZE, int),
     # Departures from the architecture, for small networks trained from scratch

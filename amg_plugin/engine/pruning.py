@@ -14,7 +14,8 @@ from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
-from amg_plugin.models.vit import unwrap
+from amg_plugin.models.rotary import check_not_rotary
+from amg_plugin.models.vit import backbone_of, unwrap
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.pruning.budget import TOLERANCE, Budget, Choice, Goal, PlanCost, check_budget, choices
 from amg_plugin.pruning.cut import PruningRules, carry_out
@@ -90,6 +91,7 @@ class AMGPruningHook(Hook):
             )
         merges = self.token_variant == "merge"
         if merges and "tokens" in self.schedule.targets and not self.schedule.done:
+            check_not_rotary(backbone_of(model), "amg.token_variant 'merge'")
             MergeRange(plan, limits).check()
         if self.schedule.budget is None:
             self.schedule.check_feasible(plan, limits)

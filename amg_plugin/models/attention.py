@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from timm.layers import Attention, RmsNorm
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, LayerScale
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -33,15 +33,17 @@ class PrunableAttention(Attention):
     observer: Callable[[Tensor], None] | None  # receives the softmax attention [B, H, Q, K] of each forward pass
     kept_tokens: Tensor | None
     key_bias: Tensor | None  # [1, 1, 1, K]
+    rope: Tensor | None  # rotary table, see amg_plugin.models.rotary
 
     @classmethod
-    def convert(cls, module: Attention) -> PrunableAttention:
+    def convert(cls, module: nn.Module) -> PrunableAttention:
         """Turn ``module`` into a prunable one in place; its tensors are untouched."""
         if not isinstance(module, cls):
             module.__class__ = cls
             module.observer = None
             module.register_buffer("kept_tokens", None, persistent=False)
             module.register_buffer("key_bias", None, persistent=False)
+            module.register_buffer("rope", None, persistent=False)
         return module
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -77,7 +79,7 @@ class PrunableAttention(Attention):
         batch, length, _ = x.shape
         gate = self.gate(x).sigmoid() if self.gate is not None else None
         query, key, value = self._project(x)
-        query, key = self.q_norm(query), self.k_norm(key)
+        query, key = self._rotated(self.q_norm(query), self.k_norm(key))
         bias = None if bias is None else bias.to(query.dtype)
         attention = None
         if self.fused_attn and self.observer is None and not with_map:
@@ -98,17 +100,25 @@ class PrunableAttention(Attention):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, H, Q, d]``, keys and values ``[B, H, K, d]``."""
         batch, length, _ = x.shape
-        heads = (self.num_heads, self.head_dim)
+        heads, width = (self.num_heads, self.head_dim), self.attn_dim
+        weight, bias = self.packed()
         if self.kept_tokens is None:
-            qkv = self.qkv(x).reshape(batch, length, 3, *heads).permute(2, 0, 3, 1, 4)
+            qkv = F.linear(x, weight, bias).reshape(batch, length, 3, *heads).permute(2, 0, 3, 1, 4)
             return qkv[0], qkv[1], qkv[2]
-        weight, bias, width = self.qkv.weight, self.qkv.bias, self.attn_dim
         query = F.linear(x, weight[:width], None if bias is None else bias[:width])
         context = x.index_select(1, self.kept_tokens)
         key_value = F.linear(context, weight[width:], None if bias is None else bias[width:])
         query = query.reshape(batch, length, *heads).transpose(1, 2)
         key_value = key_value.reshape(batch, -1, 2, *heads).permute(2, 0, 3, 1, 4)
         return query, key_value[0], key_value[1]
+
+    def packed(self) -> tuple[Tensor, Tensor | None]:
+        """Weight ``[3 H d, D]`` and bias ``[3 H d]`` of queries, keys and values, in this order."""
+        return self.qkv.weight, self.qkv.bias
+
+    def _rotated(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys with what depends on the positions of their tokens."""
+        return query, key
 
 
 def _index(positions: list[int], like: Tensor) -> Tensor:
@@ -208,18 +218,27 @@ class PrunableBlock(Block):
     def _forward(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
         if self.kept_tokens is None:
             x = x if self.merge is None else self.merge(x)
-            x = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+            x = self._work(x, attn_mask, is_causal)
             return x if self.restore is None else self.restore(x)
         if attn_mask is not None or is_causal:
             raise NotImplementedError("attention masks are not supported together with pruned tokens")
         if x.shape[1] != len(self.restore_order):
             raise ValueError(f"the block was pruned for {len(self.restore_order)} tokens, but got {x.shape[1]}")
-        kept = super().forward(x.index_select(1, self.kept_tokens))
+        kept = self._work(x.index_select(1, self.kept_tokens))
         carried = x.index_select(1, self.carried_tokens)
         if self.token_update is not None:
             carried = carried + self.token_update
         # Gathers only: they export everywhere, scatters do not.
         return torch.cat((kept, carried), dim=1).index_select(1, self.restore_order)
+
+    def _work(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """What the dense block does."""
+        return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+
+    def layer_scale(self, branch: int) -> Tensor | None:
+        """Factors ``[D]`` of what branch 1 (attention) or 2 (MLP) gives; None if there are none."""
+        scale = getattr(self, f"ls{branch}")
+        return scale.gamma if isinstance(scale, LayerScale) else None
 
     def keep_tokens(self, kept: list[int] | None, num_tokens: int, variant: str, updated: bool = False) -> None:
         """Set the tokens that take part, prefix tokens included, in variant ``"kv"`` or ``"block"``.
@@ -227,7 +246,7 @@ class PrunableBlock(Block):
         ``kept`` are ascending positions below ``num_tokens``, the length of what the block receives; None means all.
         With ``updated`` the others get constants: those that they have already, or 0.
         """
-        weight = self.attn.qkv.weight
+        weight = self.attn.proj.weight
         index, before = (None if kept is None else _index(kept, weight)), self.carried_tokens
         self.attn.kept_tokens = index if variant == "kv" else None
         self.kept_tokens = self.carried_tokens = self.restore_order = None
@@ -239,7 +258,7 @@ class PrunableBlock(Block):
         self.kept_tokens, self.carried_tokens = index, _index(carried, weight)
         self.restore_order = _index([place[position] for position in range(num_tokens)], weight)
         if updated:
-            constants = weight.new_zeros(len(carried), weight.shape[1])
+            constants = weight.new_zeros(len(carried), len(weight))
             if self.token_update is not None:
                 constants[[carried.index(position) for position in before.tolist()]] = self.token_update
             self.token_update = constants
@@ -257,7 +276,7 @@ class PrunableBlock(Block):
             before: Per token of the block, what it is the mean of; None if nothing is merged in front of it.
             after: The same for what leaves the block; None if that is what the block works on.
         """
-        like = self.attn.qkv.weight.detach()
+        like = self.attn.proj.weight.detach()
         self.merge = None if before is None else TokenMeans(before, like)
         self.restore = None if after is None else TokenMeans(after, like)
         logs = torch.tensor(sizes, dtype=torch.float64).log().to(like)

@@ -14,6 +14,7 @@ from amg_plugin.errors import InputError
 from amg_plugin.models.la_transformer import HIDDEN, LATransformer
 from amg_plugin.models.reduced import ReducedReIDModel
 from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.rotary import RotaryVisionTransformer
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.transreid import TransReID
 from amg_plugin.models.vit import build_backbone
@@ -100,5 +101,6 @@ def _facts(spec: ModelSpec) -> list[Any]:
         {name: tuple(value.shape) for name, value in model.state_dict().items()},
         tuple(model.patch_embed.proj.stride),
         [(block.attn.num_heads, block.attn.head_dim, block.attn.scale) for block in model.blocks],
+        model.rotation() if isinstance(model, RotaryVisionTransformer) else None,
         [module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)],
     ]

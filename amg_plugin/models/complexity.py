@@ -100,16 +100,15 @@ class BlockCost:
         """Read the sizes of a block, pruned or not."""
         attention, mlp = block.attn, block.mlp
         hidden = mlp.fc2.in_features
-        owned = [attention.qkv, attention.gate, attention.norm]
-        tensors = [value for module in owned if module is not None for value in module.parameters(recurse=False)]
-        tensors.append(attention.proj.weight)
+        common = ("proj.bias", "q_norm.", "k_norm.")  # what no single head owns
+        tensors = [value for name, value in attention.named_parameters() if not name.startswith(common)]
         linears = [module for module in mlp.modules() if isinstance(module, nn.Linear)]
         unowned = 0 if mlp.fc2.bias is None else mlp.fc2.bias.numel()
         return cls(
-            width=attention.qkv.in_features,
+            width=attention.proj.out_features,
             head_dim=attention.head_dim,
             inward=1 + (attention.gate is not None),
-            layers=sum(linear.weight.numel() for linear in linears) // (hidden * attention.qkv.in_features),
+            layers=sum(linear.weight.numel() for linear in linears) // (hidden * attention.proj.out_features),
             head_params=sum(value.numel() for value in tensors) // attention.num_heads,
             neuron_params=(sum(value.numel() for value in mlp.parameters()) - unowned) // hidden,
         )

@@ -8,6 +8,7 @@ from amg_plugin.errors import ConfigError
 from amg_plugin.models.attention import PrunableBlock
 from amg_plugin.models.reducers import TokenReducer, proportional_bias
 from amg_plugin.models.reid import ReIDModel, at_least_float32
+from amg_plugin.models.rotary import check_not_rotary
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import pooled_features
 from amg_plugin.registries import REDUCERS
@@ -57,6 +58,7 @@ class ReducedReIDModel(ReIDModel):
         vit, reducer = self.backbone, spec.reducer
         if not vit.has_class_token:
             raise ConfigError(f"amg.reducer '{reducer.method}' needs a ViT with a class token; {spec.arch} has none.")
+        check_not_rotary(vit, f"amg.reducer '{reducer.method}'")
         reducer.check(len(vit.blocks), vit.patch_embed.num_patches)
         method = REDUCERS.load(reducer.method)()
         for block, leaving in zip(vit.blocks, reducer.tokens, strict=True):

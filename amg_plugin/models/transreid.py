@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from amg_plugin.errors import ConfigError
 from amg_plugin.models.reid import FrozenBiasBatchNorm1d, ReIDModel, at_least_float32, build_classifier
+from amg_plugin.models.rotary import check_not_rotary
 from amg_plugin.models.spec import JigsawSpec, ModelSpec, SideInformationSpec
 from amg_plugin.models.vit import pooled_features
 
@@ -122,6 +123,7 @@ class JigsawBranch(nn.Module):
         super().__init__()
         if not backbone.has_class_token:
             raise ConfigError("The jigsaw patch module needs a ViT with a class token.")
+        check_not_rotary(backbone, "The jigsaw patch module (amg.jpm)")
         self.prefix = backbone.num_prefix_tokens
         self.parts = spec.parts
         positions = torch.tensor(jigsaw_parts(backbone.patch_embed.num_patches, spec)).flatten() + self.prefix

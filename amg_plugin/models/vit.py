@@ -11,15 +11,18 @@ from typing import Any
 
 import timm
 from timm.layers import Attention, GluMlp, LayerNorm, LayerNormFp32, Mlp, PatchEmbed, RmsNorm, SwiGLU
+from timm.models import is_model_in_modules
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from amg_plugin.errors import AMGError, ConfigError, InputError, UnsupportedModelError
 from amg_plugin.models.attention import PrunableAttention, PrunableBlock, SubsetNorm
+from amg_plugin.models.rotary import RotaryVisionTransformer, check_rotary, replace_patches
 
-_PLAIN = (VisionTransformer, VisionTransformerDistilled)
+_PLAIN = (VisionTransformer, VisionTransformerDistilled, Eva, RotaryVisionTransformer)
 _NORMS = (nn.LayerNorm, LayerNorm, LayerNormFp32, RmsNorm)
 _NO_OR_NORM = (nn.Identity, *_NORMS, SubsetNorm)
 #: Parts of a block with the classes that pruning and the fast form know how to take apart.
@@ -27,11 +30,10 @@ _PARTS: dict[str, tuple[type[nn.Module], ...]] = {
     "norm1": _NORMS,
     "norm2": _NORMS,
     "mlp": (Mlp, GluMlp, SwiGLU),
-    "ls1": (nn.Identity, LayerScale),
-    "ls2": (nn.Identity, LayerScale),
     "attn.norm": _NO_OR_NORM,
     "mlp.norm": _NO_OR_NORM,
 }
+_SCALES = {"ls1": (nn.Identity, LayerScale), "ls2": (nn.Identity, LayerScale)}
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
@@ -123,27 +125,55 @@ def build_backbone(
             )
         arch, overrides = published.base, {**published.overrides, **(overrides or {})}
         attention_scale = published.attention_scale if attention_scale is None else attention_scale
-    # Others would be arguments of timm's factory, which reads files and asks for addresses.
-    if unknown := sorted(map(str, set(overrides or ()) - set(inspect.signature(VisionTransformer).parameters))):
-        raise ConfigError(f"amg.override.{unknown[0]} is not an argument of timm's VisionTransformer.")
-    if (channels := (overrides or {}).get("in_chans", 3)) != 3:
-        raise ConfigError(f"amg.override.in_chans {channels} is impossible; images have 3 channels.")
+    rotary = is_model_in_modules(arch, "eva")
+    _check_overrides(overrides or {}, Eva if rotary else VisionTransformer)
     kwargs: dict[str, Any] = {"img_size": tuple(image_size), "num_classes": 0, **(overrides or {})}
     if drop_path:
         kwargs["drop_path_rate"] = drop_path
-    if stride:
+    if stride and rotary:  # whose patch embedding cannot be chosen: it is replaced once positions are there
+        del kwargs["img_size"]
+    elif stride:
         kwargs["embed_layer"] = partial(OverlappingPatchEmbed, stride=stride)
     # Without weights first: what cannot work is refused before anything is downloaded.
     model = _create(arch, kwargs)
     _check_plain(model)
     _check_image_size(image_size, model.patch_embed.patch_size, stride)
-    model = make_prunable(_create_pretrained(arch, kwargs) if pretrained else model)
+    model = _create_pretrained(arch, kwargs) if pretrained else model
+    if stride and rotary:
+        _overlap(model, image_size, stride)
+    make_prunable(model)
     for block in model.blocks if attention_scale is not None else ():
         block.attn.scale = attention_scale
     for module in model.modules() if layer_norm_eps is not None else ():
         if isinstance(module, nn.LayerNorm):
             module.eps = layer_norm_eps
     return model
+
+
+def _check_overrides(overrides: Mapping[str, Any], network: type[nn.Module]) -> None:
+    """Refuse arguments of timm's factory, which reads files and asks for addresses, and those set elsewhere."""
+    if unknown := sorted(map(str, set(overrides) - set(inspect.signature(network).parameters))):
+        raise ConfigError(f"amg.override.{unknown[0]} is not an argument of timm's {network.__name__}.")
+    for name, instead in (("img_size", "data.height and data.width"), ("num_classes", "the training data")):
+        if name in overrides:
+            raise ConfigError(f"amg.override.{name} is impossible; {instead} decide.")
+    if (channels := overrides.get("in_chans", 3)) != 3:
+        raise ConfigError(f"amg.override.in_chans {channels} is impossible; images have 3 channels.")
+
+
+def _overlap(model: Eva, image_size: tuple[int, int], stride: int | tuple[int, int]) -> None:
+    """Give an ``Eva`` overlapping patches."""
+    old = model.patch_embed
+    dynamic = {"output_fmt": "NHWC"} if model.dynamic_img_size else {}
+    embedding = OverlappingPatchEmbed(
+        stride=stride,
+        img_size=image_size,
+        patch_size=old.patch_size,
+        embed_dim=model.embed_dim,
+        bias=old.proj.bias is not None,
+        **dynamic,
+    )
+    replace_patches(model, embedding)
 
 
 def _create(arch: str, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -179,29 +209,33 @@ def _first_line(error: BaseException) -> str:
 
 def _check_plain(model: nn.Module) -> None:
     """Refuse everything that is not a plain ViT, by class name."""
-    allowed = "VisionTransformer or VisionTransformerDistilled of timm whose blocks are Block with Attention"
+    allowed = "VisionTransformer, VisionTransformerDistilled or Eva of timm whose blocks are Block with Attention"
     if type(model) not in _PLAIN:
         raise UnsupportedModelError(f"{type(model).__name__} is not a plain ViT; allowed: {allowed}.")
     if not isinstance(model.patch_embed, PatchEmbed):
         raise UnsupportedModelError(
             f"patch embedding {type(model.patch_embed).__name__} is not plain; allowed: PatchEmbed."
         )
-    for index, block in enumerate(model.blocks):
+    if type(model) is Eva:
+        check_rotary(model)
+    for index, block in enumerate(model.blocks if not isinstance(model, Eva | RotaryVisionTransformer) else ()):
         if type(block) is not Block and not isinstance(block, PrunableBlock):
             raise UnsupportedModelError(f"block {index} is a {type(block).__name__}; allowed: {allowed}.")
         if type(block.attn) is not Attention and not isinstance(block.attn, PrunableAttention):
             raise UnsupportedModelError(
                 f"the attention of block {index} is a {type(block.attn).__name__}; allowed: {allowed}."
             )
-        _check_parts(index, block)
-    if not isinstance(model.patch_drop, nn.Identity):
+        _check_parts(index, block, _SCALES)
+    for index, block in enumerate(model.blocks):
+        _check_parts(index, block, _PARTS)
+    if not isinstance(model.patch_drop, nn.Identity | None):
         raise UnsupportedModelError("patches are dropped at random (patch_drop_rate); pruning needs all positions.")
-    if not model.has_class_token and not model.global_pool:
+    if model.cls_token is None and not model.global_pool:
         raise UnsupportedModelError("a ViT without class token has to pool its patches (global_pool).")
 
 
-def _check_parts(index: int, block: nn.Module) -> None:
-    for name, classes in _PARTS.items():
+def _check_parts(index: int, block: nn.Module, parts: Mapping[str, tuple[type[nn.Module], ...]]) -> None:
+    for name, classes in parts.items():
         if (found := type(block.get_submodule(name))) not in classes:
             names = ", ".join(dict.fromkeys(kind.__name__ for kind in classes))
             raise UnsupportedModelError(f"{name} of block {index} is a {found.__name__}; allowed: {names}.")
@@ -233,6 +267,8 @@ def make_prunable(model: VisionTransformer) -> VisionTransformer:
         UnsupportedModelError: If the model is not plain.
     """
     _check_plain(model)
+    if isinstance(model, Eva | RotaryVisionTransformer):
+        return RotaryVisionTransformer.convert(model)
     for block in model.blocks:
         PrunableBlock.convert(block)
     return model

@@ -96,7 +96,7 @@ def magnitude_of_heads(model: nn.Module, calibration: Calibration, blocks: Seque
     scores = []
     for block in blocks:
         attention = backbone_of(model).blocks[block].attn
-        qkv = attention.qkv.weight.detach().reshape(3, attention.num_heads, -1)
+        qkv = attention.packed()[0].detach().reshape(3, attention.num_heads, -1)
         proj = attention.proj.weight.detach().T.reshape(attention.num_heads, -1)
         norm = (qkv.square().sum((0, 2)) + proj.square().sum(1)).sqrt().double()
         scores.append(-norm / norm.mean())

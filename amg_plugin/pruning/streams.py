@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import LayerScale
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -305,8 +304,8 @@ def _repair_layer(
     if rows and repair.kind == "least_squares" and sum(map(len, source)) * len(rows) < layer.in_features:
         logger.info("%s has more columns than there are tokens that are read behind it: all its tokens count", label)
         rows = None
-    norm, scale = (block.norm1, block.ls1) if name == "proj" else (block.norm2, block.ls2)
-    gamma = scale.gamma if isinstance(scale, LayerScale) else 1.0
+    norm, branch = (block.norm1, 1) if name == "proj" else (block.norm2, 2)
+    gamma = 1.0 if (scale := block.layer_scale(branch)) is None else scale
     with _inputs(norm, layer) as seen:
         for x, target in zip(source, targets, strict=True):
             block(x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from amg_plugin.errors import PlanError
 from amg_plugin.models.attention import PrunableAttention, SubsetNorm
+from amg_plugin.models.rotary import check_not_rotary
 from amg_plugin.models.vit import backbone_of, make_prunable
 from amg_plugin.pruning.merging import Group, Transition, transition
 from amg_plugin.pruning.plan import PruningPlan
@@ -57,6 +58,8 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     _check_fit(current, plan)
     _check_prunable(model, plan)
     make_prunable(backbone)
+    if plan.variant == "merge":
+        check_not_rotary(backbone, "amg.token_variant 'merge'")
     neurons, present = plan.kept("neurons"), current.kept("neurons")
     for index, block in enumerate(backbone.blocks):
         if neurons[index] != present[index]:
@@ -145,14 +148,18 @@ def behind_prefix(prefix: int, members: Transition) -> Transition:
 
 def _keep_heads(attention: PrunableAttention, kept: Sequence[int]) -> None:
     """Slice everything that a head owns, in place; ``kept`` are positions among the heads it has, ascending."""
-    device = attention.qkv.weight.device
+    device = attention.proj.weight.device
     first = torch.tensor(list(kept), dtype=torch.int64, device=device) * attention.head_dim
     rows = (first[:, None] + torch.arange(attention.head_dim, device=device)).flatten()
     width = attention.attn_dim
-    _slice_linear(attention.qkv, torch.cat([rows + part * width for part in range(3)]), dim=0)
+    if attention.qkv is not None:
+        _slice_linear(attention.qkv, torch.cat([rows + part * width for part in range(3)]), dim=0)
     _slice_linear(attention.proj, rows, dim=1)
-    if attention.gate is not None:
-        _slice_linear(attention.gate, rows, dim=0)
+    for name in ("q_proj", "k_proj", "v_proj", "gate"):
+        if (linear := getattr(attention, name, None)) is not None:
+            _slice_linear(linear, rows, dim=0)
+    for name in ("q_bias", "k_bias", "v_bias"):
+        _slice_tensor(attention, name, rows, dim=0)
     attention.norm = _sliced_norm(attention.norm, rows)
     attention.num_heads = len(kept)
     attention.attn_dim = len(kept) * attention.head_dim
@@ -176,22 +183,24 @@ def _sliced_norm(norm: nn.Module, rows: Tensor) -> nn.Module:
         return norm
     norm = norm if isinstance(norm, SubsetNorm) else SubsetNorm(norm)
     for name in ("weight", "bias"):
-        _slice_parameter(norm, name, rows, dim=0)
+        _slice_tensor(norm, name, rows, dim=0)
     return norm
 
 
 def _slice_linear(linear: nn.Linear, index: Tensor, dim: int) -> None:
-    _slice_parameter(linear, "weight", index, dim)
+    _slice_tensor(linear, "weight", index, dim)
     if dim == 0:
-        _slice_parameter(linear, "bias", index, 0)
+        _slice_tensor(linear, "bias", index, 0)
         linear.out_features = len(index)
     else:
         linear.in_features = len(index)
 
 
-def _slice_parameter(module: nn.Module, name: str, index: Tensor, dim: int) -> None:
-    parameter = getattr(module, name)
-    if parameter is None:
+def _slice_tensor(module: nn.Module, name: str, index: Tensor, dim: int) -> None:
+    """Slice a parameter or a buffer, if it is there."""
+    tensor = getattr(module, name, None)
+    if tensor is None:
         return
-    sliced = parameter.detach().index_select(dim, index).contiguous()
-    setattr(module, name, nn.Parameter(sliced, requires_grad=parameter.requires_grad))
+    sliced = tensor.detach().index_select(dim, index).contiguous()
+    is_parameter = isinstance(tensor, nn.Parameter)
+    setattr(module, name, nn.Parameter(sliced, requires_grad=tensor.requires_grad) if is_parameter else sliced)

@@ -82,7 +82,9 @@ STRUCTURES = {
     "swiglu": lambda: structured("aimv2_large_patch14_224"),
     "packed_swiglu": lambda: structured("vit_giant_patch14_reg4_dinov2", "kv", **UNUSUAL),
 }
-ALL = {**NETWORKS, **REDUCED, **FRAGILE, **STRUCTURES}
+#: A class token, registers, rotary positions, a bias without its keys' part.
+ROTARY = {"dinov3": lambda: structured("vit_small_patch16_dinov3_qkvb")}
+ALL = {**NETWORKS, **REDUCED, **FRAGILE, **STRUCTURES, **ROTARY}
 
 
 def preprocessing(model):

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_models import ALL, FRAGILE, MEAN, NETWORKS, REDUCED, STD, STRUCTURES, preprocessing, save
+from small_models import ALL, FRAGILE, MEAN, NETWORKS, REDUCED, ROTARY, STD, STRUCTURES, preprocessing, save
 
 from amg_plugin.deploy import parity as comparison
 from amg_plugin.deploy.export import ExportOptions, export
@@ -69,6 +69,14 @@ def test_onnx_files_of_every_structure_agree_with_pytorch(exported, kind):
     path, _ = exported(kind, "onnx", dynamic_batch=True)
     images = some_images(kind, 3)
     assert_close(open_exported(path).features(images.numpy(), {}), reference(kind, images))
+
+
+@pytest.mark.parametrize("kind", ROTARY)
+@pytest.mark.parametrize("form", FORMATS)
+def test_files_of_networks_with_rotary_positions_agree_with_pytorch(exported, form, kind):
+    path, _ = exported(kind, form, dynamic_batch=True)
+    images = some_images(kind, 3)
+    assert_close(open_exported(path, trusted=True).features(images.numpy(), {}), reference(kind, images))
 
 
 @pytest.mark.parametrize("form", ["onnx", "exported_program", pytest.param("openvino", marks=no_openvino)])

@@ -26,6 +26,8 @@ PLAIN = {
     "vit_small_patch14_reg4_dinov2": 14,
     "vit_base_patch16_gap_224": 16,
     "vit_base_patch16_clip_224": 16,
+    "vit_small_patch16_dinov3": 16,
+    "eva02_base_patch14_224": 14,
 }
 
 
@@ -43,8 +45,12 @@ def test_plain_models_compute_what_timm_computes_under_timms_keys(arch):
     ours.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, *size)
     with torch.no_grad():
-        assert torch.equal(ours.forward_features(images), plain.forward_features(images))
-        assert torch.equal(pooled_features(ours, ours.forward_features(images)), plain(images))
+        tokens = plain.forward_features(images)
+        assert torch.equal(ours.forward_features(images), tokens)
+        # timm takes the mean of the patches in some networks that have a class token.
+        mean = plain.global_pool == "avg" and plain.cls_token is not None
+        expected = plain.fc_norm(tokens[:, 0]) if mean else plain(images)
+        assert torch.equal(pooled_features(ours, tokens), expected)
 
 
 def test_converting_is_idempotent_and_keeps_the_tensors():
@@ -58,8 +64,10 @@ def test_converting_is_idempotent_and_keeps_the_tensors():
 
 
 REFUSED = [
-    ("eva02_tiny_patch14_224", {"depth": 1}, "Eva "),
-    ("vit_tiny_patch16_dinov3_qkvb", {"depth": 1}, "Eva "),
+    ("eva02_enormous_patch14_clip_224", TINY, "EvaBlockPostNorm"),
+    ("vit_base_patch16_sapiens2", {**TINY, "num_kv_heads": 1}, "share keys and values"),
+    ("vit_small_patch16_rope_mixed_224", TINY, "rope_type 'mixed'"),
+    ("vit_small_patch16_dinov3", {**TINY, "rope_shift_coords": 0.1}, "moved at random"),
     ("beit_base_patch16_224", {"depth": 1}, "Beit"),
     ("test_vit_relpos", {}, "VisionTransformerRelPos"),
     ("swin_tiny_patch4_window7_224", {}, "SwinTransformer"),
@@ -104,6 +112,8 @@ def test_a_block_with_a_part_that_cannot_be_taken_apart_is_refused_by_part_and_c
         ({"patch_drop_rate": 0.1}, UnsupportedModelError, "dropped at random"),
         ({"class_token": False, "global_pool": ""}, UnsupportedModelError, "pool its patches"),
         ({"in_chans": 1}, ConfigError, "in_chans 1 is impossible"),
+        ({"img_size": 32}, ConfigError, "img_size is impossible; data.height and data.width decide"),
+        ({"num_classes": 7}, ConfigError, "num_classes is impossible"),
     ],
 )
 def test_overrides_that_make_another_kind_of_network_are_refused_at_the_start(overrides, error, message):

@@ -52,6 +52,9 @@ CASES = {
     "overlapping_patches": Case("vit_tiny_patch16_224", stride=12),
     "gated_mlp": Case("vit_tiny_patch16_224", overrides={"mlp_layer": GluMlp, "act_layer": "sigmoid"}),
     "packed_swiglu": Case("vit_tiny_patch16_224", overrides={"mlp_layer": SwiGLUPacked, "act_layer": "silu"}),
+    "dinov3": Case("vit_small_patch16_dinov3_qkvb", stride=12),
+    "eva02": Case("eva02_base_patch14_224", patch=14, overrides={"scale_attn_inner": True}),
+    "rotary": Case("vit_small_patch16_rope_ape_224"),
     "swiglu_norm": Case(
         "vit_tiny_patch16_224", overrides={"mlp_layer": SwiGLU, "act_layer": "silu", "scale_mlp_norm": True}
     ),
@@ -142,6 +145,9 @@ class MaskedViT:
         self.eps = model.blocks[0].norm1.eps
         self.activation = type(model.blocks[0].mlp.act).__name__
         self.gate_last = getattr(model.blocks[0].mlp, "gate_last", False)
+        rope = getattr(model, "rope", None)
+        self.rope = None if rope is None else copy.deepcopy(rope).float().get_embed(shape=model.patch_embed.grid_size)
+        self.halves = rope is not None and model.blocks[0].attn.rotate_half
 
     def __call__(
         self,
@@ -180,7 +186,9 @@ class MaskedViT:
             x = x + self.state["patch_embed.proj.bias"]
         self._patches = x.shape[1]
         prefix = [self.state[name].expand(len(images), -1, -1) for name in self.prefix_names]
-        if self.embeds_prefix:
+        if "pos_embed" not in self.state:
+            x = torch.cat([*prefix, x], dim=1)
+        elif self.embeds_prefix:
             x = torch.cat([*prefix, x], dim=1) + self.state["pos_embed"]
         else:
             x = torch.cat([*prefix, x + self.state["pos_embed"]], dim=1)
@@ -189,7 +197,7 @@ class MaskedViT:
     def _attention(self, block: int, x: Tensor, kept_heads: list[int], visible: Tensor) -> Tensor:
         name = f"blocks.{block}.attn"
         y = self._norm(f"blocks.{block}.norm1", x)
-        qkv = self._linear(f"{name}.qkv", y)
+        qkv = self._qkv(name, y)
         head_dim = qkv.shape[-1] // 3 // self.num_heads
         outputs, maps = [], []
         for head in range(self.num_heads):
@@ -198,6 +206,7 @@ class MaskedViT:
                 for start in (part * self.num_heads * head_dim + head * head_dim for part in range(3))
             )
             q, k = self._norm(f"{name}.q_norm", q), self._norm(f"{name}.k_norm", k)
+            q, k = self._rotated(q), self._rotated(k)
             logits = torch.einsum("bqd,bkd->bqk", q, k) / head_dim**0.5
             exponent = torch.exp(logits - logits.amax(-1, keepdim=True)) * visible
             attention = exponent / exponent.sum(-1, keepdim=True)
@@ -213,6 +222,28 @@ class MaskedViT:
         if f"{name}.gate.weight" in self.state:
             out = out / (1 + torch.exp(-self._linear(f"{name}.gate", y)))
         return self._linear(f"{name}.proj", out)
+
+    def _qkv(self, name: str, y: Tensor) -> Tensor:
+        if f"{name}.q_proj.weight" in self.state:
+            return torch.cat([self._linear(f"{name}.{part}_proj", y) for part in "qkv"], dim=-1)
+        out = self._linear(f"{name}.qkv", y)
+        if f"{name}.q_bias" in self.state:  # keys have none
+            query, value = self.state[f"{name}.q_bias"], self.state[f"{name}.v_bias"]
+            out = out + torch.cat([query, torch.zeros_like(query), value])
+        return out
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        """Patch tokens ``[B, N, d]`` with pairs of columns turned by the angles of their positions, prefix as it is."""
+        if self.rope is None:
+            return x
+        out, prefix, width = x.clone(), x.shape[1] - len(self.rope), x.shape[-1]
+        sines, cosines = self.rope.to(x.dtype).split(width, dim=-1)
+        for number in range(width // 2):
+            first, second = (number, number + width // 2) if self.halves else (2 * number, 2 * number + 1)
+            a, b, sine, cosine = x[:, prefix:, first], x[:, prefix:, second], sines[:, first], cosines[:, first]
+            out[:, prefix:, first] = a * cosine - b * sine
+            out[:, prefix:, second] = b * cosine + a * sine
+        return out
 
     def _mlp(self, block: int, x: Tensor, neurons: list[list[int]] | None) -> Tensor:
         name = f"blocks.{block}.mlp"
@@ -236,7 +267,8 @@ class MaskedViT:
         return (x if self.activation == "SiLU" else 1) / (1 + torch.exp(-x))
 
     def _scale(self, block: int, number: int, x: Tensor) -> Tensor:
-        return x * self.state.get(f"blocks.{block}.ls{number}.gamma", 1)
+        name = f"blocks.{block}"
+        return x * self.state.get(f"{name}.ls{number}.gamma", self.state.get(f"{name}.gamma_{number}", 1))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         out = x @ self.state[f"{name}.weight"].T

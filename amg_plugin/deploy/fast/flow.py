@@ -30,6 +30,7 @@ class Step:
         rows: Which ones those in ``carry`` are among all positions that do not take part, ascending.
         means: Tokens that the block works on and that are means of others, as (place, weight).
         sizes: How many positions each token stands for that the block works on; empty where that is one.
+        positions: What the gathered tokens are in the whole sequence; empty where tokens are merged.
     """
 
     gather: Positions
@@ -40,6 +41,7 @@ class Step:
     rows: Positions = ()
     means: Transition = ()
     sizes: Positions = ()
+    positions: Positions = ()
 
     @property
     def length(self) -> int:
@@ -109,7 +111,7 @@ def token_flow(kept: Sequence[Sequence[int] | None], variant: str, length: int, 
         taken, passed = (tuple(place[position] for position in positions) for positions in (gathered, carried))
         outside = {position: row for row, position in enumerate(sorted(set(range(length)) - role.keys))}
         rows = tuple(outside[position] for position in carried)
-        steps.append(Step(taken, passed, keys, first_query, incoming, rows))
+        steps.append(Step(taken, passed, keys, first_query, incoming, rows, positions=tuple(gathered)))
         source, incoming = gathered[first_query:] + carried, len(role.queries)
     return Flow(tuple(steps), tuple(source), incoming)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import GluMlp, SwiGLU
-from timm.models.vision_transformer import LayerScale
+from timm.layers import GluMlp, SwiGLU, apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amg_plugin.deploy.fast.flow import Positions, Step
-from amg_plugin.models.attention import PrunableBlock
+from amg_plugin.models.attention import PrunableAttention, PrunableBlock
 from amg_plugin.pruning.merging import Transition
 
 #: Share of the tokens whose queries may be computed for nothing, to project queries, keys and values in one product.
@@ -99,14 +98,12 @@ class FastLinear(nn.Module):
         return self._product(x, self.packed, self.bias, "none", [], "")
 
 
-def _scaled(linear: nn.Linear, scale: nn.Module) -> FastLinear:
+def _scaled(linear: nn.Linear, scale: Tensor | None) -> FastLinear:
     """A linear layer with the layer scale behind it folded in."""
     weight, bias = linear.weight, linear.bias
-    if isinstance(scale, LayerScale):
-        weight = scale.gamma[:, None] * weight
-        bias = None if bias is None else scale.gamma * bias
-    elif not isinstance(scale, nn.Identity):
-        raise TypeError(f"{type(scale).__name__} cannot be folded into a linear layer")
+    if scale is not None:
+        weight = scale[:, None] * weight
+        bias = None if bias is None else scale * bias
     return FastLinear(weight, bias)
 
 
@@ -138,7 +135,7 @@ class FastBlock(nn.Module):
         self.gather = None if takes_all else Gather(step.gather)
         self.means = Means(step.means) if step.means else None
         key_bias = torch.tensor(step.sizes, dtype=torch.float64).log()[None, None, None] if step.sizes else None
-        key_bias = None if key_bias is None else key_bias.to(block.attn.qkv.weight.dtype)
+        key_bias = None if key_bias is None else key_bias.to(attention.proj.weight.dtype)
         self.register_buffer("key_bias", key_bias, persistent=False)
         self.carry = Gather(step.carry) if step.carry else None
         update = None
@@ -153,7 +150,8 @@ class FastBlock(nn.Module):
             None if isinstance(norm, nn.Identity) else norm
             for norm in (attention.q_norm, attention.k_norm, attention.norm, mlp.norm)
         )
-        weight, bias, width = attention.qkv.weight, attention.qkv.bias, attention.attn_dim
+        self._rotate(attention, step)
+        (weight, bias), width = attention.packed(), attention.attn_dim
         # A few queries too many cost less than a product of their own.
         self.fused = self.context is None and length - self.queries <= length * FUSED_SURPLUS
         if self.fused:
@@ -162,13 +160,23 @@ class FastBlock(nn.Module):
             self.query = FastLinear(weight[:width], None if bias is None else bias[:width])
             self.key_value = FastLinear(weight[width:], None if bias is None else bias[width:])
         self.gate = None if attention.gate is None else FastLinear(attention.gate.weight, attention.gate.bias)
-        self.proj = _scaled(attention.proj, block.ls1)
+        self.proj = _scaled(attention.proj, block.layer_scale(1))
         (weight, bias), gate = _hidden_layers(mlp)
         exact_gelu = gate is None and isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
         self.fc1 = FastLinear(weight, bias, gelu=exact_gelu)
         self.mlp_gate = None if gate is None else FastLinear(*gate)
         self.activation = None if exact_gelu else mlp.act
-        self.fc2 = _scaled(mlp.fc2, block.ls2)
+        self.fc2 = _scaled(mlp.fc2, block.layer_scale(2))
+
+    def _rotate(self, attention: PrunableAttention, step: Step) -> None:
+        """Take the rows of the rotary table that belong to queries and keys."""
+        query = key = None
+        if attention.rope is not None:
+            self.rotate_half = attention.rotate_half
+            query = attention.rope[list(step.positions[step.first_query :])]
+            key = attention.rope[[step.positions[number] for number in step.keys]]
+        self.register_buffer("query_rope", query, persistent=False)
+        self.register_buffer("key_rope", key, persistent=False)
 
     def forward(self, tokens: Tensor, carried: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
         """What leaves the block and what is carried around it, each ``[tokens * batch, D]``, out of the same two."""
@@ -207,6 +215,9 @@ class FastBlock(nn.Module):
             key, value = self.key_value(context).view(self.keys, batch, 2, *heads).permute(2, 1, 3, 0, 4).unbind(0)
         query = query if self.q_norm is None else self.q_norm(query)
         key = key if self.k_norm is None else self.k_norm(key)
+        if self.query_rope is not None:
+            query = apply_rot_embed_cat(query, self.query_rope, half=self.rotate_half)
+            key = apply_rot_embed_cat(key, self.key_rope, half=self.rotate_half)
         bias = None if self.key_bias is None else self.key_bias.to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
         out = out.permute(2, 0, 1, 3).reshape(self.queries * batch, self.num_heads * self.head_dim)

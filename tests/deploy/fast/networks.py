@@ -83,6 +83,13 @@ STRUCTURES = {
     ),
 }
 
+#: Rotary positions: of halves and of neighbours, with and without separate projections, scale and learned positions.
+ROTARY = {
+    "dinov3": ("vit_small_patch16_dinov3_qkvb", 16, {"stride": (12, 11), "overrides": TINY}),
+    "eva02": ("eva02_base_patch14_224", 14, {"overrides": {**TINY, "scale_attn_inner": True}}),
+    "rope": ("vit_medium_patch16_rope_reg1_gap_256", 16, {}),
+}
+
 #: name -> (share of heads kept, share of tokens kept, variant, share of neurons kept)
 PRUNINGS = {
     "dense": (1.0, 1.0, "block", 1.0),
@@ -102,8 +109,8 @@ PRUNINGS = {
 
 
 def build(kind: str = "vit", pruning: str = "dense", seed: int = 0) -> ReIDModel:
-    """A network of ``KINDS`` or ``STRUCTURES`` in eval mode, pruned as ``PRUNINGS`` says."""
-    arch, patch, options = {**KINDS, **STRUCTURES}[kind]
+    """A network of ``KINDS``, ``STRUCTURES`` or ``ROTARY`` in eval mode, pruned as ``PRUNINGS`` says."""
+    arch, patch, options = {**KINDS, **STRUCTURES, **ROTARY}[kind]
     spec = ModelSpec(arch, (5 * patch, 3 * patch), 5, **{"overrides": TINY, **options})
     model = build_network(spec).eval()
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import KINDS, PRUNINGS, STRUCTURES, build, inputs, relative_error
+from networks import KINDS, PRUNINGS, ROTARY, STRUCTURES, build, inputs, relative_error
 from torch import nn
 
 from amg_plugin.deploy.fast import fast, has_fast_form
@@ -48,6 +48,15 @@ def test_features_are_those_of_the_plain_network_in_every_structure_of_timm(stru
     model = build(structure, pruning)
     images = inputs(model)[0]
     assert relative_error(fast(model)(images), model(images)) < LIMIT
+
+
+@pytest.mark.parametrize("pack", FORMS)
+@pytest.mark.parametrize("pruning", ["dense", "heads_block_neurons", "heads_kv", "block_with_updates"])
+@pytest.mark.parametrize("kind", ROTARY)
+def test_rotary_positions_follow_the_tokens(kind, pruning, pack):
+    model = build(kind, pruning)
+    images = inputs(model)[0]
+    assert relative_error(fast(model, pack=pack)(images), model(images)) < LIMIT
 
 
 @pytest.mark.parametrize("variant", ["block", "kv"])
