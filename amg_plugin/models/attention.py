@@ -101,16 +101,19 @@ class PrunableAttention(Attention):
         """Queries ``[B, H, Q, d]``, keys and values ``[B, H, K, d]``."""
         batch, length, _ = x.shape
         heads, width = (self.num_heads, self.head_dim), self.attn_dim
-        weight, bias = self.packed()
         if self.kept_tokens is None:
-            qkv = F.linear(x, weight, bias).reshape(batch, length, 3, *heads).permute(2, 0, 3, 1, 4)
+            qkv = self._all_projected(x).reshape(batch, length, 3, *heads).permute(2, 0, 3, 1, 4)
             return qkv[0], qkv[1], qkv[2]
+        weight, bias = self.packed()
         query = F.linear(x, weight[:width], None if bias is None else bias[:width])
         context = x.index_select(1, self.kept_tokens)
         key_value = F.linear(context, weight[width:], None if bias is None else bias[width:])
         query = query.reshape(batch, length, *heads).transpose(1, 2)
         key_value = key_value.reshape(batch, -1, 2, *heads).permute(2, 0, 3, 1, 4)
         return query, key_value[0], key_value[1]
+
+    def _all_projected(self, x: Tensor) -> Tensor:
+        return self.qkv(x)
 
     def packed(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``[3 H d, D]`` and bias ``[3 H d]`` of queries, keys and values, in this order."""

@@ -14,6 +14,7 @@ from timm.layers import AttentionRope, apply_rot_embed_cat, resample_abs_pos_emb
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amg_plugin.errors import ConfigError, UnsupportedModelError
 from amg_plugin.models.attention import PrunableAttention, PrunableBlock
@@ -60,6 +61,9 @@ class RotaryAttention(PrunableAttention):
             return weight, None
         none = weight.new_zeros(self.attn_dim)
         return weight, torch.cat([none if layer.bias is None else layer.bias for layer in layers])
+
+    def _all_projected(self, x: Tensor) -> Tensor:
+        return F.linear(x, *self.packed())
 
     def _rotated(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         if self.rope is None:
