@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from amg_plugin.errors import AMGError, ConfigError, InputError, UnsupportedModelError
+from amg_plugin.errors import AMGError, ConfigError, InputError, UnsupportedModelError, shown
 from amg_plugin.models.attention import PrunableAttention, PrunableBlock, SubsetNorm
 from amg_plugin.models.rotary import RotaryVisionTransformer, check_rotary, replace_patches
 
@@ -154,9 +154,10 @@ def _check_overrides(overrides: Mapping[str, Any], network: type[nn.Module]) -> 
     """Refuse arguments of timm's factory, which reads files and asks for addresses, and those set elsewhere."""
     if unknown := sorted(map(str, set(overrides) - set(inspect.signature(network).parameters))):
         raise ConfigError(f"amg.override.{unknown[0]} is not an argument of timm's {network.__name__}.")
-    for name, instead in (("img_size", "data.height and data.width"), ("num_classes", "the training data")):
-        if name in overrides:
-            raise ConfigError(f"amg.override.{name} is impossible; {instead} decide.")
+    if "img_size" in overrides:
+        raise ConfigError("amg.override.img_size is impossible; data.height and data.width decide.")
+    if not isinstance(classes := overrides.get("num_classes", 0), int) or classes < 0:
+        raise ConfigError(f"amg.override.num_classes {shown(classes)} is impossible; at least 0 is needed.")
     if (channels := overrides.get("in_chans", 3)) != 3:
         raise ConfigError(f"amg.override.in_chans {channels} is impossible; images have 3 channels.")
 

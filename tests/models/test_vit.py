@@ -113,7 +113,7 @@ def test_a_block_with_a_part_that_cannot_be_taken_apart_is_refused_by_part_and_c
         ({"class_token": False, "global_pool": ""}, UnsupportedModelError, "pool its patches"),
         ({"in_chans": 1}, ConfigError, "in_chans 1 is impossible"),
         ({"img_size": 32}, ConfigError, "img_size is impossible; data.height and data.width decide"),
-        ({"num_classes": 7}, ConfigError, "num_classes is impossible"),
+        ({"num_classes": -7}, ConfigError, "num_classes -7 is impossible"),
     ],
 )
 def test_overrides_that_make_another_kind_of_network_are_refused_at_the_start(overrides, error, message):
