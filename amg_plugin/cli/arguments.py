@@ -172,6 +172,23 @@ class _Message(logging.Formatter):
         return printable(super().format(record))
 
 
+class _Once(logging.Filter):
+    """Lets a warning pass once: what every evaluation or epoch would say again is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is new, or no warning."""
+        if record.levelno != logging.WARNING:
+            return True
+        text = record.getMessage()
+        new = text not in self._said
+        self._said.add(text)
+        return new
+
+
 class _Handler(logging.StreamHandler):
     """Writes records; an output that nobody reads ends the run, as it does for a print."""
 
@@ -218,6 +235,7 @@ def logging_to(handler: logging.Handler, propagate: bool = True) -> Iterator[Non
     logger = logging.getLogger("amg_plugin")
     before = logger.level, logger.propagate
     handler.setFormatter(_Message())
+    handler.addFilter(_Once())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = propagate

@@ -1,4 +1,4 @@
-"""The course of a run: what an epoch of training came to."""
+"""The course of a run: what each epoch came to."""
 
 from __future__ import annotations
 

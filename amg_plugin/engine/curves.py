@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,16 @@ class Curves(SummaryWriter):
                 super().add_scalar(*args, **kwargs)
             except OSError as error:
                 self._end(error)
+
+    def add_hyperparameters(self, values: Mapping[str, bool | float | str], scores: Sequence[str]) -> None:
+        """Say what the run is made with, for TensorBoard's table of runs; ``scores`` are curves that it shows."""
+        if self._ended:
+            return
+        try:
+            for summary in hparams(dict(values), dict.fromkeys(scores, 0.0)):
+                self._get_file_writer().add_summary(summary)
+        except OSError as error:
+            self._end(error)
 
     def close(self) -> None:
         """Write what is left."""

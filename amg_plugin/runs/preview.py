@@ -40,7 +40,7 @@ from amg_plugin.runs import checks
 from amg_plugin.runs.setup import assemble, build_model, check_identities, described, fitted, prepare, use_gpu
 from amg_plugin.runs.train import plan_pruning
 from amg_plugin.utils.environment import environment
-from amg_plugin.utils.tables import text_table
+from amg_plugin.utils.tables import duration, text_table
 
 #: Batches of training and evaluation that are run untimed and timed; batches of scoring that are timed.
 _WARM, _STEPS, _BATCHES = 1, 3, 2
@@ -201,12 +201,12 @@ def _with_time(
         training = one.epochs * batches * pace.step
         times.append(training + one.evaluations * pace.evaluation + sum(cutting[cut.target] for cut in one.cuts))
     where, machine = environment(use_gpu(cfg)), [f"{batches} batches an epoch"]
-    machine += [f"{first.step:.3g} s a batch, {_duration(first.evaluation)} an evaluation"]
+    machine += [f"{first.step:.3g} s a batch, {duration(first.evaluation)} an evaluation"]
     if last is not first:
-        machine += [f"when pruned {last.step:.3g} s and {_duration(last.evaluation)}"]
-    machine += [f"{_duration(seconds)} to score and cut {target}" for target, seconds in cutting.items()]
+        machine += [f"when pruned {last.step:.3g} s and {duration(last.evaluation)}"]
+    machine += [f"{duration(seconds)} to score and cut {target}" for target, seconds in cutting.items()]
     return (
-        f"{_table(rounds, list(map(_duration, times)))}\n\nAbout {_duration(sum(times))} in all on {where['device']}, "
+        f"{_table(rounds, list(map(duration, times)))}\n\nAbout {duration(sum(times))} in all on {where['device']}, "
         f"{where['threads']} threads: {', '.join(machine)}.\nMeasured on at most {_STEPS} batches of training and of "
         f"evaluation and {_BATCHES} of scoring, of this data, and counted up; between the first and the last network "
         "by MACs.\nReading the data before, ranking in evaluations and writing files come on top. Hooks of "
@@ -341,11 +341,3 @@ def _timed_pass(run: Callable[[Calibration], Any], calibration: Calibration, bat
     outcome = run(replace(calibration, batches=few))
     working = time.monotonic() - started - sum(waits)
     return outcome, sum(waits) + working * batches / min(_BATCHES, batches)
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -13,7 +13,7 @@ from amg_plugin.checkpoint import Checkpoint
 from amg_plugin.config import schedule_epochs
 from amg_plugin.data.labels import TrainingCameras
 from amg_plugin.data.manager import build_datamanager
-from amg_plugin.engine import AMGPruningHook, BestModelHook, DistillationHook, ProgressHook, UnfreezingHook
+from amg_plugin.engine import AMGPruningHook, BestModelHook, CourseHook, DistillationHook, ProgressHook, UnfreezingHook
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.reid import ReIDModel
@@ -52,7 +52,7 @@ def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     shape = report.structure(model, cfg.data.height, cfg.data.width)
     best = BestModelHook(cfg.data.save_dir)
     freezing = [UnfreezingHook(cfg.amg.unfreeze.every)] if cfg.amg.unfreeze.every else []
-    engine = assemble(cfg, datamanager, model, [*freezing, ProgressHook(), best], cfg.train.max_epoch)
+    engine = assemble(cfg, datamanager, model, [*freezing, ProgressHook(), CourseHook(), best], cfg.train.max_epoch)
     engine.run(**arguments)
     # Going on from a pruned checkpoint is fine-tuning; its figures must not pass for those of a dense model.
     name = "reduced" if model.spec.reducer else "dense" if current_plan(model).is_dense else "finetuned"
@@ -103,7 +103,9 @@ def prune(
     height, width = cfg.data.height, cfg.data.width
     shapes = dict.fromkeys(("dense", "start"), report.structure(model, height, width))
     best = BestModelHook(cfg.data.save_dir, eligible=lambda: pruning.schedule.finished)
-    engine = assemble(cfg, datamanager, model, [*teaching, ProgressHook(), pruning, best], epochs)
+    engine = assemble(
+        cfg, datamanager, model, [*teaching, ProgressHook(), CourseHook(pruning.schedule), pruning, best], epochs
+    )
     engine.run(**arguments)
     if not epochs:  # torchreid saves nothing then
         engine.save_model(0, engine.first_result["rank1"], cfg.data.save_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 
@@ -55,3 +56,11 @@ def per_cent(fractions: Sequence[float], sign: str = "") -> str:
 def shares(values: Mapping[str, float]) -> str:
     """Shares by name as they are written into a file, without those that are 0: ``{heads: 0.3, tokens: 0.7}``."""
     return f"{{{', '.join(f'{name}: {share:g}' for name, share in values.items() if share)}}}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``0.41 s``, ``95 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
