@@ -214,6 +214,7 @@ KEYS: dict[str, Key] = {
     "amg.override.attention_scale": Key(0.0, "factor of query times key; 0 = the architecture's own", at_least(0)),
     "amg.drop_path": Key(0.0, "stochastic depth rate of the last block", BELOW_1),
     "amg.weights": Key("", "local .pth or .safetensors file of backbone weights, or a checkpoint to start from"),
+    "amg.weights_grid": Key([], "[rows, columns] of the positions in amg.weights; empty = deduced", _SIZE, int),
     "amg.neck_feat": Key("after", "evaluation feature before or after the batch-norm neck", one_of("before", "after")),
     "amg.head": Key("bnneck", "batch-norm neck and a classifier, or LA-Transformer's parts", one_of("bnneck", "parts")),
     "amg.parts.number": Key(14, "groups of patch tokens, one classifier each", at_least(1)),

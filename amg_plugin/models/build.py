@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,16 @@ _SIDE = {"views": "amg.sie.views", "coefficient": "amg.sie.coefficient"}
 Difference = tuple[str, Any, Any]
 
 
-def build_network(spec: ModelSpec, pretrained: bool = False, weights: str | Path = "") -> ReIDModel:
+def build_network(
+    spec: ModelSpec, pretrained: bool = False, weights: str | Path = "", weights_grid: Sequence[int] = ()
+) -> ReIDModel:
     """Build the network of a description, on the CPU.
 
     Args:
         spec: What to build.
         pretrained: Take timm's weights for the backbone, unless ``weights`` names a file.
         weights: Local file with weights for the backbone.
+        weights_grid: Rows and columns of its position embedding; empty: deduced.
 
     Raises:
         ConfigError: If the description is impossible.
@@ -55,7 +58,7 @@ def build_network(spec: ModelSpec, pretrained: bool = False, weights: str | Path
         network = TransReID if spec.side_information or spec.jigsaw else ReIDModel
     model = network(spec, pretrained and not weights)
     if weights:
-        load_backbone_weights(model.backbone, weights)
+        load_backbone_weights(model.backbone, weights, weights_grid)
         model.backbone_loaded()
     return model
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
-import math
 import numbers
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,24 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from amg_plugin.errors import CheckpointError, InputError, shown
+from amg_plugin.errors import CheckpointError, shown
+from amg_plugin.models.foreign_weights import WRAPPERS, backbone_tensors, check_network, converted
 from amg_plugin.utils.archives import check_archive
 from amg_plugin.utils.files import kind_of
 
 logger = logging.getLogger(__name__)
 
-# Entries under which training programs keep the state dict.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "teacher")
-_PREFIXES = ("module.", "backbone.", "base.")
-_CLASSIFIERS = ("head.", "head_dist.", "fc.", "mask_token", "pre_logits.")
 _KINDS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
           "float64")  # fmt: skip
 # numpy's own constructor of numbers, whose module was renamed in numpy 2.
 _scalar = np.float64(0).__reduce__()[0]
-#: numpy's numbers, under the old module name too: training programs write them next to the weights.
-_NUMPY_NUMBERS: list[Any] = [
+#: What training programs write next to the weights: numpy's numbers, under the old module name too, and arguments.
+HARMLESS: list[Any] = [
+    argparse.Namespace,
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     np.dtype,
     *{type(np.dtype(kind)) for kind in _KINDS},
@@ -88,6 +86,8 @@ def _storages(content: Any) -> Iterator[int]:
             todo += [*value.keys(), *value.values()]
         elif isinstance(value, list | tuple | set):
             todo += value
+        elif isinstance(value, argparse.Namespace):
+            todo += vars(value).values()
 
 
 def check_held(weights: Mapping[str, Tensor], message: str) -> None:
@@ -112,8 +112,9 @@ def check_held(weights: Mapping[str, Tensor], message: str) -> None:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the state dict of a file, as data only; training checkpoints of other programs too.
 
-    Pickles are read with ``weights_only=True`` and may hold tensors, parameters (also boolean ones), plain containers
-    and numbers, numpy's included. Numbers next to the tensors are left out. Tensors are on the CPU.
+    Pickles are read with ``weights_only=True`` and may hold tensors, parameters (also boolean ones), plain containers,
+    arguments of a program (``argparse.Namespace``) and numbers, numpy's included. Numbers next to the tensors are left
+    out. Tensors are on the CPU.
 
     Raises:
         CheckpointError: If the file is missing, holds anything else than data, or no state dict.
@@ -122,7 +123,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+        with torch.serialization.safe_globals(HARMLESS):
             content = load_data(path)
     except CheckpointError:
         raise
@@ -141,7 +142,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
+    for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
@@ -206,48 +207,26 @@ def load_strictly(
     model.load_state_dict(weights, strict=not optional)
 
 
-def load_backbone_weights(model: VisionTransformer, path: str | Path) -> None:
-    """Load a timm-style state dict into a dense backbone; patch and position embedding are fitted by timm.
+def load_backbone_weights(model: VisionTransformer, path: str | Path, grid: Sequence[int] = ()) -> None:
+    """Load a file of weights into a dense backbone; patches and position embedding are fitted.
 
-    Classifier tensors of the file are left out; every other tensor must have its place.
+    Names of timm's and those that timm understands are known, behind prefixes of training programs. Tensors of
+    classifiers, of masks and beside the backbone are left out; every other tensor must have its place.
 
-    A file does not say which grid its position embedding is for. timm takes the grid of its own pretrained model where
-    the number of patches agrees, and otherwise refits only another number, from a square. Where square and model's grid
-    have equally many patches (14x14 and 28x7), a warning says what became of the embedding.
+    Args:
+        model: The backbone.
+        path: The file.
+        grid: Rows and columns of its position embedding; empty: deduced, see
+            :func:`amg_plugin.models.foreign_weights.source_grid`.
 
     Raises:
         InputError: If the file cannot be read or does not fit the model.
     """
     state = {name: value.float() for name, value in read_state_dict(path).items()}
-    for prefix in _PREFIXES:
-        if any(name.startswith(prefix) for name in state):
-            state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    embedding = state.get("pos_embed")
-    try:
-        state = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
-    except Exception as error:  # timm's conversions fail in many ways on tensors of another network
-        raise InputError(
-            f"The weight file '{path}' does not fit the model: timm cannot convert it ({type(error).__name__}); "
-            "check amg.arch, amg.stride and the image size, position embeddings of square grids are fitted."
-        ) from error
+    state = backbone_tensors(state, path)
+    check_network(model, state, path)
+    state = converted(model, state, path, grid)
     if not isinstance(model, VisionTransformerDistilled):
         state.pop("dist_token", None)
-    state = {name: value for name, value in state.items() if not name.startswith(_CLASSIFIERS)}
     load_strictly(model, state, f"The weight file '{path}' does not fit the model; check amg.arch and amg.override")
-    if embedding is not None:
-        _warn_of_ambiguous_grid(model, embedding, path)
     logger.info("loaded %d tensors from %s", len(state), path)
-
-
-def _warn_of_ambiguous_grid(model: VisionTransformer, embedding: Tensor, path: str | Path) -> None:
-    """Say which grid the position embedding of a file was taken for, where it could be the model's or a square one."""
-    rows, columns = model.patch_embed.grid_size
-    side = math.isqrt(rows * columns)
-    if rows == columns or side**2 != rows * columns or embedding.shape != model.pos_embed.shape:
-        return
-    kept = torch.equal(embedding, model.pos_embed.detach().cpu())
-    taken = f"{rows}x{columns} and kept" if kept else f"{side}x{side} and refitted to {rows}x{columns}"
-    logger.warning(
-        "the position embedding of %s fits %dx%d and %dx%d patches equally well; it was taken for %s",
-        *(path, rows, columns, side, side, taken),
-    )

@@ -76,7 +76,7 @@ def _build(name: str, num_classes: int, loss: str, pretrained: bool) -> ReIDMode
 
     amg = active_amg_config()
     spec = spec_from_config(amg, num_classes=num_classes, loss=loss, default_arch=ARCHITECTURES[name])
-    model = build_start(fit_reducer(spec, amg), pretrained, amg.weights)
+    model = build_start(fit_reducer(spec, amg), pretrained, amg.weights, amg.weights_grid)
     model.preprocessing = Preprocessing.of_torchreid(spec.image_size)
     return model
 

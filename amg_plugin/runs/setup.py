@@ -100,7 +100,7 @@ def build_model(
             )
         side = replace(spec.side_information, cameras=cameras.count, camera_table=cameras.table)
         spec = replace(spec, side_information=side)
-    model = build_start(spec, cfg.model.pretrained, cfg.amg.weights)
+    model = build_start(spec, cfg.model.pretrained, cfg.amg.weights, cfg.amg.weights_grid)
     model.preprocessing, model.identities = Preprocessing.from_config(cfg.data), identities
     return model
 

@@ -137,7 +137,7 @@ def damaged(change):
         (lambda: source(depth=3).state_dict(), "unknown"),
         (lambda: source(arch="vit_small_patch14_reg4_dinov2", size=(28, 28)).state_dict(), "does not fit"),
         (lambda: source((128, 48)).state_dict(), "does not fit"),
-        (lambda: source((80, 32)).state_dict(), "does not fit.*square grids"),
+        (lambda: source((80, 32)).state_dict(), "does not fit.*amg.weights_grid"),
     ],
     ids=["missing", "unknown", "width", "depth", "arch", "grid", "grid-not-square"],
 )
