@@ -222,8 +222,8 @@ def test_any_grid_can_be_given(tmp_path):
 def test_a_grid_for_what_has_none_is_refused(tmp_path):
     spec = ModelSpec("vit_small_patch16_dinov3", SIZE, 5, overrides=TINY)
     path = written(tmp_path, source(spec.arch))
-    with pytest.raises(InputError, match="amg.weights_grid is given, but"):
+    with pytest.raises(InputError, match=r"amg.weights_grid is given, but"):
         build_network(spec, weights=path, weights_grid=(4, 2))
     save_checkpoint(tmp_path / "own.pth", build_network(spec, weights=path))
-    with pytest.raises(CheckpointError, match="amg.weights_grid is not for checkpoints"):
+    with pytest.raises(CheckpointError, match=r"amg.weights_grid is not for checkpoints"):
         build_start(spec, weights=tmp_path / "own.pth", weights_grid=(4, 2))
