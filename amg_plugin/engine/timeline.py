@@ -128,7 +128,9 @@ class CourseHook(Hook):
         if plan != self._plan:
             self._plan, size = plan, model.spec.image_size
             self._structure = {"MACs": complexity.count(model, *size)["macs"]}
-            self._structure |= {target: sum(plan.left(target)) for target in TARGETS if plan.left(target)}
+            left = {target: plan.left(target) for target in TARGETS}
+            left["tokens"] = getattr(model, "tokens_per_block", None) or left["tokens"]  # those of a reducer
+            self._structure |= {target: sum(blocks) for target, blocks in left.items() if blocks}
         for name, value in self._structure.items():
             engine.writer.add_scalar(f"Structure/{name}", value, engine.epoch)
 
