@@ -20,6 +20,7 @@ REQUIREMENTS = [
     "safetensors",
     "tqdm",
     "matplotlib",
+    "jinja2",
     "scipy",
     "opencv-python-headless",
     "gdown",
@@ -57,7 +58,7 @@ setup(
     # The configurations lie at the top level of the checkout and travel inside the package.
     packages=[*find_packages(include=["amg_plugin", "amg_plugin.*"]), "amg_plugin.configs"],
     package_dir={"amg_plugin.configs": "configs"},
-    package_data={"amg_plugin.configs": ["**/*.yaml", "**/*.json"]},
+    package_data={"amg_plugin.configs": ["**/*.yaml", "**/*.json"], "amg_plugin.report": ["*.html"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["amg-reid = amg_plugin.__main__:console_main"]},

@@ -47,7 +47,16 @@ SCHEDULE = (
 def pruned(trained, tmp_path_factory):
     """A finished ``prune`` of the trained model; everything but the schedule comes from the checkpoint."""
     folder = tmp_path_factory.mktemp("runs") / "pruned"
-    words = ["--weights", str(trained.last), "data.save_dir", str(folder), "amg.schedule", SCHEDULE]
+    words = [
+        "--weights",
+        str(trained.last),
+        "data.save_dir",
+        str(folder),
+        "amg.schedule",
+        SCHEDULE,
+        "amg.report",
+        "True",
+    ]
     assert main(["prune", *words, "amg.final_epochs", "1"]) == 0
     return finished(folder)
 

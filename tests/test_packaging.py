@@ -36,6 +36,12 @@ def test_every_module_is_installed(installed):
     assert _files(installed / "amg_plugin", "*.py") == _files(CHECKOUT / "amg_plugin", "*.py")
 
 
+def test_templates_are_installed_inside_the_package(installed):
+    shipped = _files(CHECKOUT / "amg_plugin", "*.html")
+    assert shipped
+    assert _files(installed / "amg_plugin", "*.html") == shipped
+
+
 @pytest.mark.parametrize("pattern", ["*.yaml", "splits/*.json"])
 def test_every_configuration_and_split_is_installed_inside_the_package(installed, pattern):
     shipped = _files(CHECKOUT / "configs", pattern)

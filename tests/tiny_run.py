@@ -52,6 +52,7 @@ def settings(root: Path, save_dir: Path) -> list[str]:
         "train.batch_size": BATCH,
         "train.lr": 0.001,
         "train.lr_scheduler": "cosine",
+        "amg.report": False,
         "amg.override.patch_size": PATCH,
         "amg.override.depth": DEPTH,
         "amg.override.embed_dim": WIDTH_OF_TOKENS,

@@ -8,7 +8,7 @@ import copy
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,6 +16,8 @@ from amg_plugin.errors import InputError, printable
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
+
+    from amg_plugin.checkpoint import Checkpoint
 
 
 def argument(names: str, text: str, **settings: Any) -> tuple[list[str], dict[str, Any]]:
@@ -268,7 +270,14 @@ def logged(save_dir: str, command: str) -> Iterator[float]:
             tee.log()
 
 
-def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float) -> dict[str, Any]:
+def finish(
+    cfg: CfgNode,
+    command: str,
+    sections: dict[str, Any],
+    started: float,
+    words: Sequence[str] = (),
+    config_file: str | None = None,
+) -> dict[str, Any]:
     """Write ``result.json`` and print its tables.
 
     Args:
@@ -276,14 +285,26 @@ def finish(cfg: CfgNode, command: str, sections: dict[str, Any], started: float)
         command: Name of the command.
         sections: ``dense``, ``pruned``, ``finetuned``, whichever are known, and what else belongs to the result.
         started: ``time.monotonic()`` at the start.
+        words: The command line after the program's name, kept without the folders of this machine.
+        config_file: What the configuration was made from.
     """
     from amg_plugin.config import to_plain_dict
     from amg_plugin.runs import result as report
     from amg_plugin.runs.setup import use_gpu
     from amg_plugin.utils.environment import environment
+    from amg_plugin.utils.places import without_folders
 
-    facts = {"config": to_plain_dict(cfg), "seed": cfg.train.seed, **environment(use_gpu(cfg))}
+    typed = {"arguments": list(map(without_folders, words)), "config_file": without_folders(config_file or "")}
+    facts = {"config": to_plain_dict(cfg), **typed, "seed": cfg.train.seed, **environment(use_gpu(cfg))}
     result = {"command": command, **sections, **facts, "seconds": round(time.monotonic() - started, 1)}
     path = report.write_result(cfg.data.save_dir, result)
     print("\n" + "\n\n".join([*map(report.as_text, report.tables(result)), str(path)]))
     return result
+
+
+def add_report(cfg: CfgNode, start: Checkpoint | None = None) -> None:
+    """Write the report of a run that has ended and print where it is; :func:`amg_plugin.report.ending.report_run`."""
+    from amg_plugin.report.ending import report_run
+
+    if (page := report_run(cfg, start)) is not None:
+        print(page)

@@ -15,7 +15,7 @@ more: docs/commands.md
 from argparse import Namespace
 from pathlib import Path
 
-from amg_plugin.cli.arguments import KEYS, adder, argument, finish, logged
+from amg_plugin.cli.arguments import KEYS, add_report, adder, argument, finish, logged
 from amg_plugin.errors import InputError
 
 add_arguments = adder(
@@ -25,6 +25,7 @@ add_arguments = adder(
     KEYS,
 )
 
+_DENSE, _PRUNED = "demo/synthetic", "demo/synthetic_head25_token25"
 _OPTIONS = {"data.root": "--root", "data.save_dir": "--save-dir", "train.seed": "--seed"}
 
 
@@ -44,12 +45,12 @@ def run(args: Namespace) -> int:
         raise InputError(f"--seed {args.seed} is negative; 0 or more is allowed.")
     root, folder = Path(args.root) / f"seed{args.seed}", Path(args.save_dir)
     shared = ["data.root", str(root), "train.seed", args.seed]
-    dense_cfg = load_config("demo/synthetic", [*shared, "data.save_dir", str(folder / "dense"), *args.opts])
+    dense_cfg = load_config(_DENSE, [*shared, "data.save_dir", str(folder / "dense"), *args.opts])
     # The second half takes its epochs from the schedule.
     pairs = zip(args.opts[::2], args.opts[1::2], strict=False)
     words = [word for pair in pairs if pair[0] != "train.max_epoch" for word in pair]
     options = [*shared, "data.save_dir", str(folder / "pruned"), *words]
-    pruned_cfg = load_config("demo/synthetic_head25_token25", options)
+    pruned_cfg = load_config(_PRUNED, options)
 
     prepare(pruned_cfg)  # what is wrong with it should fail before anything is drawn
     model = build_model(dense_cfg, SyntheticSpec().train_ids)
@@ -58,8 +59,10 @@ def run(args: Namespace) -> int:
     prepare(dense_cfg)  # which seeds everything
     write_synthetic_reid(root, seed=args.seed)
     with logged(dense_cfg.data.save_dir, "train") as started:
-        finish(dense_cfg, "train", train(dense_cfg), started)
+        finish(dense_cfg, "train", train(dense_cfg), started, args.words, _DENSE)
+        add_report(dense_cfg)
     with logged(pruned_cfg.data.save_dir, "prune"):
         dense = read_checkpoint(Path(dense_cfg.data.save_dir) / LAST_CHECKPOINT)
-        finish(pruned_cfg, "demo", prune(pruned_cfg, dense, print), started)
+        finish(pruned_cfg, "demo", prune(pruned_cfg, dense, print), started, args.words, _PRUNED)
+        add_report(pruned_cfg, dense)
     return 0

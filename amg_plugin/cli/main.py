@@ -39,6 +39,7 @@ COMMANDS = {
     "test": "amg_plugin.cli.test",
     "inspect": "amg_plugin.cli.inspect",
     "visualize": "amg_plugin.cli.visualize",
+    "report": "amg_plugin.cli.report",
     "plot": "amg_plugin.cli.plot",
     "export": "amg_plugin.cli.export",
     "bench": "amg_plugin.cli.bench",
@@ -55,7 +56,19 @@ COMMANDS = {
 }
 
 #: What the commands need of what an installation brings.
-_REQUIRED = ("torch", "torchvision", "timm", "yacs", "yaml", "numpy", "PIL", "safetensors", "tqdm", "matplotlib")
+_REQUIRED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "yacs",
+    "yaml",
+    "numpy",
+    "PIL",
+    "safetensors",
+    "tqdm",
+    "matplotlib",
+    "jinja2",
+)
 
 USAGE = """amg-reid COMMAND ...
        amg-reid [--amg-config FILE] SCRIPT ARGS..."""

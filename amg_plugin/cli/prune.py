@@ -59,9 +59,10 @@ def run(args: Namespace) -> int:
         cfg, tried, datamanager = balance.resolve(cfg, checkpoint, print)
         sections = prune(cfg, checkpoint, print, datamanager)
         sections |= {name: value for name, value in (("latency", found), ("balance", tried)) if value}
-        result = arguments.finish(cfg, "prune", sections, started)
+        result = arguments.finish(cfg, "prune", sections, started, args.words, args.config_file)
         if found:  # the result is safe by now, whatever becomes of the measuring
             pruned = read_checkpoint(Path(cfg.data.save_dir) / LAST_CHECKPOINT)
             result["latency"] = latency_target.compare(found, cfg, pruned, print)
             write_result(cfg.data.save_dir, result)
+        arguments.add_report(cfg, checkpoint)
     return 0

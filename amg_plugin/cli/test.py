@@ -79,7 +79,9 @@ def run(args: Namespace) -> int:
     arguments.refuse_to_overwrite(cfg, args.overwrite)
     prepare(cfg)
     with arguments.logged(cfg.data.save_dir, "test") as started:
-        write_markdown(cfg.data.save_dir, arguments.finish(cfg, "test", evaluate(cfg, *subjects), started))
+        sections = evaluate(cfg, *subjects)
+        finished = arguments.finish(cfg, "test", sections, started, args.words, args.config_file)
+        write_markdown(cfg.data.save_dir, finished)
     return 0
 
 

@@ -43,5 +43,6 @@ def run(args: Namespace) -> int:
     prepare(cfg)
     checks.refuse(checks.before_work(cfg, checkpoint, "train"))
     with arguments.logged(cfg.data.save_dir, "train") as started:
-        arguments.finish(cfg, "train", train(cfg, checkpoint), started)
+        arguments.finish(cfg, "train", train(cfg, checkpoint), started, args.words, args.config_file)
+        arguments.add_report(cfg)
     return 0

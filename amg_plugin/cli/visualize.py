@@ -45,6 +45,7 @@ def run(args: Namespace) -> int:
 
     from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.plots.checkpoints import check_drawable, figure_of_network, figures_of_images
+    from amg_plugin.plots.files import image_files
     from amg_plugin.plots.style import save_figure
     from amg_plugin.utils.files import check_output
 
@@ -54,7 +55,7 @@ def run(args: Namespace) -> int:
     folder = Path(args.output) if args.output else Path(args.checkpoint).parent / "visualize"
     check_output(folder / "figure")
     if args.images:
-        files = [file for word in args.images for file in _image_files(word)]
+        files = [file for word in args.images for file in image_files(word)]
         figures, names = figures_of_images(checkpoint, dense, files, args.checkpoint), _figure_names(files)
     else:
         cfg = None
@@ -68,18 +69,6 @@ def run(args: Namespace) -> int:
         save_figure(figure, path, args.dpi)
         print(path)
     return 0
-
-
-def _image_files(word: str) -> list[Path]:
-    """A file named by ``--images``; a folder stands for the images in it."""
-    from amg_plugin.data.layout import list_images
-
-    path = Path(word)
-    if path.is_dir():
-        return [Path(image) for image in list_images(path)]
-    if not path.is_file():
-        raise InputError(f"The image '{path}' (--images) does not exist.")
-    return [path]
 
 
 def _figure_names(files: Sequence[Path]) -> list[str]:

@@ -252,6 +252,7 @@ KEYS: dict[str, Key] = {
     "amg.batches_per_epoch": Key(0, "end epochs of training after so many batches, for trials; 0 = all", at_least(0)),
     "amg.cache_images": Key("none", "auto: keep decoded, resized images in memory", one_of("none", "auto")),
     "amg.cache_gb": Key(2.0, "most memory that they take, in 10^9 bytes; training images come first", POSITIVE),
+    "amg.report": Key(True, "write report.html at the end of train and prune"),
     "amg.check_images": Key(True, "open every image before training and name the unreadable ones"),
     "amg.skip_unreadable": Key(False, "leave out unreadable images and queries without a match, instead of stopping"),
     # Occlusion of training images, with the transform random_occlusion

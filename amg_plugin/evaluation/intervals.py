@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 RESAMPLES = 10_000
+#: Queries that are drawn in one go.
+_AT_ONCE = 1 << 20
 
 
 def bootstrap_interval(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
@@ -18,6 +20,8 @@ def bootstrap_interval(values: np.ndarray, resamples: int = RESAMPLES, seed: int
     Returns:
         Lower and upper end.
     """
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    rng, count = np.random.default_rng(seed), len(values)
+    step = max(1, _AT_ONCE // count)
+    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
+    means = np.concatenate([values[rng.integers(0, count, (size, count))].mean(1) for size in sizes])
     return np.percentile(means, [2.5, 97.5]).tolist()

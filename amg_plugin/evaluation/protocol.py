@@ -131,10 +131,25 @@ def longest_cmc(query: Embedded, gallery: Embedded, use_metric_cuhk03: bool = Fa
     return min(MAX_RANK, len(per_identity) if use_metric_cuhk03 else min(left))
 
 
-def per_query_scores(matrix: np.ndarray, query: Embedded, gallery: Embedded) -> dict[str, np.ndarray]:
-    """What every query that has a match contributes to the scores, in the order of the queries.
+def ranking(distances: np.ndarray, pid: int, camid: int, gallery: Embedded) -> tuple[np.ndarray, np.ndarray]:
+    """The gallery images that count for a query, nearest first: their numbers, and which show its identity.
 
     As in torchreid's metric, gallery images of the query's own identity and camera do not count.
+
+    Args:
+        distances: Of the query to every gallery image ``[gallery]``.
+        pid: Its identity.
+        camid: Its camera.
+        gallery: The gallery.
+    """
+    order = np.argsort(distances)
+    same = gallery.pids[order] == pid
+    counted = ~(same & (gallery.camids[order] == camid))
+    return order[counted], same[counted]
+
+
+def per_query_scores(matrix: np.ndarray, query: Embedded, gallery: Embedded) -> dict[str, np.ndarray]:
+    """What every query that has a match contributes to the scores, in the order of the queries.
 
     Args:
         matrix: Distances ``[queries, gallery]``.
@@ -146,11 +161,8 @@ def per_query_scores(matrix: np.ndarray, query: Embedded, gallery: Embedded) -> 
         and the rank of the first match, from 1.
     """
     precision, first = [], []
-    for distances, pid, camid in zip(matrix, query.pids, query.camids, strict=True):
-        order = np.argsort(distances)
-        same = gallery.pids[order] == pid
-        counted = ~(same & (gallery.camids[order] == camid))
-        ranks = 1 + np.flatnonzero(same[counted])
+    for row in zip(matrix, query.pids, query.camids, strict=True):
+        ranks = 1 + np.flatnonzero(ranking(*row, gallery)[1])
         if len(ranks):
             precision.append(float(np.mean(np.arange(1, len(ranks) + 1) / ranks)))
             first.append(int(ranks[0]))

@@ -65,9 +65,9 @@ def figures_of_images(
     pruned = not checkpoint.plan.is_dense
     for file in files:
         image = as_image(file)
-        picture, inputs = _prepared(image, checkpoint)
+        picture, inputs = prepared(image, checkpoint)
         after = attention_of_images(model, inputs)[0]
-        before = dense and attention_of_images(dense_model, _prepared(image, dense)[1])[0]
+        before = dense and attention_of_images(dense_model, prepared(image, dense)[1])[0]
         note = "" if before or not pruned else "--dense would show the mean before pruning"
         yield draw_image(
             picture,
@@ -134,7 +134,7 @@ def scored_maps(cfg: CfgNode, checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     )
 
 
-def _prepared(image: Image.Image, checkpoint: Checkpoint) -> tuple[np.ndarray, Tensor]:
+def prepared(image: Image.Image, checkpoint: Checkpoint) -> tuple[np.ndarray, Tensor]:
     """The image as evaluation resizes it, uint8 ``[height, width, 3]``, and the input ``[1, 3, height, width]``."""
     height, width = checkpoint.spec.image_size
     stored = checkpoint.preprocessing or Preprocessing(height, width, _MEAN, _STD, "bilinear")

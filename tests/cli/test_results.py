@@ -14,7 +14,7 @@ from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.runs.result import structure
 
 SECTION = {"mAP", "rank1", "targets", "params", "macs", "heads_per_block", "tokens_per_block", "neurons_per_block"}
-ALWAYS = {"command", "config", "seed", "device", "threads", "versions", "seconds"}
+ALWAYS = {"command", "arguments", "config_file", "config", "seed", "device", "threads", "versions", "seconds"}
 
 
 def test_training_writes_the_dense_section(trained):

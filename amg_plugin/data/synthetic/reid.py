@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,13 @@ def write_synthetic_reid(root: str | Path, spec: SyntheticSpec | None = None, se
             _draw(spec, *shot).save(work / path, quality=92)
         (work / _INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def draw_example(height: int, width: int, seed: int = 0) -> Image.Image:
+    """A person as the data set has them, of a size of one's own, for pictures that show nobody."""
+    rng = np.random.default_rng((max(seed, 0), _PEOPLE))
+    person, camera = sample_appearance(rng), sample_camera(rng)
+    return _draw(replace(SyntheticSpec(), width=width, height=height), person, camera, 0.0, (max(seed, 0), _QUERY))
 
 
 def _check_equal(folder: Path, info: dict) -> None:
