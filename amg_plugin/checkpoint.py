@@ -25,6 +25,7 @@ from amg_plugin.models.weights import check_fit, check_held, load_data, load_str
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.registries.formats import file_format
 from amg_plugin.registries.imports import stored_imports
+from amg_plugin.utils.environment import versions
 from amg_plugin.utils.files import full_disk, kind_of, replacing
 from amg_plugin.utils.preprocessing import Preprocessing
 
@@ -49,6 +50,7 @@ class Checkpoint:
         history: One entry per epoch, evaluation or cut, plain data.
         preprocessing: How images become inputs; None in checkpoints that were saved from Python without it.
         identities: Digest of the training identities; empty in older checkpoints, and where data does not name them.
+        versions: Packages that it was made with; empty in older checkpoints.
     """
 
     spec: ModelSpec
@@ -58,6 +60,15 @@ class Checkpoint:
     history: list[dict[str, Any]] = field(default_factory=list)
     preprocessing: Preprocessing | None = None
     identities: str = ""
+    versions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def latest_scores(self) -> dict[str, dict[str, float]]:
+        """mAP and Rank-1 per target of the last evaluation, ``{}`` where the network was trained or cut after it."""
+        last = self.history[-1] if self.history else {}
+        targets = last.get("targets") if last.get("event") == "test" else None
+        scores = {key: _two_scores(value) for key, value in (targets.items() if isinstance(targets, dict) else ())}
+        return {str(key): value for key, value in scores.items() if value}
 
     def knows(self, num_classes: int, identities: str) -> bool:
         """Whether its classifier is for these training identities, as far as that can be known."""
@@ -135,6 +146,11 @@ class Checkpoint:
         return model.eval()
 
 
+def _two_scores(scores: Any) -> dict[str, float]:
+    found = {key: scores.get(key) for key in ("mAP", "rank1")} if isinstance(scores, dict) else {}
+    return found if found and all(isinstance(value, float) for value in found.values()) else {}
+
+
 def _depends_on(spec: ModelSpec, **changes: Any) -> set[str]:
     """Names of the tensors whose shape follows from a field of a description."""
     # Drop path: timm may read its rates from a tensor, which the meta device has none of.
@@ -196,6 +212,7 @@ def save_checkpoint(
         "history": _plain(history),
         "preprocessing": preprocessing.to_dict() if preprocessing else {},
         "identities": model.identities,
+        "versions": versions("torch", "timm", "torchreid"),
     }
     try:
         with replacing(path, "checkpoint") as draft:
@@ -253,8 +270,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         spec, plan = ModelSpec.from_dict(content["spec"]), PruningPlan.from_dict(content["plan"])
     except AMGError as error:
         raise CheckpointError(f"'{path}' cannot be used: {error}") from error
-    identities = str(content.get("identities", ""))  # older files have none
-    return Checkpoint(spec, plan, content["weights"], content["config"], content["history"], preprocessing, identities)
+    return Checkpoint(
+        spec,
+        plan,
+        content["weights"],
+        content["config"],
+        content["history"],
+        preprocessing,
+        str(content.get("identities", "")),  # older files have neither this
+        dict(content["versions"]) if isinstance(content.get("versions"), dict) else {},  # nor that
+    )
 
 
 def is_checkpoint(path: str | Path) -> bool:

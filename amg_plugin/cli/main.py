@@ -40,6 +40,7 @@ COMMANDS = {
     "inspect": "amg_plugin.cli.inspect",
     "visualize": "amg_plugin.cli.visualize",
     "report": "amg_plugin.cli.report",
+    "card": "amg_plugin.cli.card",
     "plot": "amg_plugin.cli.plot",
     "export": "amg_plugin.cli.export",
     "bench": "amg_plugin.cli.bench",

@@ -53,7 +53,7 @@ class ExportInfo:
         preprocessing: How images become inputs.
         spec: The dense network, as in the checkpoint.
         plan: What is pruned, as in the checkpoint.
-        source: ``name`` and ``sha256`` of the checkpoint.
+        source: ``name`` and ``sha256`` of the checkpoint, and the ``metrics`` that it was saved with.
         config: The checkpoint's configuration without its folders.
         versions: Packages that wrote the file.
     """

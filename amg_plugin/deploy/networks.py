@@ -138,7 +138,7 @@ def _describe(path: Path, checkpoint: Checkpoint, network: ReIDModel) -> ExportI
         preprocessing=checkpoint.preprocessing,
         spec=checkpoint.spec.to_dict(),
         plan=checkpoint.plan.to_dict(),
-        source={"name": path.name, "sha256": sha256(path)},
+        source={"name": path.name, "sha256": sha256(path), "metrics": checkpoint.latest_scores},
         config=_without_folders(checkpoint.config),
         versions={"amg_plugin": __version__, "torch": torch.__version__},
     )

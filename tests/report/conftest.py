@@ -7,16 +7,22 @@ from amg_plugin.report.page import render
 from amg_plugin.report.reading import read_runs
 
 
+def taken_apart(text):
+    """The text of a page, and its words without tags."""
+    words = re.sub(r"<style>.*?</style>|<[^>]+>", " ", text, flags=re.DOTALL)
+    return SimpleNamespace(html=text, words=" ".join(words.split()))
+
+
 @pytest.fixture
 def page():
-    """Writes the page of some runs; gives its text, and its words without tags."""
+    """Writes the page of some runs."""
+    return lambda *folders, **options: taken_apart(render(read_runs(folders, **options)))
 
-    def write(*folders, **options):
-        text = render(read_runs(folders, **options))
-        words = re.sub(r"<style>.*?</style>|<[^>]+>", " ", text, flags=re.DOTALL)
-        return SimpleNamespace(html=text, words=" ".join(words.split()))
 
-    return write
+@pytest.fixture(scope="session")
+def own_page(pruned):
+    """The page that pruning wrote."""
+    return taken_apart((pruned.folder / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

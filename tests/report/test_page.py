@@ -29,8 +29,8 @@ def test_a_run_without_reports_writes_none(trained):
     assert not (trained.folder / "report.html").exists()
 
 
-def test_the_page_has_the_figures_of_the_result(pruned, page):
-    words = page(pruned.folder).words
+def test_the_page_has_the_figures_of_the_result(pruned, own_page):
+    words = own_page.words
     for section in ("dense", "pruned", "finetuned"):
         for score in ("mAP", "rank1"):
             assert f"{100 * pruned.result[section][score]:.1f} %" in words
@@ -39,8 +39,8 @@ def test_the_page_has_the_figures_of_the_result(pruned, page):
     assert re.search(rf"mAP, synthetic_reid [\d.]+ % [\d.]+ % {SIGNED} \[{SIGNED}, {SIGNED}\]", words)
 
 
-def test_every_block_has_its_kept_positions_and_its_attention_before_and_after(pruned, page):
-    html = page(pruned.folder).html
+def test_every_block_has_its_kept_positions_and_its_attention_before_and_after(pruned, own_page):
+    html = own_page.html
     depth = pruned.result["config"]["amg"]["override"]["depth"]
     assert html.count('aria-label="positions that block') == depth
     assert html.count('aria-label="mean attention of block') == 2 * depth
@@ -57,8 +57,8 @@ def test_images_of_a_data_set_are_never_on_the_page(pruned, page, tmp_path):
     assert "data:image" not in page(changed(pruned.folder, tmp_path, renamed)).html
 
 
-def test_the_page_needs_nothing_besides_itself_and_runs_nothing(pruned, page):
-    html = page(pruned.folder).html
+def test_the_page_needs_nothing_besides_itself_and_runs_nothing(pruned, own_page):
+    html = own_page.html
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)|url\((?!#)|@import|<script|<link rel="(?!icon)""", html)
     assert "default-src 'none'" in html
 
@@ -77,7 +77,7 @@ def test_folders_of_the_machine_are_on_no_page(pruned, page, tmp_path):
         result["config"]["amg"]["weights"] = "C:\\Users\\somebody\\vit.pth"
 
     found = page(changed(pruned.folder, tmp_path, placed))
-    assert "amg-reid prune --weights last.pth --root=data y" in found.words
+    assert "amg-reid prune --weights last.pth --root=data a.b y" in found.words
     assert "teacher.pth" in found.words and "vit.pth" in found.words
     for hidden in ("somebody", "secret", "/home", str(pruned.folder.parent)):
         assert hidden not in found.html
