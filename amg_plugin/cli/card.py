@@ -5,6 +5,8 @@ scores it was saved with, preprocessing, licence note, and how it was made. It s
 recorded is named so. No data is needed.
 
 example: amg-reid card log/vit_small_pruned/best.pth > README.md
+
+more: docs/report.md
 """
 
 from argparse import Namespace

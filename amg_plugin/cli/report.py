@@ -11,6 +11,8 @@ says that it holds images of people. Both take the run's last.pth, and with --de
 example: amg-reid report log/vit_small_pruned
          amg-reid report log/1/pruned log/2/pruned log/3/pruned --output seeds.html
          amg-reid report log/vit_small_pruned --dense log/vit_small/last.pth --ranked 10 --output with_images.html
+
+more: docs/report.md
 """
 
 from argparse import Namespace
