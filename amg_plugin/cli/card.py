@@ -4,7 +4,7 @@ The card is Markdown with a head in YAML, the form that model hubs read: network
 scores it was saved with, preprocessing, licence note, and how it was made. It says what the file says; what is not
 recorded is named so. No data is needed.
 
-example: amg-reid card log/vit_small_pruned/best.pth > README.md
+example: amg-reid card log/vit_small_pruned/best.pth
 
 more: docs/report.md
 """

@@ -63,7 +63,7 @@ def run(args: Namespace) -> int:
             args.opts = [*args.opts, "data.save_dir", str(folder)]
             cfg = config_from_arguments(args, use_schedule=False, base=(dense or checkpoint).config)
         figures = iter([figure_of_network(checkpoint, dense, args.checkpoint, cfg)])
-        names = [f"{Path(args.checkpoint).stem}_model"]
+        names = [f"{Path(args.checkpoint).stem}_{'scores' if args.calibrate else 'model'}"]
     for name, figure in zip(names, figures, strict=True):
         path = folder / f"{name}.{args.format}"
         save_figure(figure, path, args.dpi)

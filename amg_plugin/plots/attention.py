@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -108,6 +109,12 @@ def kept_tokens(plan: PruningPlan) -> Tensor:
     return _kept(plan.tokens, plan.num_patches)
 
 
+def kept_neurons(plan: PruningPlan, cells: int) -> Tensor:
+    """Which share of the neurons is kept, in their order and several to a cell: ``[blocks, cells or fewer]``."""
+    kept = _kept(plan.neurons, max(plan.num_neurons)).float()
+    return torch.stack([part.mean(1) for part in kept.tensor_split(min(cells, kept.shape[1]), dim=1)], dim=1)
+
+
 def group_numbers(plan: PruningPlan) -> Tensor:
     """The number of the token that stands for each position, ``[blocks, patches]``; -1 for positions without one."""
     numbers = torch.full((plan.depth, plan.num_patches), -1)
@@ -115,6 +122,21 @@ def group_numbers(plan: PruningPlan) -> Tensor:
         positions, tokens, _ = spread(plan, block)
         numbers[block, positions] = tokens
     return numbers
+
+
+def group_edges(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where groups of several patches end.
+
+    Args:
+        groups: Numbers of the tokens ``[rows, columns]``; -1 for positions without one.
+
+    Returns:
+        Whether there is an edge right of each patch ``[rows, columns - 1]``, and below it ``[rows - 1, columns]``.
+    """
+    numbers = groups + 1
+    several = (np.bincount(numbers.ravel()) > 1)[numbers] & (groups >= 0)
+    beside = (groups[:, 1:] != groups[:, :-1]) & (several[:, 1:] | several[:, :-1])
+    return beside, (groups[1:] != groups[:-1]) & (several[1:] | several[:-1])
 
 
 def _kept(indices: Sequence[Sequence[int]], width: int) -> Tensor:

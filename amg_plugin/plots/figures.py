@@ -1,7 +1,8 @@
 """The two figures: one image through all blocks, and a whole network without images.
 
 That of an image shows what each block keeps, where each head looks, and the mean before and after pruning; that of a
-network blocks x heads (entropy, kept) and blocks x positions (importance, kept). Margins and gaps are in inches.
+network blocks x heads (entropy, kept), blocks x positions (importance, kept) and blocks x neurons (kept). Margins and
+gaps are in inches.
 """
 
 from __future__ import annotations
@@ -12,24 +13,29 @@ from dataclasses import dataclass
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, Normalize, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from amg_plugin.plots.attention import ImageAttention, group_numbers, kept_heads, kept_tokens
+from amg_plugin.plots.attention import ImageAttention, group_edges, group_numbers, kept_heads, kept_neurons, kept_tokens
+from amg_plugin.plots.overlay import faint, opacity
 from amg_plugin.plots.style import (
     BORDER,
     FAINT,
     FONT,
+    HATCH,
+    HATCH_LINES,
+    INK,
     KEPT,
-    NO_KEY,
     REMOVED,
     Sheet,
     bare,
     colour_bar,
     cross,
     faded_map,
+    hatch,
     header_text,
     heat_map,
 )
@@ -63,12 +69,13 @@ def draw_image(
     with mpl.rc_context(FONT):
         sheet = _BlockSheet(after.plan.depth, max(after.plan.num_heads), len(columns), *picture.shape[:2])
         header_text(sheet, title, subtitle)
+        below = faint(picture)
         means = np.stack([_laid_out(part.mean().numpy(), after.grid) for part in columns])
         for row in range(sheet.depth):
             _draw_kept(sheet, row, picture, after)
-            _draw_maps(sheet, row, after)
+            _draw_maps(sheet, row, below, after)
             for number, mean in enumerate(means[:, row]):
-                _draw_heat(sheet.cell(row, 1 + sheet.heads + number), mean, np.nanmax(means[:, row]))
+                _draw_heat(sheet.cell(row, 1 + sheet.heads + number), below, mean, np.nanmax(means[:, row]))
         _write_names(sheet, ["mean\nbefore", after_title][-sheet.means :], after.plan.heads_known)
         _draw_footer(sheet, after.query, merged=bool(after.plan.groups))
     return sheet.figure
@@ -96,18 +103,20 @@ class _BlockSheet(Sheet):
 
 
 def _draw_kept(sheet: _BlockSheet, row: int, picture: np.ndarray, after: ImageAttention) -> None:
-    """The image: positions that the block does not keep are greyed out, merged ones have their common colour."""
+    """The image: positions that the block does not keep are hatched, merged ones have their common colour."""
     axes = sheet.cell(row, 0)
     groups = _laid_out(group_numbers(after.plan).numpy()[row], after.grid)
     extent = (0, picture.shape[1], picture.shape[0], 0)
     axes.imshow(picture, extent=extent, interpolation="lanczos")
     veil = np.zeros((*groups.shape, 4), dtype=np.float32)
-    veil[..., :3] = mpl.colors.to_rgb(NO_KEY)
-    veil[..., 3] = np.where(groups < 0, 0.93, 0.0)
+    veil[..., :3] = 1.0
+    veil[..., 3] = np.where(groups < 0, 0.8, 0.0)
+    size = extent[1] / groups.shape[1], extent[2] / groups.shape[0]
     if after.plan.groups:
         veil[:] = _mean_colours(picture, groups)
-        _draw_borders(axes, groups, extent[1] / groups.shape[1], extent[2] / groups.shape[0])
+        _draw_borders(axes, groups, *size)
     axes.imshow(veil, extent=extent, interpolation="nearest")
+    hatch(axes, groups < 0, *size)
     axes.set_ylabel(f"block {row}", rotation=0, ha="right", va="center", labelpad=6, fontsize=8)
 
 
@@ -123,29 +132,39 @@ def _mean_colours(picture: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def _draw_borders(axes: Axes, groups: np.ndarray, width: float, height: float, left: float = 0.0) -> None:
-    """Lines between patches of different groups; a patch is ``width`` times ``height``, the first is at ``left``."""
-    rows, columns = np.nonzero(groups[:, 1:] != groups[:, :-1])
-    axes.vlines(left + (columns + 1) * width, left + rows * height, left + (rows + 1) * height, BORDER, linewidth=0.5)
-    rows, columns = np.nonzero(groups[1:] != groups[:-1])
-    axes.hlines(left + (rows + 1) * height, left + columns * width, left + (columns + 1) * width, BORDER, linewidth=0.5)
+    """Lines around groups of several patches; a patch is ``width`` times ``height``, the first is at ``left``."""
+    # With a dark edge, to be seen on any clothes.
+    look = {"colors": BORDER, "linewidth": 0.8, "path_effects": [withStroke(linewidth=1.8, foreground=INK)]}
+    beside, below = group_edges(groups)
+    rows, columns = np.nonzero(beside)
+    axes.vlines(left + (columns + 1) * width, left + rows * height, left + (rows + 1) * height, **look)
+    rows, columns = np.nonzero(below)
+    axes.hlines(left + (rows + 1) * height, left + columns * width, left + (columns + 1) * width, **look)
 
 
-def _draw_maps(sheet: _BlockSheet, row: int, after: ImageAttention) -> None:
-    """The attention of each head of a block."""
+def _draw_maps(sheet: _BlockSheet, row: int, below: np.ndarray, after: ImageAttention) -> None:
+    """The attention of each head of a block, over the image."""
     shown = kept_heads(after.plan).numpy()[row]
     for head in range(sheet.heads):
         values = _laid_out(after.maps[row, head].numpy(), after.grid)
-        _draw_heat(sheet.cell(row, 1 + head), values, np.nanmax(values) if shown[head] else 0.0)
+        _draw_heat(sheet.cell(row, 1 + head), below, values, np.nanmax(values) if shown[head] else 0.0)
 
 
-def _draw_heat(axes: Axes, values: np.ndarray, maximum: float) -> None:
-    """A map relative to ``maximum``; a head that is not there is an empty panel with a cross."""
+def _draw_heat(axes: Axes, below: np.ndarray, values: np.ndarray, maximum: float) -> None:
+    """A map relative to ``maximum`` over the grey image; a head that is not there is an empty panel with a cross."""
     if np.isnan(values).all():
         axes.set(facecolor="#f4f4f4", xlim=(0, 1), ylim=(0, 1))
         cross(axes, 0.5, 0.5)
         return
-    norm = PowerNorm(_GAMMA, 0, max(float(maximum), np.finfo(np.float32).tiny))
-    axes.imshow(np.ma.masked_invalid(values), cmap=heat_map(), norm=norm, interpolation="nearest", aspect="auto")
+    maximum = max(float(maximum), np.finfo(np.float32).tiny)
+    (rows, columns), options = values.shape, {"extent": (0, values.shape[1], values.shape[0], 0), "aspect": "auto"}
+    axes.imshow(below, interpolation="lanczos", **options)
+    axes.imshow(
+        np.ma.masked_invalid(values), cmap=heat_map(), norm=PowerNorm(_GAMMA, 0, maximum), interpolation="nearest",
+        alpha=opacity(values / maximum), **options,
+    )  # fmt: skip
+    hatch(axes, np.isnan(values))
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
 
 
 def _write_names(sheet: _BlockSheet, means: Sequence[str], heads_known: bool) -> None:
@@ -166,16 +185,19 @@ def _draw_footer(sheet: _BlockSheet, query: str, merged: bool) -> None:
     bar = sheet.panel(_LEFT, 0.40, 2.1, 0.09)
     made = colour_bar(bar, PowerNorm(_GAMMA, 0, 1), heat_map(), "", orientation="horizontal")
     made.set_ticks([0, 0.05, 0.25, 0.5, 1], labels=["0", "0.05", "0.25", "0.5", "1"])
-    label = f"attention of the {query} / maximum of the panel (means: of the block)"
+    label = f"attention of the {query} / maximum of the panel (means: of the block), over the image in grey"
     sheet.text(_LEFT, 0.07, label, fontsize=7.5)
     marks = [
         Patch(facecolor="none", edgecolor=BORDER, label="patches of one token")
         if merged
-        else Patch(facecolor=NO_KEY, edgecolor="none", label="position not kept"),
+        else Patch(
+            facecolor="white", edgecolor=HATCH_LINES, linewidth=0, hatch=HATCH, label="position not kept, no key"
+        ),
         mpl.lines.Line2D([], [], color=FAINT, marker="x", linestyle="", markersize=5, label="head removed"),
     ]
     spacing = {"handlelength": 1.0, "handletextpad": 0.5, "columnspacing": 1.2, "borderpad": 0}
-    sheet.legend(sheet.right, 0.24, marks, loc="lower right", ncols=2, fontsize=7.5, **spacing)
+    # At the right end of the sheet, which is wide enough for both: few heads make the panels narrower than this line.
+    sheet.legend(sheet.width - _RIGHT, 0.4, marks, loc="lower right", ncols=2, fontsize=7.5, **spacing)
 
 
 def _laid_out(values: np.ndarray, grid: Sequence[int]) -> np.ndarray:
@@ -187,6 +209,8 @@ def _laid_out(values: np.ndarray, grid: Sequence[int]) -> np.ndarray:
 # Height of a block's row and of the header, right margin, width of the content and of a colour bar, room of titles.
 _ROW, _MODEL_HEADER, _MODEL_RIGHT, _CONTENT, _BAR, _TITLE = 0.235, 0.74, 0.86, 7.6, 0.12, 0.36
 _MODEL_GAP = 0.06
+#: Cells of the panel of neurons.
+_CELLS = 96
 
 
 @dataclass(frozen=True)
@@ -203,22 +227,26 @@ class ModelMaps:
 def draw_model(maps: ModelMaps, *, title: str = "", subtitle: str = "") -> Figure:
     """Draw the figure of a network.
 
-    At the top the heads of each block, in the middle its positions in the order of the tokens, at the bottom the same
-    positions where they are in the image. Scores are coloured where kept and grey where removed.
+    From the top: the heads of each block, its positions in the order of the tokens, its neurons if some were removed,
+    and the positions where they are in the image. Scores are coloured where kept, grey and hatched where removed.
     """
     depth, (rows, columns) = maps.plan.depth, maps.grid
     per_line = min(depth, 12)
     small_height = min((_CONTENT - _MODEL_GAP * (per_line - 1)) / per_line * rows / columns, 1.6)
     lines = -(-depth // per_line)
     heights = [depth * _ROW, depth * _ROW, lines * (small_height + 0.2)]
+    neurons = depth * _ROW + _TITLE if maps.plan.neurons else 0.0
     with mpl.rc_context(FONT):
-        sheet = Sheet(_LEFT + _CONTENT + _MODEL_RIGHT, _MODEL_HEADER + sum(heights) + 3 * _TITLE + 0.3)
+        sheet = Sheet(_LEFT + _CONTENT + _MODEL_RIGHT, _MODEL_HEADER + sum(heights) + neurons + 3 * _TITLE + 0.3)
         header_text(sheet, title, subtitle)
         top = sheet.height - _MODEL_HEADER - _TITLE
         _draw_heads(sheet, top, maps)
         top -= heights[0] + _TITLE
         norm = _draw_positions(sheet, top, maps)
         top -= heights[1] + 0.3 + _TITLE
+        if maps.plan.neurons:
+            _draw_neurons(sheet, top, maps.plan)
+            top -= neurons
         _draw_grids(sheet, top, maps, norm, per_line, small_height)
     return sheet.figure
 
@@ -245,7 +273,8 @@ def _draw_heads(sheet: Sheet, top: float, maps: ModelMaps) -> None:
         label = "bits (bottom: or less)" if np.nanmin(entropy) < norm.vmin else "bits"
         _two_bars(sheet, _LEFT + width + 1.62, top - height, height, norm, label)
     else:
-        marks = [Patch(facecolor=KEPT, label="kept"), Patch(facecolor=REMOVED, label="removed")]
+        removed = Patch(facecolor=REMOVED, edgecolor=HATCH_LINES, linewidth=0, hatch=HATCH, label="removed")
+        marks = [Patch(facecolor=KEPT, label="kept"), removed]
         sheet.legend(_LEFT + width + 1.75, top, marks, loc="upper left", handlelength=1.2)
 
 
@@ -267,6 +296,21 @@ def _draw_positions(sheet: Sheet, top: float, maps: ModelMaps) -> Normalize | No
     if norm is not None:
         _two_bars(sheet, _LEFT + _CONTENT + 0.1, top - height, height, norm, "importance")
     return norm
+
+
+def _draw_neurons(sheet: Sheet, top: float, plan: PruningPlan) -> None:
+    """The neurons of each block in their order, several to a cell."""
+    height = plan.depth * _ROW
+    axes = sheet.panel(_LEFT, top - height, _CONTENT - 1.3, height)
+    shares = kept_neurons(plan, _CELLS).numpy()
+    colours = LinearSegmentedColormap.from_list("kept", [REMOVED, KEPT])
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    axes.set_xticks([])
+    _block_axis(axes, plan.depth)
+    _caption(axes, "Neurons (hidden units of the MLP) in their order: the darker, the more of a cell are kept", 0.06)
+    counts = sheet.panel(_LEFT + _CONTENT - 1.1, top - height, 1.1, height)
+    _draw_counts(counts, plan.neurons_per_block, plan.num_neurons)
 
 
 def _draw_grids(
@@ -298,7 +342,7 @@ def _entropy_norm(entropy: np.ndarray | None) -> Normalize | None:
 def _draw_matrix(
     axes: Axes, values: np.ndarray | None, kept: np.ndarray, norm: Normalize | None, exists: np.ndarray
 ) -> None:
-    """Scores, coloured where kept and grey where removed; without scores just the two."""
+    """Scores, coloured where kept, grey where removed, which is hatched; without scores just the two."""
     options = {"aspect": "auto", "interpolation": "nearest"}
     if values is None:
         colours = ListedColormap([REMOVED, KEPT]).with_extremes(bad="white")
@@ -309,6 +353,8 @@ def _draw_matrix(
         # What is masked stays transparent, so that the layer below shows.
         colours = heat_map().with_extremes(bad=(0, 0, 0, 0))
         axes.imshow(np.ma.array(values, mask=~kept | hidden), cmap=colours, norm=norm, **options)
+    hatch(axes, exists & ~kept, corner=-0.5)
+    axes.set(xlim=(-0.5, kept.shape[1] - 0.5), ylim=(kept.shape[0] - 0.5, -0.5))
     axes.spines[:].set_visible(False)
 
 

@@ -7,13 +7,13 @@ import numpy as np
 from amg_plugin.plots.style import heat_map
 
 #: How much of the colour covers the image where attention is strongest, and where there is none.
-_STRONG, _WEAK = 0.85, 0.30
+_STRONG, _WEAK = 0.88, 0.12
 
 
 def faint(picture: np.ndarray) -> np.ndarray:
     """An image in light grey, so that all colours over it are those of attention; uint8 ``[height, width, 3]``."""
     grey = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    return np.repeat((70 + 0.7 * grey)[..., None], 3, axis=2).round().astype(np.uint8)
+    return np.repeat((115 + 0.55 * grey)[..., None], 3, axis=2).round().astype(np.uint8)
 
 
 def opacity(shares: np.ndarray) -> np.ndarray:

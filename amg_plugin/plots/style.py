@@ -7,23 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as MplPath
 
 from amg_plugin.utils.files import replacing
 
 FORMATS = ("png", "pdf", "svg")
-KEPT, REMOVED, NO_KEY, INK, FAINT = "#2a6fbb", "#d8d8d8", "#cfcfcf", "#222222", "#6a6a6a"
-BORDER = "#f0a030"
-FONT = {"font.family": "DejaVu Sans", "font.size": 8, "axes.linewidth": 0.5, "text.color": INK}
+KEPT, REMOVED, INK, FAINT = "#2a6fbb", "#e4e4e4", "#222222", "#6a6a6a"
+BORDER = "#ff9f1c"
+#: Lines over what is not there: a texture that neither clothes nor scores have, in any print.
+HATCH, HATCH_LINES = "//////", "#4a4a4a"
+FONT = {"font.family": "DejaVu Sans", "font.size": 8, "axes.linewidth": 0.5, "text.color": INK, "hatch.linewidth": 0.5}
 
 
 def heat_map() -> Colormap:
-    """Colours of values, readable with any colour vision, and in print; NaN is grey."""
-    return mpl.colormaps["viridis"].with_extremes(bad=NO_KEY)
+    """Colours of values, readable with any colour vision, and in print; NaN lets through what is below."""
+    return mpl.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
 
 
 def faded_map() -> Colormap:
@@ -68,6 +73,16 @@ def header_text(sheet: Sheet, title: str, subtitle: str) -> None:
     figure, x = sheet.figure, 0.12 / sheet.width
     figure.text(x, 1 - 0.12 / sheet.height, title, fontsize=11, weight="bold", va="top")
     figure.text(x, 1 - 0.36 / sheet.height, subtitle, fontsize=8, color=FAINT, va="top", linespacing=1.3)
+
+
+def hatch(axes: Axes, cells: np.ndarray, width: float = 1.0, height: float = 1.0, corner: float = 0.0) -> None:
+    """Lines over the true cells of a bool ``[rows, columns]``; the first has its upper left corner at ``corner``."""
+    unit = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]) * np.array([width, height]) + corner
+    codes = [MplPath.MOVETO, *[MplPath.LINETO] * 3, MplPath.CLOSEPOLY]
+    places = [unit + np.array([column * width, row * height]) for row, column in np.argwhere(cells)]
+    if places:
+        path = MplPath(np.concatenate(places), codes * len(places))
+        axes.add_patch(PathPatch(path, facecolor="none", edgecolor=HATCH_LINES, linewidth=0, hatch=HATCH))
 
 
 def cross(axes: Axes, x: float, y: float, size: float = 5.0) -> None:

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_hex
 
-from amg_plugin.plots.attention import group_numbers, kept_tokens
+from amg_plugin.plots.attention import group_edges, group_numbers, kept_tokens
 from amg_plugin.pruning import PruningPlan
 
 #: Colours of a map, each one path: what lies between two is not told apart on a page.
@@ -33,10 +33,10 @@ def area(cells: np.ndarray) -> str:
 
 
 def borders(numbers: np.ndarray) -> str:
-    """A path along the edges between cells of different ``numbers`` ``[rows, columns]``."""
-    down = [f"M{x + 1} {y}v1" for y, x in zip(*np.nonzero(numbers[:, 1:] != numbers[:, :-1]), strict=True)]
-    across = [f"M{x} {y + 1}h1" for y, x in zip(*np.nonzero(numbers[1:] != numbers[:-1]), strict=True)]
-    return "".join(down + across)
+    """A path around the groups of several patches; ``numbers`` ``[rows, columns]`` are those of the tokens."""
+    beside, below = group_edges(numbers)
+    down = [f"M{x + 1} {y}v1" for y, x in np.argwhere(beside)]
+    return "".join(down + [f"M{x} {y + 1}h1" for y, x in np.argwhere(below)])
 
 
 def heat(values: Sequence[float | None], grid: Sequence[int], maximum: float) -> list[tuple[str, str]]:
@@ -63,5 +63,5 @@ def kept_cells(plan: PruningPlan, block: int, grid: Sequence[int]) -> np.ndarray
 
 
 def outlines(plan: PruningPlan, block: int, grid: Sequence[int]) -> str:
-    """A path between patches that different tokens stand for; empty where nothing is merged."""
+    """A path around the patches that one token stands for; empty where nothing is merged."""
     return borders(group_numbers(plan)[block].numpy().reshape(*grid)) if plan.groups else ""

@@ -66,11 +66,43 @@ def test_without_a_dense_network_there_is_one_mean():
     assert len(heats(figure)) == 3 + 2
 
 
-def test_positions_that_are_not_kept_are_greyed_out_in_the_image():
+def test_positions_that_are_not_kept_are_hatched_in_the_image():
     figure = draw_image(PICTURE, attention(PLAN))
     veils = [image.get_array() for axes in figure.axes for image in axes.images if image.get_array().ndim == 3]
     hidden = [(veil[..., 3] > 0.5).reshape(-1).nonzero()[0].tolist() for veil in veils if veil.shape[-1] == 4]
     assert hidden == [[], [0, 1, 5, 6, 7]]
+    kept = [axes for axes in figure.axes if axes.get_ylabel().startswith("block")]
+    assert [[patch.get_hatch() is not None for patch in axes.patches] for axes in kept] == [[], [True]]
+
+
+def test_attention_is_laid_over_the_image():
+    figure = draw_image(PICTURE, attention(PLAN))
+    panels = [axes for axes in figure.axes if any(image.get_array().shape == GRID for image in axes.images)]
+    for axes in panels:
+        below, heat = axes.images
+        assert below.get_array().shape == PICTURE.shape
+        assert 0 < np.min(heat.get_alpha()[~np.ma.getmaskarray(heat.get_array())]) < np.max(heat.get_alpha()) < 1
+
+
+@pytest.mark.parametrize("heads", [1, 3, 12])
+def test_the_legend_lies_beside_the_colour_bar(heads):
+    plan = PruningPlan.dense([heads, heads], 8)
+    maps = torch.rand(2, heads, 8)
+    figure = draw_image(PICTURE, ImageAttention(maps, plan, GRID, "class token"))
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    bar = next(axes for axes in figure.axes if "0.25" in [text.get_text() for text in axes.get_xticklabels()])
+    assert not legend.get_window_extent().overlaps(bar.get_tightbbox())
+
+
+def test_removed_neurons_have_a_panel():
+    plan = PruningPlan.dense([3, 3], 8, num_neurons=[8, 8]).narrow(neurons=[range(6), range(2)])
+    figure = draw_model(ModelMaps(plan, GRID))
+    assert {"6/8", "2/8"} <= set(texts(figure))
+    assert any(text.startswith("Neurons") for text in texts(figure))
+    positions, shares = (image.get_array() for image in matrices(figure, (2, 8)))
+    assert positions.all()
+    assert shares.tolist() == [[1] * 6 + [0] * 2, [1] * 2 + [0] * 6]
 
 
 MERGED = PruningPlan.dense([3, 3], 8, "merge").merge(
@@ -90,14 +122,14 @@ def test_merged_positions_have_their_common_colour_and_borders():
     assert second[:3, 0].tolist() == pytest.approx([1 / 3] * 3)
     assert second[4:, 0].tolist() == [0] * 4
     rows = [axes for axes in figure.axes if axes.get_ylabel().startswith("block")]
-    assert [sum(len(lines.get_segments()) for lines in axes.collections) for axes in rows] == [4 + 6, 1 + 3]
+    assert [sum(len(lines.get_segments()) for lines in axes.collections) for axes in rows] == [0, 1 + 3]
     assert "patches of one token" in texts(figure)
 
 
 def test_the_figure_of_a_merged_network_shows_the_groups():
     figure = draw_model(ModelMaps(MERGED, GRID, importance=torch.rand(2, 8, dtype=torch.float64)))
     grids = [axes for axes in figure.axes if axes.images and axes.images[0].get_array().shape == GRID]
-    assert [sum(len(lines.get_segments()) for lines in axes.collections) for axes in grids] == [4 + 6, 1 + 3]
+    assert [sum(len(lines.get_segments()) for lines in axes.collections) for axes in grids] == [0, 1 + 3]
     assert "Positions in the image; lines: patches of one token" in texts(figure)
 
 
