@@ -48,7 +48,9 @@ class CourseHook(Hook):
         self.schedule = schedule
         self._seconds: dict[str, float] = {}
         self._began: tuple[float, int] | None = None
-        self._stepping = self._testing = self._tested = 0.0
+        self._stepping: float | None = None
+        self._is_whole = False
+        self._testing = self._tested = 0.0
         self._plan: PruningPlan | None = None
         self._structure: dict[str, float] = {}
 
@@ -58,12 +60,12 @@ class CourseHook(Hook):
 
     def layers_opened(self, engine: HookedEngine) -> None:
         """Time the cuts, start to time the steps, and draw the network that is trained."""
-        self._stepping = time.monotonic()
+        self._stepping, self._is_whole = time.monotonic(), self._began is not None
         if self._began is not None:  # a run that goes on within its steps has no cuts before them
             started, done = self._began
             if cuts := self._done - done:
                 self._seconds["cut"] = (self._stepping - started - self._tested) / cuts
-            self._began = None
+        self._began = None
         self._draw(engine)
 
     def before_test(self, engine: HookedEngine) -> None:
@@ -77,20 +79,15 @@ class CourseHook(Hook):
 
     def after_epoch(self, engine: HookedEngine) -> None:
         """Write the line."""
-        spent = self._seconds["epoch"] = time.monotonic() - self._stepping
+        spent = "" if self._stepping is None else f", {duration(time.monotonic() - self._stepping)}"
+        if self._stepping is not None and self._is_whole:
+            self._seconds["epoch"] = time.monotonic() - self._stepping
+        self._stepping = None
         entry = next(one for one in reversed(engine.history) if one["event"] == "epoch")
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in entry["loss"].items())
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in entry["loss"].items()) or "no batch"
         accuracy = "" if entry["accuracy"] is None else f", accuracy {entry['accuracy']:.1%}"
-        logger.info(
-            "epoch %d/%d: %s%s, lr %.3g, %s; left: %s",
-            engine.epoch + 1,
-            engine.max_epoch,
-            terms or "no batch",
-            accuracy,
-            entry["lr"],
-            duration(spent),
-            self.left(engine),
-        )
+        outcome = f"{terms}{accuracy}, lr {entry['lr']:.3g}{spent}"
+        logger.info("epoch %d/%d: %s; left: %s", engine.epoch + 1, engine.max_epoch, outcome, self.left(engine))
 
     def left(self, engine: HookedEngine) -> str:
         """The time that is left after the current epoch, and what it is counted from."""
@@ -102,7 +99,8 @@ class CourseHook(Hook):
         known = sum(number * self._seconds[name] for name, number in parts.items() if name in self._seconds)
         untimed = [count(number, name) for name, number in parts.items() if number and name not in self._seconds]
         listed = ", ".join(count(number, name) for name, number in parts.items() if number)
-        return f"{' and '.join([duration(known), *untimed])} ({listed or 'nothing'})"
+        times = [duration(known)] if known or not untimed else []
+        return f"{' and '.join([*times, *untimed])} ({listed or 'nothing'})"
 
     def _evaluations(self, engine: HookedEngine) -> int:
         """Evaluations that follow: those of torchreid's loop, the final one, and that behind the last cut."""
