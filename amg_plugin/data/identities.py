@@ -1,4 +1,4 @@
-"""Who the training identities are: a digest of their names, in the order of their labels.
+"""Who the training identities are: a digest of their names, in the order of their labels; a digest of any list.
 
 As many identities may be other people, and the same people may have other labels; a classifier is right for one list.
 """
@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 #: torchreid's data sets -> where the identity stands in the path of an image.
@@ -47,6 +48,12 @@ def identity_digest(sources: Sequence[str], datasets: Mapping[str, Any], train: 
         # An occluded copy shows the people of the data set that it was made from.
         names.setdefault(label, set()).add(f"{getattr(datasets[source], 'cameras_of', source)}:{name}")
     listed = [[label, sorted(names[label])] for label in sorted(names)]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def list_digest(items: Sequence[tuple[Any, ...]]) -> str:
+    """SHA-256 of a list of images: their file names, without folders, and labels, in order."""
+    listed = [[Path(path).name, *map(int, labels)] for path, *labels in items]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 

@@ -27,6 +27,7 @@ from amg_plugin.data.seeding import SeededSampler
 from amg_plugin.data.transforms import RandomOcclusion, check_transform_names, place_transforms
 from amg_plugin.errors import ConfigError
 from amg_plugin.registries import TRANSFORMS
+from amg_plugin.utils import processes
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -123,7 +124,9 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         datasets = iter(keep_images(own, gigabytes, self.train_loader.num_workers) if gigabytes else reading(own))
         for name in training:
             loader = getattr(self, name)
-            changes = {"dataset": next(datasets), "sampler": SeededSampler(loader.sampler, seed)}
+            sampler = SeededSampler(loader.sampler, seed, batch=loader.batch_size)
+            changes = {"dataset": next(datasets), "sampler": sampler}
+            changes["batch_size"] = loader.batch_size // processes.world()
             # Processes that are kept would take fewer of the run's random numbers, so they take them from elsewhere.
             changes["generator"] = torch.Generator().manual_seed(seed)
             changes["persistent_workers"] = bool(gigabytes and loader.num_workers)
@@ -339,10 +342,10 @@ class FirstItems(Sampler):
 
 def shortened(loader: DataLoader, batches: int) -> DataLoader:
     """The same training loader with epochs of at most ``batches`` batches, for trials on slow machines."""
-    sampler, count = loader.sampler, batches * loader.batch_size
+    sampler = loader.sampler
     if isinstance(sampler, SeededSampler):
-        return _rebuilt(loader, sampler=SeededSampler(FirstItems(sampler.sampler, count), sampler.seed))
-    return _rebuilt(loader, sampler=FirstItems(sampler, count))
+        return _rebuilt(loader, sampler=sampler.other(FirstItems(sampler.sampler, batches * sampler.batch)))
+    return _rebuilt(loader, sampler=FirstItems(sampler, batches * loader.batch_size))
 
 
 def _rebuilt(loader: DataLoader, **changes: Any) -> DataLoader:

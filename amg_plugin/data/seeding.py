@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-#: What an order is for; each has orders of its own.
-TRAINING, CALIBRATION = 0, 1
+from amg_plugin.utils import processes
+
+#: What random numbers are for; each has numbers of its own.
+TRAINING, CALIBRATION, NETWORK = 0, 1, 2
 _ITEMS = np.random.MT19937(0)  # stands in for numpy's own generator; seeded for every item
 
 
@@ -60,15 +62,24 @@ class SeededSampler(Sampler[int]):
 
     Every pass is an epoch of its own, unless :meth:`begin` says which one comes next.
 
+    Where several processes share a run, all of them draw the same order, and each gets its slice of every batch: no
+    image goes to two of them, and an image has the same random numbers wherever it goes.
+
     Args:
         sampler: Draws the order from Python's, numpy's or torch's random numbers, as torchreid's samplers do.
         seed: The seed of the run.
         purpose: What the order is for.
+        batch: Images of a batch, over all processes.
     """
 
-    def __init__(self, sampler: Sampler, seed: int, purpose: int = TRAINING) -> None:
-        self.sampler, self.seed, self.purpose = sampler, seed, purpose
+    def __init__(self, sampler: Sampler, seed: int, purpose: int = TRAINING, batch: int = 1) -> None:
+        self.sampler, self.seed, self.purpose, self.batch = sampler, seed, purpose, batch
         self._epoch = 0
+
+    def other(self, sampler: Sampler | None = None, purpose: int | None = None) -> SeededSampler:
+        """The same with another sampler, or for another purpose."""
+        purpose = self.purpose if purpose is None else purpose
+        return SeededSampler(sampler or self.sampler, self.seed, purpose, self.batch)
 
     def begin(self, epoch: int) -> None:
         """The next pass is that of ``epoch``, counted from 0."""
@@ -81,10 +92,29 @@ class SeededSampler(Sampler[int]):
             order = [SeededIndex(index) for index in self.sampler]
         for index, seed in zip(order, _draw(numbers, len(order)), strict=True):
             index.seed = seed
-        return iter(order)
+        return iter(order if processes.world() == 1 else self._share(order))
+
+    def _share(self, order: list[SeededIndex]) -> list[SeededIndex]:
+        whole = len(order) - len(order) % self.batch  # as loaders that drop what fills no batch
+        batches = (order[start : start + self.batch] for start in range(0, whole, self.batch))
+        return [index for batch in batches for index in processes.own(batch)]
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        count, number = len(self.sampler), processes.world()
+        return count if number == 1 else count // self.batch * self.batch // number
+
+
+def seed_networks(seed: int, epoch: int) -> None:
+    """Give what a network draws (stochastic depth, dropout) in an epoch to each process that shares a run.
+
+    Process 0 goes on with the random numbers of the run; those of the others follow from seed, epoch and number.
+    """
+    if processes.is_main():
+        return
+    (drawn,) = _draw(np.random.default_rng([seed, NETWORK, epoch, processes.rank()]), 1)
+    random.seed(drawn)
+    np.random.seed(drawn >> 32)
+    torch.manual_seed(drawn & 0xFFFFFFFF)
 
 
 def _draw(numbers: np.random.Generator, count: int) -> list[int]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from amg_plugin.data.seeding import CALIBRATION, SeededSampler, begin
 from amg_plugin.models.vit import temporarily, unwrap
 from amg_plugin.pruning.scorers import Calibration
+from amg_plugin.utils import processes
 from amg_plugin.utils.finite import check_finite
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def calibration_loader(engine: HookedEngine, augment: bool = False) -> DataLoade
         dataset = copy.copy(dataset)
         dataset.transform, dataset.k_tfm = engine.datamanager.transform_te, 1
     if isinstance(sampler, SeededSampler):
-        sampler = SeededSampler(sampler.sampler, sampler.seed, CALIBRATION)
+        sampler = sampler.other(purpose=CALIBRATION)
     return DataLoader(
         dataset,
         batch_size=loader.batch_size,
@@ -55,11 +56,12 @@ def build_calibration(
             there are.
         network: A copy of the engine's network to run in its place.
 
+    Where several processes share a run, each gets its slices of the batches, and losses are shares of the global one.
     Features and losses that are NaN or infinite end the pass with a RunError that names their images.
     """
     options, model = engine.cfg.amg.calibration, unwrap(engine.model if network is None else network)
     loader = calibration_loader(engine, options.augment and not images)
-    wanted = math.ceil(images / loader.batch_size) if images else options.batches
+    wanted = math.ceil(images / (loader.batch_size * processes.world())) if images else options.batches
     length = min(wanted, len(loader)) if wanted else len(loader)
 
     number = 0
@@ -85,12 +87,14 @@ def build_calibration(
 
     def loss(batch: tuple[Tensor, Tensor, tuple[Tensor | None, ...]]) -> Tensor:
         images, pids, labels = batch
-        return checked(engine.task_loss(model.training_outputs(images, *labels), pids), "losses")
+        whole = checked(engine.task_loss(*processes.gather((model.training_outputs(images, *labels), pids))), "losses")
+        return whole / processes.world()  # gradients are those of the sum over the processes
 
     return Calibration(
         batches=batches,
         forward=forward,
         loss=loss,
+        reduce=processes.reducer(),
         seed=engine.cfg.train.seed,
         normalize_entropy=engine.cfg.amg.normalize_entropy,
     )

@@ -46,3 +46,13 @@ class Curves(SummaryWriter):
     def _end(self, error: OSError) -> None:
         self._ended = True
         logger.warning("The curves in '%s' cannot be written (%s) and end here.", self.log_dir, error.strerror)
+
+
+class NoCurves:
+    """Takes the points of processes that write nothing."""
+
+    def add_scalar(self, *args: Any, **kwargs: Any) -> None:
+        """Leave it."""
+
+    def close(self) -> None:
+        """Nothing is left to write."""

@@ -18,6 +18,7 @@ from amg_plugin.errors import ConfigError
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import unwrap
 from amg_plugin.pruning import current_plan
+from amg_plugin.utils import processes
 
 
 class DistillationHook(Hook):
@@ -130,7 +131,8 @@ class DistillationHook(Hook):
             target = self.teacher.logits(images, *engine.labels_for(self.teacher))
         terms = {"loss_d": self.alpha * distillation_loss(logits, target, self.tau)}
         if self.features:
-            shown = [self._shown.pop(name).float() for name in ("student", "teacher")]
+            # Their distance is no mean over images, so that it takes those of all processes.
+            shown = processes.gather([self._shown.pop(name).float() for name in ("student", "teacher")])
             terms["loss_f"] = self.features * feature_loss(*shown)
         return terms
 

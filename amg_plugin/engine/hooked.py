@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,9 @@ from amg_plugin import compat
 from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint
 from amg_plugin.config.load import to_plain_dict
 from amg_plugin.data.labels import TrainingLabels
-from amg_plugin.data.seeding import begin
+from amg_plugin.data.seeding import begin, seed_networks
 from amg_plugin.engine.course import EpochSums
-from amg_plugin.engine.curves import Curves
+from amg_plugin.engine.curves import Curves, NoCurves
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.optim import RateSchedule, build_optimizer, build_scheduler
 from amg_plugin.engine.updates import Updates
@@ -29,6 +30,7 @@ from amg_plugin.evaluation.evaluator import Evaluator, draw_rankings
 from amg_plugin.evaluation.protocol import Protocol
 from amg_plugin.models.attention import checkpoint_activations
 from amg_plugin.models.vit import unwrap
+from amg_plugin.utils import processes
 from amg_plugin.utils.finite import some
 from amg_plugin.utils.preprocessing import Preprocessing
 
@@ -75,6 +77,7 @@ class HookedEngine:
         self.max_epoch = 0
         self.test_arguments: dict[str, Any] = {}
         self.batch: dict[str, Any] = {}
+        self._distributed: list[nn.Parameter] = []
         self.labels = TrainingLabels(self.datamanager, list(cfg.data.sources))
 
     # Phases ----------------------------------------------------------------------------------------------------------
@@ -98,17 +101,20 @@ class HookedEngine:
                 f"amg.lr_per_step is True, but the engine's scheduler, {type(self.scheduler).__name__}, knows whole "
                 "epochs only; build it with amg_plugin.engine.build_scheduler."
             )
+        seed_networks(self.cfg.train.seed, self.epoch)
         for hook in self.hooks:
             hook.before_run(self)
         if self.writer is None:
-            self.writer = Curves(bound.arguments["save_dir"])
+            self.writer = Curves(bound.arguments["save_dir"]) if processes.is_main() else NoCurves()
         super().run(*args, **kwargs)
         for hook in self.hooks:
             hook.after_run(self)
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """torchreid's ``train`` for one epoch between ``before_epoch`` and ``after_epoch``."""
+        processes.wait()
         begin(self.train_loader, self.epoch)
+        seed_networks(self.cfg.train.seed, self.epoch)
         for hook in self.hooks:
             hook.before_epoch(self)
         self.sums = EpochSums()
@@ -117,7 +123,7 @@ class HookedEngine:
         for hook in self.hooks:
             hook.after_epoch(self)
         replacements = getattr(self.train_loader.dataset, "replacements", None)
-        if replacements is not None and (count := replacements.take_count()):
+        if replacements is not None and (count := sum(processes.everywhere(replacements.take_count()))):
             logger.warning(
                 "epoch %d: %d images could not be read and were replaced by others of their identities",
                 self.epoch + 1,
@@ -166,11 +172,23 @@ class HookedEngine:
         terms = [weight * criterion(output, targets) for weight, output in zip(weights, outputs, strict=True)]
         return torch.stack(terms).sum()
 
-    def two_stepped_transfer_learning(self, *args: Any, **kwargs: Any) -> None:
+    def two_stepped_transfer_learning(
+        self, epoch: int, fixbase_epoch: int, open_layers: Any, model: nn.Module | None = None
+    ) -> None:
         """torchreid's opening of the layers for this epoch, then ``layers_opened``."""
-        super().two_stepped_transfer_learning(*args, **kwargs)
+        super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model or unwrap(self.model))
         for hook in self.hooks:
             hook.layers_opened(self)
+        if processes.world() > 1:
+            self._distribute()
+
+    def _distribute(self) -> None:
+        """Share the gradients of what learns now: after a cut or when layers open or freeze, that is something else."""
+        learning = [value for value in self.model.parameters() if value.requires_grad]
+        if [*map(id, learning)] != [*map(id, self._distributed)]:
+            self._distributed = learning
+            self.model = processes.distributed(self.model)
+            self.register_model("model", self.model, self.optimizer, self.scheduler)
 
     def task_loss(self, outputs: Any, pids: Tensor) -> Tensor:
         """The whole task loss, as scoring needs it."""
@@ -222,22 +240,25 @@ class HookedEngine:
         with self.autocast():
             outputs = self.model(images, *self.labels_for(self.model))
         logits = self.logits_of(outputs)
+        # The task loss is that of the global batch, in every process; hooks see what this one has.
+        outputs, pids = processes.gather((outputs, pids))
         terms = self.task_losses(outputs, pids)
         for hook in self.hooks:
             terms.update({name: (1.0, value) for name, value in hook.loss(self, images, logits).items()})
         loss = sum(weight * value for weight, value in terms.values())
+        total, *values = processes.mean([loss.item(), *(value.item() for _, value in terms.values())])
         where = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
-        if not torch.isfinite(loss):
+        if not math.isfinite(total):
             raise RunError(
-                f"The loss is {loss.item()} at {where} ({some(self._suspects(logits))}); "
+                f"The loss is {total} at {where} ({some(self._suspects(logits))}); "
                 "lower train.lr, add amg.warmup_epochs or use amg.precision fp32."
             )
         try:
             self.updates.take(loss, self.optimizer, self.batch_idx, group)
         except RunError as error:
             raise RunError(f"At {where} ({some(self._suspects(logits))}) {error}") from error
-        summary = {name: value.item() for name, (_, value) in terms.items()}
-        first = logits[0] if isinstance(logits, list | tuple) else logits
+        summary = dict(zip(terms, values, strict=True))
+        first = _first(self.logits_of(outputs))
         accuracy = compat.torchreid().metrics.accuracy(first, pids)[0].item()
         self.sums.add(summary, accuracy / 100, self.get_current_lr())
         summary["acc"] = accuracy
@@ -246,14 +267,11 @@ class HookedEngine:
         return summary
 
     def _suspects(self, logits: Any) -> list[str]:
-        """Images of the batch whose logits are not finite, or all of them."""
-        first = logits[0] if isinstance(logits, list | tuple) else logits
-        bad = (~torch.isfinite(first.detach()).flatten(1).all(1)).tolist()
-        return [
-            path
-            for path, wrong in zip(self.batch.get("impath", range(len(bad))), bad, strict=True)
-            if wrong or not any(bad)
-        ]
+        """Images of the global batch whose logits are not finite, or all of them."""
+        bad = (~torch.isfinite(_first(logits).detach()).flatten(1).all(1)).tolist()
+        own = list(zip(self.batch.get("impath", range(len(bad))), bad, strict=True))
+        every = [pair for part in processes.everywhere(own) for pair in part]
+        return [path for path, wrong in every if wrong] or [path for path, _ in every]
 
     def rebuild_optimizer(self, epochs: int) -> None:
         """Fresh optimiser and schedule over ``epochs`` for the parameters that the model has now.
@@ -289,6 +307,9 @@ class HookedEngine:
         Raises:
             RunError: If it cannot be written, or a weight is NaN or infinite; the file then stays as it was.
         """
+        return processes.from_main(partial(self._write_checkpoint, path))
+
+    def _write_checkpoint(self, path: str | Path) -> bool:
         for name, value in unwrap(self.model).state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise RunError(f"'{name}' is NaN or infinite after epoch {self.epoch + 1}; '{path}' was not written.")
@@ -305,6 +326,10 @@ class HookedEngine:
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
         """Write the latest model; torchreid's own format cannot be read back for a pruned one."""
         self.write_checkpoint(Path(save_dir) / LAST_CHECKPOINT)
+
+
+def _first(logits: Any) -> Tensor:
+    return logits[0] if isinstance(logits, list | tuple) else logits
 
 
 class _RunEvaluator(Evaluator):

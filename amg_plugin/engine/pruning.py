@@ -23,6 +23,7 @@ from amg_plugin.pruning.merging import MergeRange
 from amg_plugin.pruning.schedule import Cut, PruningSchedule
 from amg_plugin.pruning.streams import Repair
 from amg_plugin.registries import TARGETS
+from amg_plugin.utils import processes
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +139,16 @@ class AMGPruningHook(Hook):
         plan = current_plan(model)
         apply_plan(model, plan if plan.prunes_tokens else plan.with_variant(self.token_variant))
         loader = engine.train_loader
+<<<<<<< HEAD
         batches = min(len(loader), math.ceil(self.repair.images / loader.batch_size))
         self.repair.check(model, self.schedule.targets, batches * loader.batch_size)
         self._keep("dense" if plan.is_dense else "start", engine)
+=======
+        size = loader.batch_size * processes.world()
+        batches = min(len(loader), math.ceil(self.repair.images / size))
+        self.repair.check(model, self.schedule.targets, batches * size)
+        self.snapshots["dense" if plan.is_dense else "start"] = engine.evaluate()
+>>>>>>> 001bd4e (Let several processes share a run)
         if not engine.max_epoch:
             self._cut(engine, 0)
 
@@ -182,6 +190,7 @@ class AMGPruningHook(Hook):
         model, cuts = unwrap(engine.model), 0
         while (cut := self.schedule.due(epoch)) is not None:
             plan = self.carry_out(engine, cut)
+            processes.same_on_all(plan.digest, "pruning plan")
             self.schedule.advance()
             cuts += 1
             entry = {"event": "cut", "epoch": epoch, "target": cut.target, "stage": cut.stage}

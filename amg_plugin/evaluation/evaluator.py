@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from amg_plugin import compat
+from amg_plugin.data.identities import list_digest
 from amg_plugin.data.labels import Loaders, TargetLabels
 from amg_plugin.data.layout import TEST_PARTS
 from amg_plugin.data.occlusion.masks import COVERED, Grid, covered_by_masks
@@ -22,6 +23,7 @@ from amg_plugin.evaluation.protocol import Embedded, Protocol, Scores, labels_di
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.vit import backbone_of, unwrap
 from amg_plugin.pruning.recorder import CoveredAttentionRecorder
+from amg_plugin.utils import processes
 from amg_plugin.utils.finite import check_finite
 
 logger = logging.getLogger(__name__)
@@ -71,18 +73,31 @@ class Evaluator:
     def score(self, target: str, visit: Callable[[str, np.ndarray], None] | None = None) -> Scores:
         """Scores of one target; arguments as :meth:`evaluate`."""
         query, gallery = self.embed(target)
-        matrix = self.protocol.distances(query, gallery)
-        scores = self.protocol.score(matrix, query, gallery)
-        curve = ", ".join(f"Rank-{rank} {value:.1%}" for rank, value in scores["cmc"].items())
-        logger.info("%s: mAP %.1f%%, %s", target, 100 * scores["mAP"], curve)
-        if not self.protocol.use_metric_cuhk03:  # which draws images at random
-            self.queries[target] = query_section(matrix, query, gallery)
-        if visit is not None:
-            visit(target, matrix)
+
+        def scored() -> tuple[Scores, Any]:
+            matrix = self.protocol.distances(query, gallery)
+            scores = self.protocol.score(matrix, query, gallery)
+            curve = ", ".join(f"Rank-{rank} {value:.1%}" for rank, value in scores["cmc"].items())
+            logger.info("%s: mAP %.1f%%, %s", target, 100 * scores["mAP"], curve)
+            drawn = self.protocol.use_metric_cuhk03  # at random, by that metric
+            queries = None if drawn else query_section(matrix, query, gallery)
+            if visit is not None:
+                visit(target, matrix)
+            return scores, queries
+
+        scores, queries = processes.from_main(scored)
+        if queries is not None:
+            self.queries[target] = queries
         return scores
 
     def embed(self, target: str, label: str = "") -> tuple[Embedded, Embedded]:
-        """Features of query and gallery of a target; ``label`` stands next to the progress bar."""
+        """Features of query and gallery of a target; ``label`` stands next to the progress bar.
+
+        Where several processes share a run, each computes those of its batches, and all get all of them.
+        """
+        if processes.world() > 1:
+            lists = [list_digest(loader.dataset.data) for loader in self.loaders[target].values()]
+            processes.same_on_all(lists, f"list of images of {target}")
         TargetLabels(target, self.loaders[target], self.sources).announce_unseen(self.model)
         self.model.eval()
         query, gallery = (
@@ -94,7 +109,8 @@ class Evaluator:
     @torch.no_grad()
     def _embed(self, target: str, loader: DataLoader, label: str) -> Embedded:
         features, pids, camids = [], [], []
-        for number, batch in enumerate(tqdm(loader, desc=label, leave=False, disable=None), 1):
+        loader, first = _share(loader)
+        for number, batch in enumerate(tqdm(loader, desc=label, leave=False, disable=None), first + 1):
             _, batch_pids, batch_camids = self.parse(batch)
             found = self.extract(*self.inputs(target, batch)).float().cpu()
             check_finite(
@@ -105,6 +121,8 @@ class Evaluator:
             features.append(found)
             pids.extend(batch_pids.tolist())
             camids.extend(batch_camids.tolist())
+        parts = [part for part in processes.everywhere((features, pids, camids)) if part[0]]
+        features, pids, camids = ([one for part in parts for one in part[place]] for place in range(3))
         return Embedded(torch.cat(features), np.asarray(pids), np.asarray(camids))
 
     def inputs(self, target: str, batch: Mapping[str, Any]) -> tuple[Tensor | None, ...]:
@@ -181,17 +199,30 @@ def covered_attention(evaluator: Evaluator, target: str, covered: Covered) -> li
     model = unwrap(evaluator.model).eval()
     with CoveredAttentionRecorder(model) as recorder:
         for part in TEST_PARTS:
-            loader = _with_masks(evaluator.loaders[target][part], covered)
+            loader, _ = _share(_with_masks(evaluator.loaders[target][part], covered))
             for batch in tqdm(loader, desc=f"attention, {target} {part}", leave=False, disable=None):
                 recorder.covered = torch.from_numpy(np.stack([covered[path] for path in batch["impath"]]))
                 model(*evaluator.inputs(target, batch))
-    return recorder.mean()
+    return recorder.mean(processes.reducer())
 
 
 def _with_masks(loader: DataLoader, covered: Covered) -> DataLoader:
-    chosen = [place for place, item in enumerate(loader.dataset.data) if item[0] in covered]
+    return _only(loader, [place for place, item in enumerate(loader.dataset.data) if item[0] in covered])
+
+
+def _share(loader: DataLoader) -> tuple[DataLoader, int]:
+    """This process's batches of a loader, which are those that one process has, and the number of the first one."""
+    if processes.world() == 1:
+        return loader, 0
+    number, count = len(loader), processes.world()
+    first, end = (number * place // count for place in (processes.rank(), processes.rank() + 1))
+    places = range(first * loader.batch_size, min(end * loader.batch_size, len(loader.dataset)))
+    return _only(loader, places), first
+
+
+def _only(loader: DataLoader, places: Sequence[int]) -> DataLoader:
     same = ("batch_size", "num_workers", "pin_memory")
-    return DataLoader(Subset(loader.dataset, chosen), **{name: getattr(loader, name) for name in same})
+    return DataLoader(Subset(loader.dataset, places), **{name: getattr(loader, name) for name in same})
 
 
 def covered_section(covered: Covered, shares: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:

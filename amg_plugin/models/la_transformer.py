@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amg_plugin.errors import ConfigError
-from amg_plugin.models.reid import ReIDModel, at_least_float32
+from amg_plugin.models.reid import GlobalBatchNorm1d, ReIDModel, at_least_float32
 
 #: Width of the hidden layer of a part classifier.
 HIDDEN = 256
@@ -27,7 +27,7 @@ class PartClassifier(nn.Module):
     def __init__(self, num_features: int, num_classes: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.reduce = nn.Linear(num_features, hidden)
-        self.norm = nn.BatchNorm1d(hidden)
+        self.norm = GlobalBatchNorm1d(hidden)
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(hidden, num_classes)
         nn.init.kaiming_normal_(self.reduce.weight, mode="fan_out")

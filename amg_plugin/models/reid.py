@@ -10,10 +10,24 @@ from torch import Tensor, nn
 
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import build_backbone, pooled_features, read_by_pooling
+from amg_plugin.utils import processes
 from amg_plugin.utils.preprocessing import Preprocessing
 
 
-class FrozenBiasBatchNorm1d(nn.BatchNorm1d):
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation by the statistics of the global batch, where several processes share it.
+
+    torch's SyncBatchNorm takes no tensors on the CPU.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``[B, D]``."""
+        if not self.training or processes.world() == 1:
+            return super().forward(input)
+        return processes.own(super().forward(processes.gather(input)))
+
+
+class FrozenBiasBatchNorm1d(GlobalBatchNorm1d):
     """Batch normalisation whose bias stays zero, the neck of re-ID models (BNNeck, CVPRW 2019).
 
     torchreid opens every parameter for training at each epoch, so the bias is a buffer and not a frozen parameter.

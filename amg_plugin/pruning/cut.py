@@ -131,5 +131,5 @@ def carry_out(
         apply_plan(model, plan)
     else:
         plain = plain or calibration
-        prune_and_repair(model, plan, repair, plain.batches(), plain.forward)
+        prune_and_repair(model, plan, repair, plain.batches(), plain.forward, plain.reduce)
     return current_plan(model)

@@ -367,15 +367,18 @@ class CoveredAttentionRecorder(AttentionRecorder):
         if place == 0:
             self.images += len(covered)
 
-    def mean(self) -> list[dict[str, float]]:
+    def mean(self, reduce: Callable[[Tensor], Tensor] | None = None) -> list[dict[str, float]]:
         """Per recorded block ``attention``, the share on covered patches, and ``keys``, the covered share of the keys.
+
+        ``reduce`` adds a tensor up over processes.
 
         Raises:
             RuntimeError: If nothing was recorded.
         """
-        if not self.images:
+        sums = [self._attention, self._keys, [float(self.images)] * len(self.blocks)]
+        totals = torch.tensor(sums, dtype=torch.float64)
+        attention, keys, images = (totals if reduce is None else reduce(totals)).tolist()
+        if not all(images):
             raise RuntimeError("no image was recorded")
-        return [
-            {"attention": attention / self.images, "keys": keys / self.images}
-            for attention, keys in zip(self._attention, self._keys, strict=True)
-        ]
+        rows = zip(attention, keys, images, strict=True)
+        return [{"attention": share / count, "keys": covered / count} for share, covered, count in rows]

@@ -7,10 +7,15 @@ comes as close as it can to what it gave before. Sources: CORP (arXiv 2602.05243
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from amg_plugin.errors import InputError, RunError
+
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a tensor up over the processes that share a run."""
 
 
 class Moments:
@@ -21,13 +26,15 @@ class Moments:
 
     Args:
         name: What errors call the layer.
+        reduce: Adds a tensor up over processes, each of which takes in its share; None for one process. All of them
+            take in as many batches, and end with :meth:`pool`.
 
     Attributes:
         tokens: Number of tokens so far.
     """
 
-    def __init__(self, name: str = "the layer") -> None:
-        self.name, self.tokens = name, 0
+    def __init__(self, name: str = "the layer", reduce: Reduce | None = None) -> None:
+        self.name, self.tokens, self._reduce = name, 0, reduce
         self._origins: tuple[Tensor, Tensor] = ()
         self._sums: list[Tensor] = []
 
@@ -35,11 +42,24 @@ class Moments:
         """Take in inputs ``[..., K]`` and targets ``[..., D]`` of the same tokens."""
         pair = [x.detach().flatten(0, -2).to(torch.promote_types(x.dtype, torch.float32)) for x in (inputs, targets)]
         if not self._origins:
-            self._origins = tuple(x.mean(0) for x in pair)
+            self._origins = tuple(map(self._mean, pair))
         z, y = (x - origin for x, origin in zip(pair, self._origins, strict=True))
         sums = [total.double() for total in (z.sum(0), y.sum(0), z.T @ z, y.T @ z, y.square().sum(0))]
         self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
         self.tokens += len(z)
+
+    def _mean(self, rows: Tensor) -> Tensor:
+        if self._reduce is None:
+            return rows.mean(0)
+        total = self._reduce(torch.cat((rows.double().sum(0), rows.new_tensor([len(rows)]).double())))
+        return (total[:-1] / total[-1]).to(rows.dtype)
+
+    def pool(self) -> Moments:
+        """Add up what the processes have taken in; gives itself."""
+        if self._reduce is not None:
+            self._sums = [self._reduce(total) for total in self._sums]
+            self.tokens = int(self._reduce(torch.tensor(self.tokens)))
+        return self
 
     def central(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Means ``[K]`` and ``[D]``, covariances ``[K, K]`` and ``[D, K]``, and the targets' variances ``[D]``.

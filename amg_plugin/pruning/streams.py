@@ -22,7 +22,7 @@ from amg_plugin.models.attention import PrunableBlock, TokenMeans
 from amg_plugin.models.vit import backbone_of, make_prunable, temporarily, unwrap
 from amg_plugin.pruning.merging import transition
 from amg_plugin.pruning.plan import PruningPlan
-from amg_plugin.pruning.repair import Moments, check_tokens, fit_least_squares, fit_mean
+from amg_plugin.pruning.repair import Moments, Reduce, check_tokens, fit_least_squares, fit_mean
 from amg_plugin.pruning.surgery import apply_plan, behind_prefix, current_plan, prunable_blocks
 from amg_plugin.registries import REPAIR_PASSES, REPAIRS
 
@@ -104,6 +104,7 @@ def prune_and_repair(
     repair: Repair,
     batches: Iterable[Any],
     forward: Callable[[Any], Tensor] | None = None,
+    reduce: Reduce | None = None,
 ) -> dict[str, float]:
     """Prune ``model`` in place to ``plan`` as :func:`apply_plan` does, and repair what the cut broke.
 
@@ -114,6 +115,7 @@ def prune_and_repair(
         repair: How to repair.
         batches: Calibration batches, without augmentation.
         forward: Runs ``model`` on a batch and gives features ``[B, D]``; None: the batch is the model's argument.
+        reduce: Adds a tensor up over processes that have a share of every batch each; None for one process.
 
     Returns:
         Relative squared distances of the features from those before the cut: ``as_cut`` and ``repaired``.
@@ -124,16 +126,17 @@ def prune_and_repair(
     """
     forward, network, backbone = forward or model, unwrap(model), make_prunable(backbone_of(model))
     with temporarily("training", False, network.modules()):
-        kept, tokens, before = _start(backbone, repair.images, batches, forward)
+        kept, tokens, before = _start(backbone, repair.images, batches, forward, reduce)
         plan = plan.with_updates(_updated(network, plan) if repair.kind != "none" else ())
         repaired = apply_plan(copy.deepcopy(backbone), plan)
-        repair_blocks(backbone, repaired, tokens, repair, tokens_read(network))
+        repair_blocks(backbone, repaired, tokens, repair, tokens_read(network), reduce)
         del tokens
         apply_plan(network, plan)
         as_cut = [forward(batch) for batch in kept]
         backbone.load_state_dict(repaired.state_dict())
         after = [forward(batch) for batch in kept]
-    distances = {"as_cut": feature_distance(as_cut, before), "repaired": feature_distance(after, before)}
+    pairs = {"as_cut": as_cut, "repaired": after}
+    distances = {name: feature_distance(features, before, reduce) for name, features in pairs.items()}
     logger.info(
         "repair (%s): relative squared distance of the features from those before the cut: %.4g as cut, %.4g repaired",
         repair.kind,
@@ -143,7 +146,11 @@ def prune_and_repair(
 
 
 def _start(
-    backbone: nn.Module, images: int, batches: Iterable[Any], forward: Callable[[Any], Tensor]
+    backbone: nn.Module,
+    images: int,
+    batches: Iterable[Any],
+    forward: Callable[[Any], Tensor],
+    reduce: Reduce | None,
 ) -> tuple[list[Any], Stream, list[Tensor]]:
     """Calibration batches, the tokens that enter the first block, and the features."""
     kept, features, count = [], [], 0
@@ -153,7 +160,7 @@ def _start(
             kept.append(batch)
             features.append(forward(batch))
             tokens.append(seen[backbone.blocks[0]])
-            count += len(tokens[-1])
+            count += _over_processes(len(tokens[-1]), reduce)
             if count >= images:
                 break
     if not all(torch.isfinite(values).all() for values in features):
@@ -161,11 +168,21 @@ def _start(
     return kept, tokens, features
 
 
-def feature_distance(features: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """Squared distance of features ``[B, D]``, batch by batch, from others, relative to the squares of the latter."""
+def _over_processes(count: int, reduce: Reduce | None) -> int:
+    return count if reduce is None else int(reduce(torch.tensor(count)))
+
+
+def feature_distance(features: Sequence[Tensor], reference: Sequence[Tensor], reduce: Reduce | None = None) -> float:
+    """Squared distance of features ``[B, D]``, batch by batch, from others, relative to the squares of the latter.
+
+    ``reduce`` adds a tensor up over processes.
+    """
     pairs = list(zip(features, reference, strict=True))
     off = sum((one.double() - other.double()).square().sum().item() for one, other in pairs)
-    return off / sum(other.double().square().sum().item() for _, other in pairs)
+    whole = sum(other.double().square().sum().item() for _, other in pairs)
+    if reduce is not None:
+        off, whole = reduce(torch.tensor([off, whole], dtype=torch.float64)).tolist()
+    return off / whole
 
 
 def _updated(model: nn.Module, plan: PruningPlan) -> list[int]:
@@ -201,7 +218,12 @@ def _layer(block: PrunableBlock, name: str) -> nn.Linear:
 
 @torch.no_grad()
 def repair_blocks(
-    before: nn.Module, after: nn.Module, tokens: Stream, repair: Repair, read: Sequence[int] | None = None
+    before: nn.Module,
+    after: nn.Module,
+    tokens: Stream,
+    repair: Repair,
+    read: Sequence[int] | None = None,
+    reduce: Reduce | None = None,
 ) -> None:
     """Repair the blocks of ``after``, in place, on the tokens that enter the first block.
 
@@ -211,6 +233,7 @@ def repair_blocks(
         tokens: What enters the first block, ``[B, N, D]`` per batch.
         repair: How to repair.
         read: Positions that are read behind the last block; None for all.
+        reduce: Adds a tensor up over processes.
     """
     plans = current_plan(before), current_plan(after)
     dense = pruned = tokens
@@ -231,9 +254,9 @@ def repair_blocks(
         rows = list(read) if last and read is not None and len(read) <= before.num_prefix_tokens else None
         for name, values in targets.items() if repair.kind != "none" else ():
             kind = replace(repair, kind="mean") if name in biases else repair
-            _repair_layer(new, name, source, values, rows, f"{name} of block {index}", kind)
+            _repair_layer(new, name, source, values, rows, f"{name} of block {index}", kind, reduce)
         if new.token_update is not None and repair.kind != "none":
-            _update_carried(old, new, source, outcome, index)
+            _update_carried(old, new, source, outcome, index, reduce)
         if repair.way == "blocks":
             untouched = not changes and not aligned.tokens_change
             pruned = outcome if pruned is dense and untouched else [new(x) for x in pruned]
@@ -298,10 +321,12 @@ def _repair_layer(
     rows: list[int] | None,
     label: str,
     repair: Repair,
+    reduce: Reduce | None,
 ) -> None:
     """Fit a layer so that its branch comes close to ``targets``, of which only some rows may count."""
-    layer, moments = _layer(block, name), Moments(label)
-    if rows and repair.kind == "least_squares" and sum(map(len, source)) * len(rows) < layer.in_features:
+    layer, moments = _layer(block, name), Moments(label, reduce)
+    images = _over_processes(sum(map(len, source)), reduce)
+    if rows and repair.kind == "least_squares" and images * len(rows) < layer.in_features:
         logger.info("%s has more columns than there are tokens that are read behind it: all its tokens count", label)
         rows = None
     norm, branch = (block.norm1, 1) if name == "proj" else (block.norm2, 2)
@@ -313,7 +338,7 @@ def _repair_layer(
             if rows is not None:
                 inputs, missing = inputs[:, rows], missing[:, rows]
             moments.add(inputs, missing)
-    _fit(layer, moments, repair)
+    _fit(layer, moments.pool(), repair)
 
 
 def _check_bias(layer: nn.Linear, name: str) -> None:
@@ -332,7 +357,9 @@ def _fit(layer: nn.Linear, moments: Moments, repair: Repair) -> None:
         layer.bias.copy_(bias)
 
 
-def _update_carried(old: PrunableBlock, new: PrunableBlock, source: Stream, outcome: Stream, index: int) -> None:
+def _update_carried(
+    old: PrunableBlock, new: PrunableBlock, source: Stream, outcome: Stream, index: int, reduce: Reduce | None
+) -> None:
     """Give the tokens that the block has just lost the mean of what they lack behind it."""
     before = [] if old.carried_tokens is None else old.carried_tokens.tolist()
     carried = new.carried_tokens.tolist()
@@ -340,7 +367,9 @@ def _update_carried(old: PrunableBlock, new: PrunableBlock, source: Stream, outc
     if not fresh:
         return
     total = sum((y[:, fresh] - x[:, fresh]).double().sum(0) for x, y in zip(source, outcome, strict=True))
+    total = total if reduce is None else reduce(total)
     if not torch.isfinite(total).all():
         raise RunError(f"The tokens around block {index} are not finite, so they get no constants.")
     rows = [carried.index(position) for position in fresh]
-    new.token_update[rows] = (total / sum(map(len, source))).to(new.token_update.dtype)
+    images = _over_processes(sum(map(len, source)), reduce)
+    new.token_update[rows] = (total / images).to(new.token_update.dtype)

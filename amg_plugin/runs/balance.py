@@ -35,6 +35,7 @@ from amg_plugin.pruning.streams import Repair, feature_distance
 from amg_plugin.registries import TARGETS
 from amg_plugin.runs.setup import assemble, check_identities, fitted
 from amg_plugin.runs.train import plan_pruning
+from amg_plugin.utils import processes
 from amg_plugin.utils.tables import shares, text_table
 
 #: Training images, in whole batches, that balances are scored (and repaired) on, and those that they are compared on.
@@ -148,7 +149,7 @@ class _Search:
         self.before = self.cost.saving(current_plan(network))
         source = build_calibration(self.engine, "images for amg.balance", SCORED + COMPARED)
         batches = [(self.engine.batch, batch) for batch in source.batches()]
-        size = len(batches[0][1][1])
+        size = len(batches[0][1][1]) * processes.world()
         first = min(-(-SCORED // size), max(len(batches) - 1, 1))
         self.scored, self.compared = batches[:first], batches[first:] or batches
         self.repair = self._repair(cfg, network, first * size)
@@ -172,7 +173,7 @@ class _Search:
         network = self._cut(budget.steps(self.before))
         plan = current_plan(network)
         left = {target: sum(plan.left(target)) for target in TARGETS}
-        distance = feature_distance(self._features(network), self.features)
+        distance = feature_distance(self._features(network), self.features, processes.reducer())
         # The next balance may begin with the same cuts.
         steps = tuple(budget.steps(self.before))
         self.networks = {key: one for key, one in self.networks.items() if key == steps[: len(key)] != steps}
@@ -215,7 +216,9 @@ def _table(found: Sequence[Tried], best: Tried, dense: PruningPlan, search: _Sea
         ]
         for one in found
     ]
-    images = [sum(len(batch[1]) for _, batch in batches) for batches in (search.scored, search.compared)]
+    images = [
+        sum(len(batch[1]) for _, batch in batches) * processes.world() for batches in (search.scored, search.compared)
+    ]
     head = (
         f"amg.balance auto: relative squared distance of the features from those of the model as it is, on "
         f"{images[1]} training images;\ncut once per target, scored on {images[0]} images, "

@@ -15,7 +15,7 @@ from amg_plugin.checkpoint import Checkpoint, build_start, is_checkpoint, read_c
 from amg_plugin.config import from_plain_dict, get_default_config, to_plain_dict
 from amg_plugin.data.labels import Loaders, TrainingCameras
 from amg_plugin.data.manager import build_test_loaders
-from amg_plugin.errors import CheckpointError, ConfigError
+from amg_plugin.errors import CheckpointError, ConfigError, InputError
 from amg_plugin.evaluation.evaluator import Evaluator
 from amg_plugin.evaluation.protocol import Protocol
 from amg_plugin.models.build import build_network, differences
@@ -25,7 +25,9 @@ from amg_plugin.models.spec import ARCHITECTURES, ModelSpec, spec_from_config
 from amg_plugin.models.weights import check_weight_file
 from amg_plugin.plugin.registry import ENGINES, build_engine, register
 from amg_plugin.registries import HOOKS, REDUCERS
+from amg_plugin.utils import processes
 from amg_plugin.utils.files import check_writable
+from amg_plugin.utils.launched import launched
 from amg_plugin.utils.preprocessing import Preprocessing
 
 
@@ -38,8 +40,9 @@ def prepare(cfg: CfgNode, writes: bool = True) -> None:
 
     Raises:
         InputError: If the engine has no hooks, a key of torchreid's own script is set, the precision does not go with
-            the GPUs, or the folder is not writable.
+            the GPUs, the processes do not go with the batch size, or the folder is not writable.
     """
+    _check_processes(cfg)
     register()
     from amg_plugin.engine.hooked import HookedEngine
 
@@ -54,9 +57,22 @@ def prepare(cfg: CfgNode, writes: bool = True) -> None:
                 f"model.{key} is '{value}', but torchreid's checkpoints are not read here: use --weights."
             )
     _check_precision(cfg)
-    if writes:
+    if writes and processes.is_main():
         check_writable(cfg.data.save_dir)
     compat.torchreid().utils.set_random_seed(cfg.train.seed)
+
+
+def _check_processes(cfg: CfgNode) -> None:
+    number = processes.world()
+    if launched().count != number:
+        raise InputError(
+            f"torchrun started {launched().count} processes, and this one knows nothing of the others; start it alone."
+        )
+    if cfg.train.batch_size % number:
+        raise ConfigError(
+            f"train.batch_size is {cfg.train.batch_size}, of which each of {number} processes takes an equal share; "
+            "give a multiple of their number."
+        )
 
 
 def use_gpu(cfg: CfgNode) -> bool:
@@ -65,7 +81,7 @@ def use_gpu(cfg: CfgNode) -> bool:
 
 
 def _several_gpus(cfg: CfgNode) -> bool:
-    return use_gpu(cfg) and torch.cuda.device_count() > 1
+    return use_gpu(cfg) and torch.cuda.device_count() > 1 and processes.world() == 1
 
 
 def _check_precision(cfg: CfgNode) -> None:
