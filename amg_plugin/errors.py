@@ -60,6 +60,10 @@ class RunError(AMGError):
     """A run that started and could not be finished."""
 
 
+class ToldError(RunError):
+    """What went wrong in the first of several processes, which says so itself."""
+
+
 class DamagedFileError(RunError):
     """A file that was not read back as it was written."""
 

@@ -253,13 +253,18 @@ def logging_to(handler: logging.Handler, propagate: bool = True) -> Iterator[Non
 def logged(save_dir: str, command: str) -> Iterator[float]:
     """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``.
 
-    Gives ``time.monotonic()`` at the start.
+    Only the first of several processes has a log, and holds the folder. Gives ``time.monotonic()`` at the start.
 
     Raises:
         InputError: If another run is going on in ``save_dir``.
     """
+    from amg_plugin.utils import processes
     from amg_plugin.utils.lock import locked
 
+    if not processes.is_main():
+        with logging_to(logging.NullHandler(), propagate=False):
+            yield time.monotonic()
+        return
     stamp = time.strftime("%Y-%m-%d-%H-%M-%S")
     with locked(save_dir), (Path(save_dir) / f"{command}.log-{stamp}").open("w", encoding="utf-8") as file:
         tee = _Tee(sys.stdout, file)
@@ -291,11 +296,14 @@ def finish(
     from amg_plugin.config import to_plain_dict
     from amg_plugin.runs import result as report
     from amg_plugin.runs.setup import use_gpu
+    from amg_plugin.utils import processes
     from amg_plugin.utils.environment import environment
     from amg_plugin.utils.places import without_folders
 
     typed = {"arguments": list(map(without_folders, words)), "config_file": without_folders(config_file or "")}
     facts = {"config": to_plain_dict(cfg), **typed, "seed": cfg.train.seed, **environment(use_gpu(cfg))}
+    if processes.world() > 1:
+        facts["processes"] = processes.world()
     result = {"command": command, **sections, **facts, "seconds": round(time.monotonic() - started, 1)}
     path = report.write_result(cfg.data.save_dir, result)
     print("\n" + "\n\n".join([*map(report.as_text, report.tables(result)), str(path)]))

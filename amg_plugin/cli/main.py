@@ -26,10 +26,11 @@ from pathlib import Path
 
 from amg_plugin import registries
 from amg_plugin.cli import arguments, ending
-from amg_plugin.cli.output import Printable
+from amg_plugin.cli.output import output_of
 from amg_plugin.compat import pip_name
-from amg_plugin.errors import AMGError, InputError, MissingDependencyError, RunError
+from amg_plugin.errors import AMGError, InputError, MissingDependencyError, RunError, ToldError
 from amg_plugin.registries.imports import load_import
+from amg_plugin.utils.launched import Launched, launched
 from amg_plugin.version import __version__
 
 #: Command -> module: its docstring is the help, add_arguments(parser), run(args) -> exit status.
@@ -55,6 +56,9 @@ COMMANDS = {
     "demo": "amg_plugin.cli.demo",
     "doctor": "amg_plugin.cli.doctor",
 }
+
+#: Commands that ``torchrun`` may start several processes of.
+SEVERAL_PROCESSES = ("train", "prune", "test")
 
 #: What the commands need of what an installation brings.
 _REQUIRED = (
@@ -151,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
         except AMGError as error:
-            print(f"amg-reid: error: {error}", file=sys.stderr)
+            _report(error)
             return error.exit_status
         except ModuleNotFoundError as error:
             if error.name not in _REQUIRED:
@@ -172,13 +176,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ending.UNREAD
 
 
+def _report(error: AMGError) -> None:
+    """Print an error once: what all processes of a run find, the first one says, or the first on its machine."""
+    try:
+        me = launched()
+    except InputError:
+        me = Launched()
+    known = isinstance(error, ToldError) or (isinstance(error, InputError) and me.local_rank > 0)
+    if me.rank == 0:
+        print(f"amg-reid: error: {error}", file=sys.stderr)
+    elif not known:
+        print(f"amg-reid: error in process {me.rank} of {me.count}: {error}", file=sys.stderr)
+
+
+def _check_processes(name: str | None) -> None:
+    """Refuse what several processes would all do, over the same files.
+
+    Raises:
+        InputError: If torchrun started several processes of what runs in one.
+    """
+    if (count := launched().count) > 1 and name not in SEVERAL_PROCESSES:
+        what = f"'{name}'" if name in COMMANDS else "a script" if name else "amg-reid without a command"
+        raise InputError(
+            f"torchrun started {count} processes, but {what} runs in one: start it without torchrun; "
+            f"{', '.join(SEVERAL_PROCESSES[:-1])} and {SEVERAL_PROCESSES[-1]} can be shared."
+        )
+
+
 def _run(words: list[str]) -> int:
     parser = build_parser()
     first = parser.parse_args(words)
+    _check_processes(first.name)
     if first.name in COMMANDS:
         if first.amg_config is not None:
             raise InputError(f"--amg-config is for scripts; '{first.name}' takes --config-file.")
-        with ending.unwinding(), contextlib.redirect_stdout(Printable(sys.stdout)), _files_blamed():
+        with ending.unwinding(), output_of(launched().rank), _files_blamed():
             parser = command_parser(first.name)
             parser.set_defaults(words=(first.name, *first.words))  # as they were typed
             if parser.get_default("opts") is None:

@@ -41,8 +41,9 @@ def run(args: Namespace) -> int:
     from amg_plugin.checkpoint import LAST_CHECKPOINT, read_checkpoint
     from amg_plugin.runs import balance, checks, latency_target, preview
     from amg_plugin.runs.result import write_result
-    from amg_plugin.runs.setup import prepare
+    from amg_plugin.runs.setup import prepare, use_gpu
     from amg_plugin.runs.train import check_reducer, prune
+    from amg_plugin.utils import processes
 
     checkpoint = read_checkpoint(arguments.required_weights(args))
     cfg = arguments.config_from_arguments(args, base=checkpoint.config)
@@ -52,17 +53,18 @@ def run(args: Namespace) -> int:
         preview.show(cfg, checkpoint, "prune", print)
         return 0
     arguments.refuse_to_overwrite(cfg, args.overwrite, args.weights)
-    prepare(cfg)
-    checks.refuse(checks.before_work(cfg, checkpoint, "prune"))
-    with arguments.logged(cfg.data.save_dir, "prune") as started:
-        cfg, found = latency_target.resolve(cfg, checkpoint, print)
-        cfg, tried, datamanager = balance.resolve(cfg, checkpoint, print)
-        sections = prune(cfg, checkpoint, print, datamanager)
-        sections |= {name: value for name, value in (("latency", found), ("balance", tried)) if value}
-        result = arguments.finish(cfg, "prune", sections, started, args.words, args.config_file)
-        if found:  # the result is safe by now, whatever becomes of the measuring
-            pruned = read_checkpoint(Path(cfg.data.save_dir) / LAST_CHECKPOINT)
-            result["latency"] = latency_target.compare(found, cfg, pruned, print)
-            write_result(cfg.data.save_dir, result)
-        arguments.add_report(cfg, checkpoint)
+    with processes.joined(use_gpu(cfg)):
+        prepare(cfg)
+        checks.refuse(checks.before_work(cfg, checkpoint, "prune"))
+        with arguments.logged(cfg.data.save_dir, "prune") as started:
+            cfg, found = processes.from_main(lambda: latency_target.resolve(cfg, checkpoint, print))
+            cfg, tried, datamanager = balance.resolve(cfg, checkpoint, print)
+            sections = prune(cfg, checkpoint, print, datamanager)
+            sections |= {name: value for name, value in (("latency", found), ("balance", tried)) if value}
+            result = arguments.finish(cfg, "prune", sections, started, args.words, args.config_file)
+            if found and processes.is_main():  # the result is safe by now, whatever becomes of the measuring
+                pruned = read_checkpoint(Path(cfg.data.save_dir) / LAST_CHECKPOINT)
+                result["latency"] = latency_target.compare(found, cfg, pruned, print)
+                write_result(cfg.data.save_dir, result)
+            arguments.add_report(cfg, checkpoint)
     return 0

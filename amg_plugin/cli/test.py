@@ -53,7 +53,8 @@ def run(args: Namespace) -> int:
     from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.runs import test
     from amg_plugin.runs.result import write_markdown
-    from amg_plugin.runs.setup import prepare
+    from amg_plugin.runs.setup import prepare, use_gpu
+    from amg_plugin.utils.processes import joined
 
     if exported:
         from amg_plugin.deploy.exported_file import open_exported
@@ -77,11 +78,12 @@ def run(args: Namespace) -> int:
         cfg.data.save_dir = str(test.output_folder(args.weights, cfg, checkpoint.config, others))
     cfg.freeze()
     arguments.refuse_to_overwrite(cfg, args.overwrite)
-    prepare(cfg)
-    with arguments.logged(cfg.data.save_dir, "test") as started:
-        sections = evaluate(cfg, *subjects)
-        finished = arguments.finish(cfg, "test", sections, started, args.words, args.config_file)
-        write_markdown(cfg.data.save_dir, finished)
+    with joined(use_gpu(cfg)):
+        prepare(cfg)
+        with arguments.logged(cfg.data.save_dir, "test") as started:
+            sections = evaluate(cfg, *subjects)
+            finished = arguments.finish(cfg, "test", sections, started, args.words, args.config_file)
+            write_markdown(cfg.data.save_dir, finished)
     return 0
 
 

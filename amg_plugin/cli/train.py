@@ -30,8 +30,9 @@ def run(args: Namespace) -> int:
     """Train; 0 on success."""
     from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.runs import checks, preview
-    from amg_plugin.runs.setup import prepare
+    from amg_plugin.runs.setup import prepare, use_gpu
     from amg_plugin.runs.train import train
+    from amg_plugin.utils.processes import joined
 
     checkpoint = read_checkpoint(args.weights) if args.weights else None
     base = checkpoint.config if checkpoint else None
@@ -40,9 +41,10 @@ def run(args: Namespace) -> int:
         preview.show(cfg, checkpoint, "train", print)
         return 0
     arguments.refuse_to_overwrite(cfg, args.overwrite, args.weights)
-    prepare(cfg)
-    checks.refuse(checks.before_work(cfg, checkpoint, "train"))
-    with arguments.logged(cfg.data.save_dir, "train") as started:
-        arguments.finish(cfg, "train", train(cfg, checkpoint), started, args.words, args.config_file)
-        arguments.add_report(cfg)
+    with joined(use_gpu(cfg)):
+        prepare(cfg)
+        checks.refuse(checks.before_work(cfg, checkpoint, "train"))
+        with arguments.logged(cfg.data.save_dir, "train") as started:
+            arguments.finish(cfg, "train", train(cfg, checkpoint), started, args.words, args.config_file)
+            arguments.add_report(cfg)
     return 0

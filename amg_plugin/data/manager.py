@@ -18,7 +18,7 @@ from amg_plugin.data.cache import ReadDataset, keep_images, reading
 from amg_plugin.data.checks.folders import Batch, check_training_set, known_datasets
 from amg_plugin.data.checks.inspection import Inspection, inspect_data
 from amg_plugin.data.datasets.local import relabelled, usable_items
-from amg_plugin.data.identities import identity_digest
+from amg_plugin.data.identities import identity_digest, list_digest
 from amg_plugin.data.labels import Loaders
 from amg_plugin.data.layout import TEST_PARTS
 from amg_plugin.data.occlusion.settings import Coverage
@@ -186,6 +186,8 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
         train_sampler_t=cfg.sampler.train_sampler_t,
         **dataset_options(cfg),
     )
+    if processes.world() > 1:
+        processes.same_on_all(list_digest(manager.train_loader.dataset.train), "list of training images")
     if cfg.amg.batches_per_epoch:
         manager.train_loader = shortened(manager.train_loader, cfg.amg.batches_per_epoch)
     return manager

@@ -77,7 +77,6 @@ class HookedEngine:
         self.max_epoch = 0
         self.test_arguments: dict[str, Any] = {}
         self.batch: dict[str, Any] = {}
-        self._distributed: list[nn.Parameter] = []
         self.labels = TrainingLabels(self.datamanager, list(cfg.data.sources))
 
     # Phases ----------------------------------------------------------------------------------------------------------
@@ -176,19 +175,18 @@ class HookedEngine:
         self, epoch: int, fixbase_epoch: int, open_layers: Any, model: nn.Module | None = None
     ) -> None:
         """torchreid's opening of the layers for this epoch, then ``layers_opened``."""
+        self._use(processes.alone(self.model))  # what learns may be something else than in the epoch before
         super().two_stepped_transfer_learning(epoch, fixbase_epoch, open_layers, model or unwrap(self.model))
         for hook in self.hooks:
             hook.layers_opened(self)
-        if processes.world() > 1:
-            self._distribute()
 
-    def _distribute(self) -> None:
-        """Share the gradients of what learns now: after a cut or when layers open or freeze, that is something else."""
-        learning = [value for value in self.model.parameters() if value.requires_grad]
-        if [*map(id, learning)] != [*map(id, self._distributed)]:
-            self._distributed = learning
-            self.model = processes.distributed(self.model)
-            self.register_model("model", self.model, self.optimizer, self.scheduler)
+    def _share_gradients(self) -> None:
+        self._use(processes.share_gradients(self.model))
+
+    def _use(self, model: nn.Module) -> None:
+        if model is not self.model:
+            self.model = model
+            self.register_model("model", model, self.optimizer, self.scheduler)
 
     def task_loss(self, outputs: Any, pids: Tensor) -> Tensor:
         """The whole task loss, as scoring needs it."""
@@ -237,6 +235,7 @@ class HookedEngine:
             self.scheduler.within_epoch(group[0] / batches)
         for hook in self.hooks:
             hook.before_step(self, images)
+        processes.hold_back(self.model, self.batch_idx != group[-1])
         with self.autocast():
             outputs = self.model(images, *self.labels_for(self.model))
         logits = self.logits_of(outputs)
@@ -254,7 +253,7 @@ class HookedEngine:
                 "lower train.lr, add amg.warmup_epochs or use amg.precision fp32."
             )
         try:
-            self.updates.take(loss, self.optimizer, self.batch_idx, group)
+            self.updates.take(loss, self.optimizer, self.batch_idx, group, self._share_gradients)
         except RunError as error:
             raise RunError(f"At {where} ({some(self._suspects(logits))}) {error}") from error
         summary = dict(zip(terms, values, strict=True))

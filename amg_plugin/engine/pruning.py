@@ -139,16 +139,10 @@ class AMGPruningHook(Hook):
         plan = current_plan(model)
         apply_plan(model, plan if plan.prunes_tokens else plan.with_variant(self.token_variant))
         loader = engine.train_loader
-<<<<<<< HEAD
-        batches = min(len(loader), math.ceil(self.repair.images / loader.batch_size))
-        self.repair.check(model, self.schedule.targets, batches * loader.batch_size)
-        self._keep("dense" if plan.is_dense else "start", engine)
-=======
         size = loader.batch_size * processes.world()
         batches = min(len(loader), math.ceil(self.repair.images / size))
         self.repair.check(model, self.schedule.targets, batches * size)
-        self.snapshots["dense" if plan.is_dense else "start"] = engine.evaluate()
->>>>>>> 001bd4e (Let several processes share a run)
+        self._keep("dense" if plan.is_dense else "start", engine)
         if not engine.max_epoch:
             self._cut(engine, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,8 +44,17 @@ class Updates:
         first = batch - batch % self.accumulate
         return range(first, min(first + self.accumulate, batches))
 
-    def take(self, loss: Tensor, optimizer: torch.optim.Optimizer, batch: int, group: range) -> None:
+    def take(
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        batch: int,
+        group: range,
+        share: Callable[[], None] = lambda: None,
+    ) -> None:
         """Add the gradients of a batch's loss; behind the last batch of its group, make the step.
+
+        ``share`` is called once the gradients of the group are complete; it makes them those of all processes.
 
         Raises:
             RunError: If gradients overflow in fp16 although the loss is scaled by less than 1.
@@ -54,6 +64,7 @@ class Updates:
         self.scaler.scale(loss / len(group)).backward()
         if batch != group[-1]:
             return
+        share()
         self.scaler.step(optimizer)
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() < _SMALLEST_SCALE:

@@ -9,11 +9,13 @@ from typing import Any
 
 from amg_plugin.errors import InputError
 from amg_plugin.utils.files import kind_of, read_json, write_text
+from amg_plugin.utils.processes import main_only
 
 FILE_NAME = "details.json"
 VERSION = 1
 
 
+@main_only
 def write_details(folder: str | Path, queries: Mapping[str, Any], attention: Mapping[str, Any] | None = None) -> Path:
     """Write the file; an old one is replaced.
 

@@ -16,6 +16,7 @@ from amg_plugin.models.vit import backbone_of, unwrap
 from amg_plugin.pruning import PruningPlan, current_plan
 from amg_plugin.registries import TARGETS
 from amg_plugin.utils.files import write_text
+from amg_plugin.utils.processes import main_only
 from amg_plugin.utils.tables import markdown_table, text_table
 
 FILE_NAME = "result.json"
@@ -63,6 +64,7 @@ def section(scores: Mapping[str, Mapping[str, Any]], shape: Mapping[str, Any]) -
     return {"mAP": first["mAP"], "rank1": first["rank1"], "targets": {k: dict(v) for k, v in scores.items()}, **shape}
 
 
+@main_only
 def write_result(folder: str | Path, result: Mapping[str, Any]) -> Path:
     """Write ``result.json``; an old one is replaced only once the new one is complete.
 
@@ -191,6 +193,7 @@ def as_markdown(table: Table) -> str:
     return as_text(table, markdown_table)
 
 
+@main_only
 def write_markdown(folder: str | Path, result: Mapping[str, Any]) -> Path:
     """Write the tables of a result as ``result.md`` next to ``result.json``.
 

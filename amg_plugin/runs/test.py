@@ -21,11 +21,13 @@ from amg_plugin.deploy.exported_file import ExportedFile
 from amg_plugin.deploy.networks import ExportedNetwork, check_unchanged
 from amg_plugin.errors import CheckpointError, ConfigError, InputError
 from amg_plugin.evaluation.evaluator import covered_attention, covered_section, covered_targets, draw_rankings
+from amg_plugin.evaluation.protocol import Embedded, Scores
 from amg_plugin.models.build import build_network
 from amg_plugin.pruning import apply_plan
 from amg_plugin.runs import result as report
 from amg_plugin.runs.details import write_details
 from amg_plugin.runs.setup import build_evaluator, check_fits, fitted, own_config
+from amg_plugin.utils import processes
 
 #: Keys that change figures or pictures: nodes as a whole, less what only changes memory or belongs to training.
 _TELLING = ("test", "cuhk03", "market1501", "data.split_id", "amg.neck_feat", "amg.sie.unseen", "amg.reducer",
@@ -90,7 +92,10 @@ def evaluate_pair(cfg: CfgNode, query: Checkpoint, gallery: Checkpoint) -> dict[
     _check_comparable(*models)
     by_query, by_gallery = (build_evaluator(own, model) for own, model in zip(configs, models, strict=True))
     scores: dict[str, dict[str, Any]] = {"query_model": {}, "gallery_model": {}, "asymmetric": {}}
-    compare = by_query.protocol.compare
+
+    def compare(*sides: Embedded) -> Scores:
+        return processes.from_main(lambda: by_query.protocol.compare(*sides))
+
     for target in by_query.loaders:
         ours, theirs = by_query.embed(target, "query model"), by_gallery.embed(target, "gallery model")
         scores["asymmetric"][target] = compare(ours[0], theirs[1])

@@ -10,18 +10,20 @@ that of the global batch, the same everywhere, or a mean over the own slice.
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from amg_plugin.errors import AMGError, InputError, RunError
+from amg_plugin.errors import AMGError, InputError, RunError, ToldError
 from amg_plugin.utils.launched import launched
 
 T = TypeVar("T")
@@ -41,10 +43,6 @@ class _Joined:
     local_rank: int
     gpu: bool
     steps: Any  # the group for everything within a step; the default group waits longer
-
-
-class ToldError(RunError):
-    """What went wrong in process 0, which says so itself."""
 
 
 _alone = _Joined(0, 1, 0, False, None)
@@ -171,20 +169,61 @@ def reducer() -> Callable[[Tensor], Tensor] | None:
     return None if world() == 1 else reduce_sum
 
 
-def distributed(model: nn.Module) -> nn.Module:
-    """A network, whose gradients are then the mean over the processes; the network itself in one process.
+class _Distributed(nn.parallel.DistributedDataParallel):
+    """torch's wrapper around what has a gradient now; it takes no parameters that no loss depends on.
 
-    Parameters that need no gradient now, or that no loss depends on, do not take part. Weights and buffers are those of
-    process 0 from now on.
+    Attributes:
+        others: Parameters that have none.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        others = [value for value in model.parameters() if value.requires_grad and value.grad is None]
+        for value in others:
+            value.requires_grad_(False)
+        try:
+            device = [_here.local_rank] if _here.gpu else None
+            # Buffers follow from statistics of the global batch, so that they are the same everywhere.
+            super().__init__(model, device_ids=device, process_group=_here.steps, **{_SYNC_BUFFERS: False})
+        finally:
+            for value in others:
+                value.requires_grad_(True)
+        self.others = others
+
+
+_known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _known else "broadcast_buffers"
+
+
+def share_gradients(model: nn.Module) -> nn.Module:
+    """Make the gradients that backward passes have added up the means over the processes.
+
+    The first time that is done here, and the network comes back in DistributedDataParallel, which does it during the
+    passes that follow. Frozen parameters and those that no loss depends on stay without gradients.
+
+    Args:
+        model: The network, or what this function gave for the pass before.
+
+    Returns:
+        What the next forward passes go through; the network itself in one process.
     """
     if world() == 1:
         return model
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    device = [_here.local_rank] if _here.gpu else None
-    # Buffers follow from statistics of the global batch, the same everywhere.
-    options = {"broadcast_buffers": False, "static_graph": True}
-    return nn.parallel.DistributedDataParallel(model, device_ids=device, process_group=_here.steps, **options)
+    wrapped = isinstance(model, _Distributed)
+    for value in model.others if wrapped else model.parameters():
+        if value.grad is not None:
+            value.grad.copy_(_reduce(value.grad, "gradients") / world())
+    return model if wrapped else _Distributed(model)
+
+
+def hold_back(model: nn.Module, later: bool) -> None:
+    """Say before a forward pass whether its gradients are shared with those of a later one."""
+    if isinstance(model, _Distributed):
+        model.require_backward_grad_sync = not later
+
+
+def alone(model: nn.Module) -> nn.Module:
+    """The network without what :func:`share_gradients` put around it, for when its parameters change."""
+    return model.module if isinstance(model, _Distributed) else model
 
 
 # Plain data ----------------------------------------------------------------------------------------------------------
@@ -224,6 +263,16 @@ def from_main(make: Callable[[], T]) -> T:
     if said[1] is not None:
         raise failed or ToldError(said[1])
     return said[0]
+
+
+def main_only(function: Callable[..., T]) -> Callable[..., T | None]:
+    """Decorates what writes: it does nothing, and gives None, in every process but the first."""
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> T | None:
+        return function(*args, **kwargs) if is_main() else None
+
+    return guarded
 
 
 def same_on_all(value: Any, what: str) -> None:
