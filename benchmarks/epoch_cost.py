@@ -44,7 +44,7 @@ from amg_plugin.data.cache import first_step, keep_images
 from amg_plugin.data.manager import build_datamanager
 from amg_plugin.data.transforms import PAD
 from amg_plugin.engine import ProgressHook, build_optimizer
-from amg_plugin.engine.hooked import SoftMarginTripletLoss
+from amg_plugin.engine.losses import SoftMarginTripletLoss
 from amg_plugin.runs.setup import assemble, build_model, prepare, use_gpu
 from amg_plugin.utils.environment import environment, processor_name
 

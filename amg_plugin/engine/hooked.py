@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from amg_plugin import compat
@@ -23,6 +22,7 @@ from amg_plugin.data.seeding import begin, seed_networks
 from amg_plugin.engine.course import EpochSums
 from amg_plugin.engine.curves import Curves, NoCurves
 from amg_plugin.engine.hooks import Hook
+from amg_plugin.engine.losses import SoftMarginTripletLoss
 from amg_plugin.engine.optim import RateSchedule, build_optimizer, build_scheduler
 from amg_plugin.engine.updates import Updates
 from amg_plugin.errors import ConfigError, DamagedFileError, RunError
@@ -344,25 +344,6 @@ class _RunEvaluator(Evaluator):
 
     def extract(self, images: Tensor, *labels: Tensor | None) -> Tensor:
         return self.model(images, *labels) if labels else self.engine.extract_features(images)
-
-
-class SoftMarginTripletLoss(nn.Module):
-    """Batch-hard triplet loss with a soft margin, ``log(1 + exp(d_pos - d_neg))`` (arXiv 1703.07737)."""
-
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the batch.
-
-        Args:
-            features: ``[B, D]``.
-            labels: Identities ``[B]``.
-        """
-        squares = features.square().sum(1)
-        distances = squares[:, None] + squares[None] - 2 * features @ features.T
-        distances = distances.clamp_min(1e-12).sqrt()
-        same = labels[:, None] == labels[None]
-        hardest_positive = distances.masked_fill(~same, -torch.inf).amax(1)
-        hardest_negative = distances.masked_fill(same, torch.inf).amin(1)
-        return F.softplus(hardest_positive - hardest_negative).mean()
 
 
 class AMGSoftmaxEngine(HookedEngine, _stock.ImageSoftmaxEngine):

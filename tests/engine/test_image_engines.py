@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from amg_plugin.engine import Hook
-from amg_plugin.engine.hooked import SoftMarginTripletLoss
+from amg_plugin.engine.losses import SoftMarginTripletLoss
 from amg_plugin.engine.updates import HALF
 from amg_plugin.errors import ConfigError, RunError
 from amg_plugin.runs.setup import build_model
