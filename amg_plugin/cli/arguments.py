@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from amg_plugin.errors import InputError, printable
+from amg_plugin.utils.launched import launched
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -167,6 +168,16 @@ def refuse_to_overwrite(cfg: CfgNode, overwrite: bool, weights: str | None = Non
         )
 
 
+def refuse_processes(option: str) -> None:
+    """Refuse an option that one process does alone.
+
+    Raises:
+        InputError: If torchrun started several processes.
+    """
+    if (count := launched().count) > 1:
+        raise InputError(f"torchrun started {count} processes, but {option} takes one: start it without torchrun.")
+
+
 class _Message(logging.Formatter):
     """The message alone, made printable."""
 
@@ -313,6 +324,9 @@ def finish(
 def add_report(cfg: CfgNode, start: Checkpoint | None = None) -> None:
     """Write the report of a run that has ended and print where it is; :func:`amg_plugin.report.ending.report_run`."""
     from amg_plugin.report.ending import report_run
+    from amg_plugin.utils import processes
 
+    if not processes.is_main():
+        return
     if (page := report_run(cfg, start)) is not None:
         print(page)

@@ -45,6 +45,8 @@ def run(args: Namespace) -> int:
     from amg_plugin.runs.train import check_reducer, prune
     from amg_plugin.utils import processes
 
+    if args.preview:
+        arguments.refuse_processes("--preview")
     checkpoint = read_checkpoint(arguments.required_weights(args))
     cfg = arguments.config_from_arguments(args, base=checkpoint.config)
     check_reducer(cfg, checkpoint)

@@ -40,9 +40,13 @@ def prepare(cfg: CfgNode, writes: bool = True) -> None:
 
     Raises:
         InputError: If the engine has no hooks, a key of torchreid's own script is set, the precision does not go with
-            the GPUs, the processes do not go with the batch size, or the folder is not writable.
+            the GPUs, torchrun started several processes that do not share the run, or the folder is not writable.
     """
-    _check_processes(cfg)
+    if launched().count != processes.world():
+        raise InputError(
+            f"torchrun started {launched().count} processes, and this one knows nothing of the others; start it alone."
+        )
+    processes.same_on_all(_shared(cfg), "configuration")
     register()
     from amg_plugin.engine.hooked import HookedEngine
 
@@ -62,17 +66,11 @@ def prepare(cfg: CfgNode, writes: bool = True) -> None:
     compat.torchreid().utils.set_random_seed(cfg.train.seed)
 
 
-def _check_processes(cfg: CfgNode) -> None:
-    number = processes.world()
-    if launched().count != number:
-        raise InputError(
-            f"torchrun started {launched().count} processes, and this one knows nothing of the others; start it alone."
-        )
-    if cfg.train.batch_size % number:
-        raise ConfigError(
-            f"train.batch_size is {cfg.train.batch_size}, of which each of {number} processes takes an equal share; "
-            "give a multiple of their number."
-        )
+def _shared(cfg: CfgNode) -> dict[str, Any]:
+    """What every process of a run must have in its configuration: all but where its files are."""
+    plain = to_plain_dict(cfg)
+    plain["data"] = {name: value for name, value in plain["data"].items() if name not in ("root", "save_dir")}
+    return plain
 
 
 def use_gpu(cfg: CfgNode) -> bool:

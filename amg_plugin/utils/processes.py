@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from amg_plugin.errors import AMGError, InputError, RunError, ToldError
 from amg_plugin.utils.launched import launched
+from amg_plugin.version import __version__
 
 T = TypeVar("T")
 
@@ -95,6 +96,7 @@ def joined(gpu: bool) -> Iterator[None]:
         steps = dist.new_group(backend=backend, timeout=timedelta(seconds=STEP_TIMEOUT))
         _here = _Joined(me.rank, me.count, me.local_rank, gpu, steps)
         handed.clear()
+        same_on_all([gpu, __version__, torch.__version__], "device or version of amg_plugin or torch")
         yield
         dist.barrier()  # whoever ends first takes the connections with it
         dist.destroy_process_group()
@@ -174,6 +176,7 @@ class _Distributed(nn.parallel.DistributedDataParallel):
 
     Attributes:
         others: Parameters that have none.
+        bytes: Of the gradients that it shares.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -188,6 +191,7 @@ class _Distributed(nn.parallel.DistributedDataParallel):
             for value in others:
                 value.requires_grad_(True)
         self.others = others
+        self.bytes = sum(value.nbytes for value in model.parameters() if value.requires_grad and value.grad is not None)
 
 
 _known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
@@ -209,6 +213,8 @@ def share_gradients(model: nn.Module) -> nn.Module:
     if world() == 1:
         return model
     wrapped = isinstance(model, _Distributed)
+    if wrapped:
+        handed["gradients"] += model.bytes
     for value in model.others if wrapped else model.parameters():
         if value.grad is not None:
             value.grad.copy_(_reduce(value.grad, "gradients") / world())
@@ -288,6 +294,6 @@ def same_on_all(value: Any, what: str) -> None:
     others = [number for number, other in enumerate(everywhere(value)) if other != value]
     if others:
         raise RunError(
-            f"The {what} of process {rank()} is another one than that of process {others[0]}, but all processes of a "
-            "run must have the same; they may see other files, or run other versions."
+            f"The {what} of process {rank()} is not that of process {others[0]}, but all processes of a run must have "
+            "the same; they may see other files, or run other versions."
         )

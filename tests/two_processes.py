@@ -1,0 +1,156 @@
+"""What each of two processes does for ``tests/runs/test_processes.py``: python two_processes.py ROOT FOLDER."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from tiny_run import settings
+from torch import nn
+
+from amg_plugin.checkpoint import read_checkpoint
+from amg_plugin.cli.main import main
+from amg_plugin.data.seeding import SeededSampler, begin, seed_networks
+from amg_plugin.engine import Hook
+from amg_plugin.errors import AMGError, InputError
+from amg_plugin.models.reid import GlobalBatchNorm1d
+from amg_plugin.registries import register_hook
+from amg_plugin.utils import processes
+
+#: Plain gradient descent: Adam would divide what rounding leaves of gradients of zero by itself.
+OPTIMISER = ["train.optim", "sgd", "train.lr", "0.005", "loss.name", "triplet", "loss.triplet.weight_x", "1.0"]
+#: 21 steps.
+TRAINING = [*OPTIMISER, "train.max_epoch", "7", "train.fixbase_epoch", "1", "train.open_layers", "['classifier']"]
+SCHEDULE = (
+    "[{target: heads, rate: 0.25, iterations: 1, epochs: 1}, {target: neurons, rate: 0.25, iterations: 1, epochs: 1},"
+    " {target: tokens, rate: 0.25, iterations: 1, epochs: 1}]"
+)
+#: Every kind of statistic: maps, gradients per batch and per image, covariances, moments, distances of tokens.
+PRUNINGS = {
+    "published": ["amg.token_variant", "block", "amg.repair", "none"],
+    "repaired": ["amg.token_variant", "block", "amg.repair", "least_squares", "amg.head_scorer", "reconstruction"],
+    "merged": [
+        *("amg.token_variant", "merge", "amg.repair", "mean", "amg.neuron_scorer", "variance"),
+        *("amg.distill.features", "0.5", "amg.accumulate", "2", "amg.calibration.mode", "train"),
+    ],
+    "balanced": ["amg.target_macs_saving", "0.2", "amg.balance", "auto", "amg.repair", "mean"],
+}
+
+
+class Steps(Hook):
+    """Keeps what each step came to, and ends process 1 on the way if it is told to."""
+
+    folder = dies = None
+
+    def __init__(self, cfg):
+        self.steps = []
+
+    def after_step(self, engine, summary):
+        """Note it."""
+        self.steps.append({name: value for name, value in summary.items() if name.startswith("loss")})
+        if self.dies and engine.epoch == 1 and processes.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def after_run(self, engine):
+        """Write, once in each process."""
+        if Steps.folder is not None:
+            (Steps.folder / f"steps_{processes.rank()}.json").write_text(json.dumps(self.steps), encoding="utf-8")
+
+
+register_hook("steps", Steps, summary="notes the steps")
+
+
+def run(name: str, root: Path, folder: Path, weights: Path | None = None) -> int:
+    """Train, prune or test into ``folder``/``name``; exit status."""
+    Steps.folder = folder / name
+    Steps.folder.mkdir(parents=True, exist_ok=True)
+    words = [*settings(root, Steps.folder / "run"), "amg.hooks", "['steps']"]
+    if name == "trained":
+        return main(["train", *words, *TRAINING])
+    if name == "dying":
+        Steps.dies = True
+        return main(["train", *words, *TRAINING, "test.eval_freq", "1"])
+    if name == "tested":
+        return main(["test", "--weights", str(weights), "data.save_dir", str(Steps.folder / "run")])
+    saving = "balance" in name
+    schedule = SCHEDULE.replace("rate: 0.25, ", "") if saving else SCHEDULE
+    words += [*OPTIMISER, "amg.schedule", schedule, "amg.final_epochs", "0", "amg.repair_images", "16"]
+    return main(["prune", "--weights", str(weights), *words, *PRUNINGS[name]])
+
+
+def tell(folder: Path, name: str, value: object) -> None:
+    """Leave something for the tests."""
+    (folder / f"{name}_{os.environ['RANK']}.json").write_text(json.dumps(value), encoding="utf-8")
+
+
+def norms() -> dict[str, bool]:
+    """Compare the norm over two processes with torch's over the whole batch, its gradients too."""
+    generator = torch.Generator().manual_seed(1)
+    whole, wanted = (torch.randn(8, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    expected, ours = nn.BatchNorm1d(5).double(), GlobalBatchNorm1d(5).double()
+    rows = whole.clone().requires_grad_()
+    (expected(rows) - wanted).square().mean().backward()
+    mine = processes.own(whole).clone().requires_grad_()
+    (ours(mine) - processes.own(wanted)).square().mean().backward()
+    return {
+        "output": torch.equal(ours.running_var, expected.running_var),
+        # Gradients are those of the sum of the losses of both processes, which is twice the mean over all rows.
+        "gradient": torch.allclose(mine.grad, 2 * processes.own(rows.grad), rtol=1e-12),
+        "weight": torch.allclose(processes.reduce_sum(ours.weight.grad), 2 * expected.weight.grad, rtol=1e-12),
+    }
+
+
+def order() -> dict[str, list[int]]:
+    """Places and seeds of two epochs."""
+    sampler = SeededSampler(range(10), seed=3, batch=4)
+    begin(type("Loader", (), {"sampler": sampler, "dataset": None}), 5)
+    items = list(sampler)
+    return {"places": items, "seeds": [item.seed for item in items], "length": [len(sampler)]}
+
+
+def refusals() -> list[str]:
+    """What is said when processes disagree, or process 0 cannot do something."""
+
+    def fail() -> None:
+        raise InputError("The disk is a square.")
+
+    said = []
+    for attempt in (lambda: processes.same_on_all(processes.rank(), "plan"), lambda: processes.from_main(fail)):
+        try:
+            attempt()
+        except AMGError as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def random_numbers() -> list[float]:
+    """Two epochs' numbers for networks, and the first one's again."""
+    found = []
+    for epoch in (0, 1, 0):
+        torch.manual_seed(1)
+        seed_networks(1, epoch)
+        found.append(torch.rand(()).item())
+    return found
+
+
+def everything(root: Path, folder: Path) -> None:
+    """All of it."""
+    torch.set_num_threads(1)
+    processes.STEP_TIMEOUT = 600  # on a busy machine one may wait long for the other
+    with processes.joined(gpu=False):
+        for check in (norms, order, refusals, random_numbers):
+            tell(folder, check.__name__, check())
+    status = {"trained": run("trained", root, folder)}
+    last = folder / "trained" / "run" / "last.pth"
+    for name in (*PRUNINGS, "tested"):
+        status[name] = run(name, root, folder, last)
+    tell(folder, "status_of", status)
+    plans = {name: read_checkpoint(folder / name / "run" / "last.pth").plan.digest for name in PRUNINGS}
+    tell(folder, "plans", plans)
+    tell(folder, "status_of_the_survivor", run("dying", root, folder))
+
+
+if __name__ == "__main__":
+    everything(*map(Path, sys.argv[1:]))
