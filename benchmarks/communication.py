@@ -2,7 +2,7 @@ r"""How many bytes the processes of a run hand to each other: per training step,
 
 Two processes with gloo share a few steps, and then a cut of heads, neurons and tokens each, on drawn images; what each
 hands to the collectives of torch is counted where it is handed over (amg_plugin.utils.processes.handed). Per step also
-the processor time of a process, with and without the others (one process with the slice of the batch): what an estimate
+the processor time of a process, with the others and alone (with the whole batch and with its slice): what an estimate
 starts from. See docs/scaling.md.
 
 Usage:
@@ -92,6 +92,7 @@ def measure(args: argparse.Namespace, root: str) -> dict[str, Any]:
     with processes.joined(gpu=False):
         engine = build_engine(cfg)
         seconds: list[float] = []
+        size = {"parameters": sum(value.numel() for value in engine.model.parameters())}
         step = counted(lambda: seconds.append(step_seconds(engine)))
         model, rules = unwrap(engine.model), PruningRules.from_config(cfg.amg)
         passes, plans = {}, {}
@@ -113,7 +114,7 @@ def measure(args: argparse.Namespace, root: str) -> dict[str, Any]:
             "scoring": passes,
             "repair": {"of heads": fitted},
             "step_processor_seconds": seconds[0],
-            "parameters": sum(value.numel() for value in model.parameters()),
+            **size,
             "classes": engine.datamanager.num_train_pids,
         }
 
@@ -153,10 +154,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         write_synthetic_reid(Path(root), SPEC, seed=1)
         found = started(args, root)
-        alone = step_seconds(build_engine(configuration(args, root, args.batch // PROCESSES)))
+        sizes = {"whole": args.batch, "slice": args.batch // PROCESSES}
+        alone = {
+            f"{name}_alone_processor_seconds": step_seconds(build_engine(configuration(args, root, size)))
+            for name, size in sizes.items()
+        }
     settings = {"config_file": args.config_file, "batch": args.batch, "processes": PROCESSES}
     facts = {"calibration_batches": CALIBRATED, "processor": processor_name(), **environment(use_gpu=False)}
-    result = {**settings, **found, "slice_alone_processor_seconds": alone, **facts}
+    result = {**settings, **found, **alone, **facts}
     text = json.dumps(result, indent=1)
     if args.output:
         Path(args.output).write_text(text + "\n", encoding="utf-8")

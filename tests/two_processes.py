@@ -7,20 +7,22 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny_run import settings
+from tiny_run import settings, tiny_config
 from torch import nn
 
 from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.cli.main import main
 from amg_plugin.data.seeding import SeededSampler, begin, seed_networks
 from amg_plugin.engine import Hook
+from amg_plugin.engine.losses import SoftMarginTripletLoss
 from amg_plugin.errors import AMGError, InputError
-from amg_plugin.models.reid import GlobalBatchNorm1d
+from amg_plugin.models.reid import GlobalBatchNorm1d, ReIDModel
+from amg_plugin.models.spec import spec_from_config
 from amg_plugin.registries import register_hook
 from amg_plugin.utils import processes
 
 #: Plain gradient descent: Adam would divide what rounding leaves of gradients of zero by itself.
-OPTIMISER = ["train.optim", "sgd", "train.lr", "0.005", "loss.name", "triplet", "loss.triplet.weight_x", "1.0"]
+OPTIMISER = ["train.optim", "sgd", "train.lr", "0.002", "loss.name", "triplet", "loss.triplet.weight_x", "1.0"]
 #: 21 steps.
 TRAINING = [*OPTIMISER, "train.max_epoch", "7", "train.fixbase_epoch", "1", "train.open_layers", "['classifier']"]
 SCHEDULE = (
@@ -60,6 +62,9 @@ class Steps(Hook):
 
 
 register_hook("steps", Steps, summary="notes the steps")
+
+
+AMG = tiny_config(Path(), Path("log")).amg
 
 
 def run(name: str, root: Path, folder: Path, weights: Path | None = None) -> int:
@@ -102,6 +107,33 @@ def norms() -> dict[str, bool]:
     }
 
 
+def double_losses() -> list[float]:
+    """Losses of some steps in float64; alone, those of a single process."""
+    torch.manual_seed(1)
+    model = ReIDModel(spec_from_config(AMG, num_classes=4, loss="triplet", default_arch="vit_tiny_patch16_224"))
+    model, triplet, losses = model.double().train(), SoftMarginTripletLoss(), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, weight_decay=0.01)
+    for step in range(6):
+        processes.hold_back(model, step % 3 == 1)
+        images = torch.randn(8, 3, 32, 16, dtype=torch.float64)
+        outputs = model(processes.own(images))
+        pids = torch.tensor([0, 1, 2, 3] * 2)
+        logits, features = processes.gather(outputs)
+        # Every other time, nothing depends on the classifier; two batches share a step twice.
+        terms = [triplet(features, pids), *([nn.functional.cross_entropy(logits, pids)] if step % 2 else [])]
+        loss = sum(terms)
+        if step % 3 != 2:
+            optimizer.zero_grad()
+        loss.backward()
+        if step % 3 != 1:
+            model = processes.share_gradients(model)
+            optimizer.step()
+        if step == 3:
+            model = processes.alone(model)
+        losses.append(loss.item())
+    return losses
+
+
 def order() -> dict[str, list[int]]:
     """Places and seeds of two epochs."""
     sampler = SeededSampler(range(10), seed=3, batch=4)
@@ -140,7 +172,7 @@ def everything(root: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     processes.STEP_TIMEOUT = 600  # on a busy machine one may wait long for the other
     with processes.joined(gpu=False):
-        for check in (norms, order, refusals, random_numbers):
+        for check in (norms, double_losses, order, refusals, random_numbers):
             tell(folder, check.__name__, check())
     status = {"trained": run("trained", root, folder)}
     last = folder / "trained" / "run" / "last.pth"

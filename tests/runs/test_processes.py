@@ -77,6 +77,12 @@ def test_the_loss_of_two_processes_is_that_of_one_over_twenty_steps(shared, alon
     assert sum(expected[-3:]) < sum(expected[:3])
 
 
+def test_shared_steps_are_those_of_one_process_but_for_rounding(shared):
+    expected = two_processes.double_losses()
+    for losses in shared.said("double_losses"):
+        assert losses == pytest.approx(expected, rel=1e-11)
+
+
 def test_both_processes_see_the_same_losses(shared):
     for name in ("trained", *PRUNINGS):
         assert steps(shared.folder, name, 0) == steps(shared.folder, name, 1)
