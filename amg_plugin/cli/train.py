@@ -34,6 +34,8 @@ def run(args: Namespace) -> int:
     from amg_plugin.runs.train import train
     from amg_plugin.utils.processes import joined
 
+    if args.preview:
+        arguments.refuse_processes("--preview")
     checkpoint = read_checkpoint(args.weights) if args.weights else None
     base = checkpoint.config if checkpoint else None
     cfg = arguments.config_from_arguments(args, use_schedule=False, base=base)

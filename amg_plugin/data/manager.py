@@ -153,16 +153,11 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
     """Builds the data manager that a configuration asks for.
 
     Raises:
-        ConfigError: ``data.type`` is not ``image``, an unknown name, or a batch that the processes cannot share.
+        ConfigError: ``data.type`` is not ``image``, or an unknown name.
         DataError: See :class:`AMGImageDataManager`.
         RunError: If another process of the run has other images.
     """
     _check_type(cfg)
-    if cfg.train.batch_size % processes.world():
-        raise ConfigError(
-            f"train.batch_size is {cfg.train.batch_size}, of which each of {processes.world()} processes takes an "
-            "equal share; give a multiple of their number."
-        )
     hidden = cfg.amg.occlusion
     occlusion = RandomOcclusion(hidden.probability, Coverage(hidden.min_coverage, hidden.max_coverage))
     manager = AMGImageDataManager(

@@ -17,6 +17,7 @@ from amg_plugin.errors import AMGError, ConfigError, InputError
 from amg_plugin.models.build import build_network
 from amg_plugin.runs.setup import check_buildable, described, fitted
 from amg_plugin.runs.train import plan_pruning
+from amg_plugin.utils import processes
 from amg_plugin.utils.files import check_writable
 
 #: Name of the checks of data sets.
@@ -57,10 +58,12 @@ def before_work(cfg: CfgNode, checkpoint: Checkpoint | None, command: str) -> li
         command: ``"train"`` or ``"prune"``.
     """
     names = dict.fromkeys((*cfg.data.sources, *cfg.data.targets))
-    found = [
-        look("folder", lambda: writable_folder(cfg)),
-        look("disk space", lambda: room_on_disk(cfg, checkpoint, command)),
-    ]
+    found = [look("processes", lambda: processes_share(cfg))]
+    if processes.is_main():  # which writes
+        found += [
+            look("folder", lambda: writable_folder(cfg)),
+            look("disk space", lambda: room_on_disk(cfg, checkpoint, command)),
+        ]
     if command == "prune":
         found.append(look("teacher", lambda: teacher_stays(cfg)))
         if measured_first(cfg):  # what measures looks at schedule and data in its own order
@@ -89,6 +92,21 @@ def refuse(checks: Sequence[Check]) -> None:
     if problems:
         listed = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
         raise InputError(f"{len(problems)} things stand in the way of this run: {listed}")
+
+
+def processes_share(cfg: CfgNode) -> str:
+    """That every process gets an equal share of a batch.
+
+    Raises:
+        ConfigError: If not.
+    """
+    number = processes.world()
+    if cfg.train.batch_size % number:
+        raise ConfigError(
+            f"train.batch_size is {cfg.train.batch_size}, of which each of {number} processes takes an equal share; "
+            "give a multiple of their number."
+        )
+    return "1" if number == 1 else f"{number}, each with {cfg.train.batch_size // number} images of a batch"
 
 
 def writable_folder(cfg: CfgNode) -> str:

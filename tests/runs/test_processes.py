@@ -161,10 +161,11 @@ def test_a_process_that_dies_ends_the_run_with_a_message_and_the_last_good_model
     assert max(epochs) == 0
 
 
-@pytest.mark.parametrize(
-    "words",
-    [[name] for name in COMMANDS if name not in SEVERAL_PROCESSES] + [["script.py"], [], ["prune", "--preview"]],
-)
+PREVIEWS = [["prune", "--preview"], ["train", "--preview"]]
+ALONE = [[name] for name in COMMANDS if name not in SEVERAL_PROCESSES]
+
+
+@pytest.mark.parametrize("words", [*ALONE, *PREVIEWS, ["script.py"], []])
 def test_what_runs_in_one_process_is_refused_under_torchrun(refused, monkeypatch, words):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
