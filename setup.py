@@ -31,6 +31,8 @@ REQUIREMENTS = [
 EXTRAS = {
     "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "onnx", "onnxruntime", "onnxscript"],
     "export": ["onnx", "onnxruntime", "onnxscript", "openvino", "nncf"],
+    "litert": ["litert-torch", "ai-edge-litert", "ai-edge-quantizer"],  # which want torch below 2.15
+    "executorch": ["executorch", "torchao"],
     "docs": ["mkdocs-material", "mkdocstrings[python]"],
     "runtime": ["onnxruntime", "numpy", "pillow"],  # running exported ONNX files; see docs/export.md
 }

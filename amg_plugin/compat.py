@@ -26,6 +26,9 @@ _PIP_NAMES = {
     **UNDECLARED_NEEDS,
     "PIL": "pillow",
     "yaml": "PyYAML",
+    "ai_edge_litert": "ai-edge-litert",
+    "ai_edge_quantizer": "ai-edge-quantizer",
+    "litert_torch": "litert-torch",
 }
 
 _ATTRIBUTES = ("data", "engine", "losses", "metrics", "models", "optim", "utils")

@@ -9,7 +9,7 @@ from pathlib import Path
 from amg_plugin import compat
 from amg_plugin.bench.subject import Subject, exported_file, joined
 from amg_plugin.errors import InputError
-from amg_plugin.registries.formats import NETWORK_FORMS, file_format, forms
+from amg_plugin.registries.formats import USUAL_FORMS, file_format, forms
 
 _SIZE = (256, 128)
 
@@ -73,7 +73,7 @@ class Request:
                     raise InputError(said)
             return tuple(dict.fromkeys(self.forms))
         in_torch = self.model or self.backbones or not formats or None in formats.values()
-        return tuple(dict.fromkeys([*(NETWORK_FORMS if in_torch else ()), *filter(None, formats.values())]))
+        return tuple(dict.fromkeys([*(USUAL_FORMS if in_torch else ()), *filter(None, formats.values())]))
 
     def subjects(self) -> list[Subject]:
         """The networks, each with its dense one; exported files alone where torch is not installed.

@@ -63,6 +63,10 @@ class Settings:
             raise InputError("Device cuda is impossible: PyTorch sees no GPU here; measure on cpu.")
         for form in self.forms:
             check_form(form, self.device)
+            if form in FORMATS and FORMATS.row(form).batch == "one" and set(self.batches) != {1}:
+                raise InputError(
+                    f"Form {form} takes one image per call, not --batch {' '.join(map(str, self.batches))}."
+                )
 
     @property
     def total_rounds(self) -> int:
@@ -247,6 +251,8 @@ def check_form(form: str, device: str) -> None:
     row = FORMATS.rows.get(form)
     if row is None:  # PyTorch itself
         need("torch", f"Form {form}")
+        if form == "fast_graph" and device != "cuda":
+            raise InputError(f"Form {form} is impossible on {device}: it runs on cuda only; choose another form.")
         return
     # Without torch no network can be written; files run as they are.
     packages, extra = (row.packages, 0) if compat.is_installed("torch") else (row.runtime, 1)

@@ -140,7 +140,9 @@ def _network(torch: Any, task: dict[str, Any], entry: dict[str, Any]) -> tuple[A
     torch.manual_seed(0)
     model = Subject.from_dict(entry["subject"]).build().to(task["device"])
     count = 1 + bool(getattr(model, "uses_cameras", False))
-    return (fast(model) if task["form"] == "fast" and has_fast_form(model) else model), count
+    if task["form"] == "eager" or not has_fast_form(model):
+        return model, count
+    return fast(model, cuda_graph=task["form"] == "fast_graph"), count
 
 
 def _torchscript(torch: Any, task: dict[str, Any], entry: dict[str, Any]) -> tuple[Any, int]:
@@ -169,6 +171,7 @@ def _opened(task: dict[str, Any]) -> Load:
 _LOADERS = {
     "eager": partial(_in_torch, _network),
     "fast": partial(_in_torch, _network),
+    "fast_graph": partial(_in_torch, _network),
     "onnx": _onnx,
     "openvino": _openvino,
     "torchscript": partial(_in_torch, _torchscript),

@@ -58,8 +58,8 @@ KEYS = argument(
 )
 TRUSTED = argument(
     "--trusted",
-    "open TorchScript and torch.export files, which run what is in them: only if you would run a program from where "
-    "they come",
+    "open TorchScript, torch.export and ExecuTorch files, which run what is in them: only if you would run a program "
+    "from where they come",
 )
 ROOT = argument("--root", "folder that holds the data sets", metavar="FOLDER")
 #: torchreid's options, and configuration keys.

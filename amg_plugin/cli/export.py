@@ -1,4 +1,4 @@
-""""Write a checkpoint for another runtime: ONNX Runtime, OpenVINO, TorchScript, torch.export.
+r"""Write a checkpoint for another runtime: ONNX Runtime, OpenVINO, LiteRT, ExecuTorch, TorchScript, torch.export.
 
 The file is then run in that runtime and compared with PyTorch. If the features differ by more than 1e-4 of the largest
 feature (fp16: 1e-2; int8: cosine below 0.99), nothing is kept and the command fails. FILE.json holds the outcome. The
@@ -32,6 +32,10 @@ _FOR = (
     + ", ".join(f"{name}: {row.program}" for name, row in CLIENTS.items())
     + "): takes any number of images as that program prepares them, and what it reads is written beside the file"
 )
+_PLAIN = (
+    "an ONNX file for the compilers of NPUs (RKNN, Hailo, ncnn): one image, fixed shapes, operators of a short list in "
+    "docs/export.md"
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -46,6 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         argument("--int8", _INT8, nargs="?", const="", metavar="CALIBRATION_DATA"),
         argument("--root", "folder that holds the data sets, if --int8 names one", metavar="FOLDER"),
         argument("--calibration-images", "largest number of images to calibrate on (128)", type=int, metavar="N"),
+        argument("--plain", _PLAIN),
         argument("--dynamic-batch", "take any number of images per call instead of one"),
         argument("--input", _INPUT, choices=INPUTS),
         argument("--for", _FOR, dest="client", choices=CLIENTS),

@@ -17,7 +17,7 @@ True, 'test_best_market1501_gallery-dense-best' with --gallery-weights log/dense
 line names another folder. A folder that holds a result.json is refused without --overwrite.
 
 A file written by 'amg-reid export' is evaluated in its own runtime on the CPU ('test_model_onnx_market1501'). Files of
-TorchScript and torch.export are programs, which run when they are opened: they need --trusted.
+TorchScript, torch.export and ExecuTorch are programs, which run when they are opened: they need --trusted.
 
 example: amg-reid test --weights log/vit_small_pruned/best.pth -t market1501 --root reid-data
          amg-reid test --weights log/pruned/best.pth --dense log/dense/best.pth -t market1501 occluded_market1501

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from amg_plugin import compat
 from amg_plugin.data.checks.folders import check_dataset_folder, known_datasets
-from amg_plugin.deploy import writers
+from amg_plugin.deploy import plain, writers
 from amg_plugin.deploy.clients import CLIENTS, Client
 from amg_plugin.deploy.exported_file import ExportInfo, first_line, open_exported
 from amg_plugin.deploy.images import as_image, images_below, prepare, spread
@@ -55,6 +55,7 @@ class ExportOptions:
         images: Folder of images for the comparison; None for generated ones, or for some of the calibration data.
         root: Data root, if ``int8`` names a data set.
         calibration_images: Most images to calibrate on; None for :data:`CALIBRATION`.
+        plain: Fixed shapes and few kinds of operators, for compilers of NPUs; see :mod:`amg_plugin.deploy.plain`.
     """
 
     file_format: str
@@ -69,6 +70,7 @@ class ExportOptions:
     images: Path | None = None
     root: str | None = None
     calibration_images: int | None = None
+    plain: bool = False
 
     @property
     def row(self) -> ExportFormat:
@@ -124,11 +126,12 @@ class ExportOptions:
             "--int8 needs calibration data: a folder of images, or the name of a data set.": self.int8 == "",
             "--fp16 and --int8 cannot be combined; give one of them.": self.fp16 and quantised,
             f"--fp16 is not for {row.name}; leave it out.": self.fp16 and not row.half,
-            f"--int8 is for {' and '.join(able)}, not for {row.name}.": quantised and not row.quantiser,
+            f"--int8 is for {', '.join(able)}, not for {row.name}.": quantised and not row.quantiser,
             f"--dynamic-batch is not for {row.name}: {row.batch_reason}.": self.dynamic_batch and row.batch == "one",
             "--root is for --int8 only, which may name a data set below it; leave it out.": given_root,
             "--calibration-images is for --int8 only; leave it out.": limit is not None and not quantised,
             f"--calibration-images is {limit}, but must be at least 1.": limit is not None and limit < 1,
+            **plain.faults(self),
         }
         for sentence, applies in faults.items():
             if applies:
@@ -163,6 +166,8 @@ def export(checkpoint: str | Path, options: ExportOptions, say: Callable[[str], 
     reference, caller = CheckpointFile(path), options.caller
     if caller and reference.info.label_inputs:
         raise InputError(f"'{path}' takes {reference.info.label_inputs[0]} with images, which {caller.program} lacks.")
+    if options.plain and reference.info.label_inputs:
+        raise InputError(f"'{path}' takes {reference.info.label_inputs[0]} with images, which --plain has no room for.")
     calibration, pictures, kind = _images(options, reference.info)
     info = replace(
         reference.info,
@@ -243,6 +248,8 @@ def _write(job: _Job, info: ExportInfo, draft: Path) -> None:
     given = {name: getattr(job.options, name) for name in row.options}
     if info.precision != "int8":
         row.load("writer")(graph, draft, info, **given)
+        if job.options.plain:
+            plain.check_plain(draft)
     else:
         job.say(f"calibrating on {len(job.calibration)} images")
         row.load("quantiser")(graph, draft, info, _calibration_batches(job.calibration, info), **given)
@@ -254,11 +261,12 @@ def _write_what_runs(job: _Job, info: ExportInfo, draft: Path) -> ExportInfo:
     OpenVINO's CPU plugin makes kernels out of shapes that are fixed, and those of some small pruned networks crash;
     then the file is written again for any number of images.
     """
+    options = job.options
     job.say(f"writing {info.file_format}, {info.precision}")
     _write(job, info, draft)
-    if not (job.options.row.fragile and crashes(draft)):
+    if not (options.row.fragile and crashes(draft)):
         return info
-    if info.batch is not None:
+    if info.batch is not None and options.row.batch == "choice":
         job.say(
             f"The runtime of {info.file_format} crashes on this network with one image per call: writing a file for "
             "any number of images"
@@ -269,7 +277,7 @@ def _write_what_runs(job: _Job, info: ExportInfo, draft: Path) -> ExportInfo:
             return info
     raise RunError(
         f"The runtime of {info.file_format} crashes when it runs the {info.precision} file; "
-        f"'{job.options.output}' was not written."
+        f"'{options.output}' was not written."
     )
 
 
@@ -290,6 +298,7 @@ def _outcome(job: _Job, info: ExportInfo, draft: Path, images: tuple[list[Any], 
         "bytes": file_size(draft),
         "sha256": sha256(draft),
         "opset": (options.opset or writers.DEFAULT_OPSET) if "opset" in options.row.options else None,
+        "plain": options.plain,
         "calibration_images": len(job.calibration),
         "comparison": comparison.to_dict(),
         "runtime": exported.runtime,

@@ -226,8 +226,8 @@ class ExportedFile:
 def open_exported(path: str | Path, device: str = "cpu", threads: int = 0, *, trusted: bool = False) -> ExportedFile:
     """Open an exported file.
 
-    TorchScript and ``torch.export`` files are programs: PyTorch runs what is in them. They are opened only if somebody
-    vouches for them. A runtime that a file may take down with it is first tried in a process of its own.
+    TorchScript, ``torch.export`` and ExecuTorch files are programs, whose runtime runs what is in them. They are opened
+    only if somebody vouches for them. A runtime that a file may take down is first tried in a process of its own.
 
     Args:
         path: File written by ``amg-reid export``.

@@ -21,8 +21,8 @@ OUTPUTS = ("auto", "numpy", "torch")
 class FeatureExtractor:
     """torchreid's ``FeatureExtractor`` for the plugin's files, with nothing to configure but the file.
 
-    Size, mean, std and interpolation come from the file, so that features equal those of ``amg-reid test``. For ONNX
-    and OpenVINO files neither torch nor torchreid is needed. A pickled extractor opens its file again.
+    Size, mean, std and interpolation come from the file, so that features equal those of ``amg-reid test``. For ONNX,
+    OpenVINO and LiteRT files neither torch nor torchreid is needed. A pickled extractor opens its file again.
 
     Args:
         path: A checkpoint of ``amg-reid``, or a file of ``amg-reid export``.
@@ -30,10 +30,10 @@ class FeatureExtractor:
         batch_size: Images that go through the network at once.
         normalize: Give features of length 1.
         output: ``torch`` or ``numpy`` float32 ``[B, D]``; ``auto`` gives tensors, as torchreid, for what runs in
-            PyTorch, and arrays for ONNX and OpenVINO files.
+            PyTorch, and arrays for other files.
         threads: Threads of ONNX Runtime and OpenVINO; 0 leaves it to them.
-        trusted: Open TorchScript and ``torch.export`` files, which run what is in them: only if you would run a program
-            from where the file comes.
+        trusted: Open TorchScript, ``torch.export`` and ExecuTorch files, which run what is in them: only if you would
+            run a program from where the file comes.
 
     Raises:
         CheckpointError: If the file is missing, damaged or foreign.

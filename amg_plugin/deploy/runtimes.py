@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,70 @@ class ExportedProgramFile(_TorchFile):
         check_graph(path, self.info, self.info.inputs[: len(shapes)], shapes, width)
 
 
+class LiteRtFile(ExportedFile):
+    """A LiteRT file (.tflite)."""
+
+    def __init__(self, path: Path, device: str, threads: int) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        if device != "cpu":
+            raise InputError(f"device is '{device}', but a LiteRT file runs on 'cpu' here.")
+        check_archive(path)
+        info = _archive_info(path, EXTRA_FILE)
+        try:
+            self.interpreter = Interpreter(model_path=str(path), num_threads=threads or None)
+            self.interpreter.allocate_tensors()
+            # The converter numbers the inputs.
+            self.inputs = sorted(self.interpreter.get_input_details(), key=lambda one: (len(one["name"]), one["name"]))
+            (self.output,) = self.interpreter.get_output_details()
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"'{path}' cannot be opened by LiteRT: {first_line(error)}") from error
+        shapes = [[int(size) for size in one["shape"]] for one in self.inputs]
+        check_graph(path, info, info.inputs[: len(shapes)], shapes, int(self.output["shape"][-1]))
+        super().__init__(path, info)
+        self.runtime = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
+
+    def run(self, columns: list[np.ndarray]) -> np.ndarray:
+        """As :meth:`ExportedFile.run`."""
+        for one, column in zip(self.inputs, columns, strict=True):
+            self.interpreter.set_tensor(one["index"], column.astype(one["dtype"], copy=False))
+        self.interpreter.invoke()
+        return self.interpreter.get_tensor(self.output["index"])
+
+
+class ExecuTorchFile(ExportedFile):
+    """An ExecuTorch program (.pte)."""
+
+    def __init__(self, path: Path, device: str, threads: int) -> None:
+        import torch
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        if device != "cpu":
+            raise InputError(f"device is '{device}', but an ExecuTorch program runs on 'cpu' here.")
+        check_archive(path)
+        info = _archive_info(path, EXTRA_FILE)
+        if threads:  # one pool for all programs of the process
+            portable_lib._unsafe_reset_threadpool(threads)
+        self.from_numpy = torch.from_numpy
+        try:
+            self.program = Runtime.get().load_program(path)
+            self.method = self.program.load_method("forward")
+            about = self.method.metadata
+            shapes = [list(about.input_tensor_meta(number).sizes()) for number in range(about.num_inputs())]
+            width = about.output_tensor_meta(0).sizes()[-1]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise CheckpointError(f"'{path}' cannot be opened by ExecuTorch: {first_line(error)}") from error
+        check_graph(path, info, info.inputs[: len(shapes)], shapes, width)
+        super().__init__(path, info)
+        self.runtime = f"executorch {metadata.version('executorch')}"
+
+    def run(self, columns: list[np.ndarray]) -> np.ndarray:
+        """As :meth:`ExportedFile.run`."""
+        # The memory of the output is the program's, and the next call writes into it.
+        return self.method.execute([self.from_numpy(column) for column in columns])[0].numpy().copy()
+
+
 def _fixed(size: Any) -> int | None:
     return size if isinstance(size, int) else None
 
@@ -220,10 +285,11 @@ def torch_device(name: str) -> Any:
     return device
 
 
-def _archive_info(path: Path) -> ExportInfo:
+def _archive_info(path: Path, entry: str = f"extra/{EXTRA_FILE}") -> ExportInfo:
+    """The description in an entry of a zip archive, with or without a top folder."""
     try:
         with zipfile.ZipFile(path) as archive:
-            named = [name for name in archive.namelist() if name.partition("/")[2] == f"extra/{EXTRA_FILE}"]
+            named = [name for name in archive.namelist() if entry in (name, name.partition("/")[2])]
             text = archive.read(named[0]).decode(errors="replace") if named else None
     except Exception as error:  # zipfile raises many types for damaged files
         raise CheckpointError(f"'{path}' is damaged: {first_line(error)}.") from error

@@ -24,7 +24,7 @@ LOWEST_OPSET = DEFAULT_OPSET = 18
 _PRODUCTS = ("MatMul", "Gemm")
 
 
-def _example_inputs(info: ExportInfo) -> tuple[Tensor, ...]:
+def example_inputs(info: ExportInfo) -> tuple[Tensor, ...]:
     """Inputs to record the graph with; two images if their number stays open, since one would be taken as constant."""
     count = info.batch or 2
     return (torch.zeros(count, 3, *info.image_size), *(torch.zeros(count, dtype=torch.int64),) * len(info.label_inputs))
@@ -39,7 +39,7 @@ def _dynamic_shapes(info: ExportInfo) -> Any:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep remarks of exporters and quantisers about themselves, prints included, from the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -130,10 +130,10 @@ def write_onnx(graph: nn.Module, path: Path, info: ExportInfo, opset: int | None
     opset = opset or DEFAULT_OPSET
     # From opset 23 on attention is a node of its own.
     table = {torch.ops.aten.scaled_dot_product_attention.default: _attention} if opset < 23 else None
-    with _quietly(), failing_as("The export to ONNX"):
+    with quietly(), failing_as("The export to ONNX"):
         program = torch.onnx.export(
             graph,
-            _example_inputs(info),
+            example_inputs(info),
             None,
             dynamo=True,
             input_names=list(info.inputs),
@@ -155,25 +155,30 @@ def write_onnx(graph: nn.Module, path: Path, info: ExportInfo, opset: int | None
 
 def write_torchscript(graph: nn.Module, path: Path, info: ExportInfo) -> None:
     """Write a traced TorchScript archive."""
-    with _quietly(), failing_as("The export to TorchScript"), torch.no_grad():
-        traced = torch.jit.trace(graph, _example_inputs(info), check_trace=False)
+    with quietly(), failing_as("The export to TorchScript"), torch.no_grad():
+        traced = torch.jit.trace(graph, example_inputs(info), check_trace=False)
         archive = io.BytesIO()  # on a full disk torch's own writer ends the process
         torch.jit.save(traced, archive, _extra_files={EXTRA_FILE: info.to_json()})
     path.write_bytes(archive.getvalue())
 
 
-def _exported_program(graph: nn.Module, info: ExportInfo) -> torch.export.ExportedProgram:
-    with _quietly(), failing_as("torch.export"), torch.no_grad():
-        return torch.export.export(graph, _example_inputs(info), dynamic_shapes=_dynamic_shapes(info))
+def exported_program(graph: nn.Module, info: ExportInfo) -> torch.export.ExportedProgram:
+    """The graph as ``torch.export`` records it.
+
+    Raises:
+        RunError: If it cannot be recorded.
+    """
+    with quietly(), failing_as("torch.export"), torch.no_grad():
+        return torch.export.export(graph, example_inputs(info), dynamic_shapes=_dynamic_shapes(info))
 
 
 def write_exported_program(graph: nn.Module, path: Path, info: ExportInfo) -> None:
     """Write an archive of ``torch.export``."""
-    program = _exported_program(graph, info)
+    program = exported_program(graph, info)
     program.example_inputs = None  # zeros, which would be stored as a pickle
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
-    with _quietly(), failing_as("torch.export"):
+    with quietly(), failing_as("torch.export"):
         archive = io.BytesIO()  # on a full disk torch's own writer ends the process
         torch.export.save(program, archive, extra_files={EXTRA_FILE: info.to_json()})
     path.write_bytes(archive.getvalue())
@@ -183,8 +188,8 @@ def _openvino_model(graph: nn.Module, info: ExportInfo) -> Any:
     """The graph as an ``openvino.Model`` with named inputs and its description in ``rt_info``."""
     import openvino
 
-    program = _exported_program(graph, info)
-    with _quietly(), failing_as("The export to OpenVINO"):
+    program = exported_program(graph, info)
+    with quietly(), failing_as("The export to OpenVINO"):
         model = openvino.convert_model(program)
         batch = -1 if info.batch is None else info.batch
         shapes = [[batch, 3, *info.image_size], *[[batch]] * len(info.label_inputs)]
@@ -244,7 +249,7 @@ def quantize_onnx(
     if not weighted:
         raise RunError("The graph has no product with weights to quantise.")
     with failing_as("Quantisation by onnxruntime"):
-        with _quietly():
+        with quietly():
             quantization.quantize_static(
                 str(whole),
                 str(path),
@@ -271,7 +276,7 @@ def quantize_openvino(graph: nn.Module, path: Path, info: ExportInfo, batches: l
     import nncf
 
     model = _openvino_model(graph, info)
-    with failing_as("Quantisation by NNCF"), _quietly():
+    with failing_as("Quantisation by NNCF"), quietly():
         model = nncf.quantize(
             model,
             nncf.Dataset([list(batch.values()) for batch in batches]),

@@ -18,7 +18,10 @@ PRECISIONS = ("fp32", "fp16", "int8")
 NETWORK_FORMS = {
     "eager": "the plain network in PyTorch",
     "fast": "amg_plugin.fast in PyTorch (networks that have no fast form run as they are)",
+    "fast_graph": "amg_plugin.fast in CUDA graphs, on a GPU (networks that have no fast form run as they are)",
 }
+#: Those that are measured unless others are named.
+USUAL_FORMS = ("eager", "fast")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class ExportFormat:
         batch_reason: Why there is no choice.
         companions: Endings of further files, in the place of the file's own.
         beginnings: How the content of a file of it begins, one of them; empty if nothing is known of it.
+        identifier: Bytes from the fifth on of its files, where FlatBuffers say what they hold; empty for other files.
         archive_member: How the name of an entry begins that only zip archives of this format have; empty if it is no
             archive, or nothing is known of it.
         runs_code: Opening a file runs what is in it; that takes ``trusted=True``.
@@ -73,6 +77,7 @@ class ExportFormat:
     batch_reason: str = ""
     companions: tuple[str, ...] = ()
     beginnings: tuple[bytes, ...] = ()
+    identifier: bytes = b""
     archive_member: str = ""
     runs_code: bool = False
     fragile: bool = False
@@ -140,12 +145,18 @@ def file_format(path: str | Path) -> str | None:
     named = next((row for row in rows if path.suffix.lower() in row.suffixes), None)
     try:
         with path.open("rb") as file:
-            beginning = file.read(64).lstrip()
+            first = file.read(64)
     except (OSError, ValueError):  # whoever opens it says why
         return named.name if named else None
     members = _members(path)
-    held = [row for row in rows if row.archive_member and any(name.startswith(row.archive_member) for name in members)]
-    if named is not None and not named.archive_member and beginning.startswith(named.beginnings or b""):
+    held = [
+        row
+        for row in rows
+        if (row.archive_member and any(name.startswith(row.archive_member) for name in members))
+        or (row.identifier and first[4:].startswith(row.identifier))
+    ]
+    says_little = named is not None and not named.archive_member and not named.identifier
+    if says_little and first.lstrip().startswith(named.beginnings or b""):
         held.append(named)
     if held == [named]:
         return named.name
@@ -232,6 +243,41 @@ for _row in (
         half="writer",
         companions=(".bin",),
         beginnings=(b"<",),
+        fragile=True,
+    ),
+    ExportFormat(
+        name="litert",
+        summary="a LiteRT file",
+        suffixes=(".tflite",),
+        writer="amg_plugin.deploy.mobile:write_litert",
+        opener="amg_plugin.deploy.runtimes:LiteRtFile",
+        quantiser="amg_plugin.deploy.mobile:quantize_litert",
+        packages=("litert_torch", "ai_edge_litert"),
+        runtime=("ai_edge_litert",),
+        quantiser_packages=("ai_edge_quantizer",),
+        extras=("litert", "litert"),
+        half="",
+        batch="one",
+        batch_reason="its runtime plans its memory for one image",
+        identifier=b"TFL3",
+        fragile=True,
+    ),
+    ExportFormat(
+        name="executorch",
+        summary="an ExecuTorch program with XNNPACK",
+        suffixes=(".pte",),
+        writer="amg_plugin.deploy.mobile:write_executorch",
+        opener="amg_plugin.deploy.runtimes:ExecuTorchFile",
+        quantiser="amg_plugin.deploy.mobile:quantize_executorch",
+        packages=("executorch",),
+        runtime=("executorch", "torch"),
+        quantiser_packages=("torchao",),
+        extras=("executorch", "executorch"),
+        half="",
+        batch="one",
+        batch_reason="its runtime plans its memory for one image",
+        identifier=b"ET1",
+        runs_code=True,
         fragile=True,
     ),
 ):

@@ -33,8 +33,8 @@ def check_archive(path: str | Path, *, deflated: bool = False) -> None:
     packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed and not deflated:
         raise CheckpointError(
-            f"'{path}' is refused: its entry {shown(packed[0].filename)} is compressed, unlike those of torch, "
-            "and may unpack to any size."
+            f"'{path}' is refused: its entry {shown(packed[0].filename)} is compressed, unlike those of torch "
+            "and numpy.savez, and may unpack to any size."
         )
     unpacked = sum(entry.file_size for entry in packed)
     if unpacked > LARGEST_UNPACKED:

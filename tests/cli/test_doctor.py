@@ -11,6 +11,7 @@ import pytest
 
 from amg_plugin.cli import doctor
 from amg_plugin.cli.doctor import ABSENT, OK, PROBLEM
+from amg_plugin.compat import pip_name
 from amg_plugin.registries.formats import FORMATS, optional_packages
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -127,7 +128,8 @@ def test_the_doctor_looks_at_everything_that_setup_declares():
         if isinstance(node, ast.Assign) and node.targets[0].id in ("REQUIREMENTS", "EXTRAS")
     }
     assert set(doctor.NEEDED.values()) == set(values["REQUIREMENTS"])
-    assert set(optional_packages()) - set(doctor.NEEDED) == set(values["EXTRAS"]["export"])
+    extras = {name for extra in ("export", "litert", "executorch") for name in values["EXTRAS"][extra]}
+    assert {pip_name(module) for module in optional_packages() if module not in doctor.NEEDED} == extras
 
 
 def test_the_running_interpreter_is_named():

@@ -12,6 +12,7 @@ from PIL import Image
 
 import amg_plugin
 from amg_plugin.deploy.export import calibration_files
+from amg_plugin.registries.formats import FORMATS
 from amg_plugin.utils.files import sha256
 
 
@@ -52,21 +53,34 @@ def test_real_images_can_be_compared(pruned, amg_reid, tmp_path, tiny_root):
     assert "real images" in outcome.out
 
 
-@pytest.mark.parametrize("built_in", [(), ("--input", "raw255")])
-def test_an_exported_file_evaluates_as_its_checkpoint(pruned, tiny_root, amg_reid, tmp_path, built_in):
-    path = tmp_path / "model.pt"
-    words = ("--format", "torchscript", "--output", path, *built_in)
+def only_with(form, package):
+    missing = importlib.util.find_spec(package) is None
+    return pytest.param(form, (), marks=pytest.mark.skipif(missing, reason=f"{package} is not installed"))
+
+
+@pytest.mark.parametrize(
+    ("form", "built_in"),
+    [
+        ("torchscript", ()),
+        ("torchscript", ("--input", "raw255")),
+        only_with("litert", "litert_torch"),
+        only_with("executorch", "executorch"),
+    ],
+)
+def test_an_exported_file_evaluates_as_its_checkpoint(pruned, tiny_root, amg_reid, tmp_path, form, built_in):
+    path = tmp_path / f"model{FORMATS.row(form).suffixes[0]}"
+    words = ("--format", form, "--output", path, *built_in)
     assert amg_reid("export", pruned.last, *words).status == 0
     outcome = amg_reid("test", "--trusted", "--weights", path, "--root", tiny_root)
     assert outcome.status == 0, outcome.err
-    folder = tmp_path / "test_model_pt_synthetic_reid+market1501"
+    folder = tmp_path / f"test_model_{path.suffix[1:]}_synthetic_reid+market1501"
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     section, expected = result["exported"], pruned.result["finetuned"]
     for name in ("mAP", "rank1", "params", "macs", "heads_per_block", "tokens_per_block"):
         assert section[name] == pytest.approx(expected[name]), name
     assert section["targets"]["synthetic_reid"]["cmc"] == expected["targets"]["synthetic_reid"]["cmc"]
     assert section["source"] == {"name": "last.pth", "sha256": sha256(pruned.last)}
-    assert (section["file_format"], section["precision"]) == ("torchscript", "fp32")
+    assert (section["file_format"], section["precision"]) == (form, "fp32")
     assert "exported" in outcome.out
 
 
@@ -181,7 +195,7 @@ def test_bad_options_are_refused(pruned, refused, output, tmp_path, words, messa
     ("form", "name", "words", "message"),
     [
         ("torchscript", "m.pt", ["--opset", "18"], "--opset is for onnx only"),
-        ("torchscript", "m.pt", ["--int8", "x"], "--int8 is for onnx and openvino"),
+        ("torchscript", "m.pt", ["--int8", "x"], "--int8 is for onnx, openvino, litert"),
         ("exported_program", "m.onnx", [], "must end in .pt2"),
         ("torchscript", "m.pt", ["--root", "x"], "--root is for --int8 only"),
     ],

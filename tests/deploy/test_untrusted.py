@@ -175,7 +175,17 @@ def test_an_onnx_file_reads_no_file_outside_its_folder(tmp_path):
         open_exported(tmp_path / "below" / "m.onnx")
 
 
+def test_an_executorch_program_is_opened_for_those_who_vouch_for_it_only(tmp_path):
+    (tmp_path / "m.pte").write_bytes(FLAT + b"ET12")
+    with pytest.raises(InputError, match=r"runs what is in it.*trusted=True"):
+        open_exported(tmp_path / "m.pte")
+
+
 # What a file is ------------------------------------------------------------------------------------------------------
+
+
+#: How a FlatBuffers file begins, in front of what says which one it is.
+FLAT = b"\x20\x00\x00\x00"
 
 
 @pytest.mark.parametrize(
@@ -183,6 +193,11 @@ def test_an_onnx_file_reads_no_file_outside_its_folder(tmp_path):
     [
         ("m.onnx", b"PK\x03\x04", "named like a file of onnx, but holds none"),
         ("m.xml", b"\x08\x0a", "named like a file of openvino, but holds none"),
+        ("m.tflite", b"\x08\x0a", "named like a file of litert, but holds none"),
+        ("m.pte", FLAT + b"TFL3", "named like a file of executorch, but holds a file of litert"),
+        ("m.onnx", FLAT + b"TFL3", "named like a file of onnx, but holds a file of litert"),
+        ("m.pth", FLAT + b"ET12", "named like a checkpoint, but holds a file of executorch"),
+        ("m.tflite", ("code/",), "named like a file of litert, but holds a file of torchscript"),
         ("m.pth", ("code/",), "named like a checkpoint, but holds a file of torchscript"),
         ("m.pth", ("archive_format",), "named like a checkpoint, but holds a file of exported_program"),
         ("m.pt2", ("code/",), "named like a file of exported_program, but holds a file of torchscript"),

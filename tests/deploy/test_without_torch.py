@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +117,12 @@ def said(*words):
         return main(words), out.getvalue()
 
 model, images = sys.argv[1], sys.argv[2:]
+forms = ["litert" if model.endswith(".tflite") else "onnx"]
 bench = ["bench", "--rounds", "2", "--warmup", "1", "--output", "edge"]
 found = {
     "doctor": said("doctor"),
     "bench": said(*bench, model),
-    "eager": said(*bench, model, "--forms", "eager", "onnx"),
+    "eager": said(*bench, model, "--forms", "eager", *forms),
     "structure": said(*bench, "--model", "vit_amg_tiny"),
 }
 gallery = amg_plugin.Gallery(amg_plugin.FeatureExtractor(model))
@@ -132,8 +134,11 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def on_the_device(exported, tmp_path_factory):
+no_litert = pytest.mark.skipif(find_spec("litert_torch") is None, reason="litert_torch is not installed")
+
+
+@pytest.fixture(scope="module", params=["onnx", pytest.param("litert", marks=no_litert)])
+def on_the_device(exported, tmp_path_factory, request):
     """What was said and found in a process that sees none of the packages."""
     folder = tmp_path_factory.mktemp("device")
     (folder / "hidden").mkdir()
@@ -141,7 +146,7 @@ def on_the_device(exported, tmp_path_factory):
     images = [folder / f"{index}.png" for index in range(3)]
     for index, image in enumerate(images):
         Image.fromarray(np.random.default_rng(index).integers(0, 256, (40, 20, 3), dtype=np.uint8)).save(image)
-    path, _ = exported("block", "onnx", dynamic_batch=True)
+    path, _ = exported("block", request.param, dynamic_batch=request.param == "onnx")
     home = Path(amg_plugin.__file__).parent.parent
     outcome = subprocess.run(
         [sys.executable, "-c", ON_THE_DEVICE, str(path), *map(str, images)],

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amg_plugin.deploy.fast.flow import Flow, merged_flow, token_flow
+from amg_plugin.deploy.fast.graphs import GraphedNetwork
 from amg_plugin.deploy.fast.layers import FastBlock, FastLinear, Gather, can_pack
 from amg_plugin.errors import InputError
 from amg_plugin.models.la_transformer import LATransformer, part_averages
@@ -228,7 +229,7 @@ def has_fast_form(model: nn.Module) -> bool:
     return type(model) in (ReIDModel, TransReID, LATransformer)
 
 
-def fast(model: nn.Module, pack: bool | None = None) -> FastNetwork:
+def fast(model: nn.Module, pack: bool | None = None, *, cuda_graph: bool = False) -> FastNetwork | GraphedNetwork:
     """The form of a network that is deployed: same features to 1e-5 of the largest, less work.
 
     The form is independent of ``model``, which stays as it is and may be thrown away.
@@ -238,12 +239,15 @@ def fast(model: nn.Module, pack: bool | None = None) -> FastNetwork:
         pack: Lay the weights out for oneDNN. None: where the network is on the CPU in float32 and this build of torch
             can. A packed form runs under ``torch.no_grad`` on the CPU and can be neither exported, compiled, saved nor
             moved.
+        cuda_graph: On a GPU, record the kernels at the first call with a new shape of inputs and launch them at once
+            from then on: small batches wait for launches. Features have no gradients.
 
     Returns:
         The form, in eval mode.
 
     Raises:
-        InputError: If the network is none of the plugin, or packing is asked for where it is impossible.
+        InputError: If the network is none of the plugin, or packing or CUDA graphs are asked for where they are
+            impossible.
     """
     model = unwrap(model)
     if not has_fast_form(model):
@@ -258,7 +262,8 @@ def fast(model: nn.Module, pack: bool | None = None) -> FastNetwork:
     with torch.no_grad():
         # Modes and gradients are switched off in the copy only: the network may be in the middle of its training.
         form = copy.deepcopy(FastNetwork(model)).requires_grad_(False).eval().to(reference.device)
-        return form.pack() if (possible if pack is None else pack) else form
+        form = form.pack() if (possible if pack is None else pack) else form
+    return GraphedNetwork(form).eval() if cuda_graph else form
 
 
 def _kept(vit: VisionTransformer) -> list[list[int] | None]:
