@@ -23,7 +23,7 @@ from amg_plugin.deploy.images import as_image, images_below, prepare, spread
 from amg_plugin.deploy.networks import CheckpointFile, FeatureGraph, deployed
 from amg_plugin.deploy.parity import compare, generated_images
 from amg_plugin.deploy.probe import crashes
-from amg_plugin.errors import DataError, InputError, RunError
+from amg_plugin.errors import CheckpointError, DataError, InputError, RunError
 from amg_plugin.registries.formats import FORMATS, ExportFormat, file_size
 from amg_plugin.utils.environment import environment, versions
 from amg_plugin.utils.files import sha256
@@ -283,7 +283,11 @@ def _write_what_runs(job: _Job, info: ExportInfo, draft: Path) -> ExportInfo:
 
 def _outcome(job: _Job, info: ExportInfo, draft: Path, images: tuple[list[Any], str]) -> dict[str, Any]:
     """Compare a file with PyTorch on ``images`` of a kind; gives what there is to say about it, or a RunError."""
-    options, exported = job.options, open_exported(draft, trusted=True)
+    options = job.options
+    try:
+        exported = open_exported(draft, trusted=True)
+    except CheckpointError as error:  # the exporter knows operators that the runtime lacks
+        raise RunError(f"What was written for {info.file_format} does not run there: {error}") from error
     comparison = compare(exported, job.reference, *images)
     job.say(comparison.sentence())
     if not comparison.within:

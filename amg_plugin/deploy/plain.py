@@ -9,10 +9,10 @@ from amg_plugin.errors import RunError
 
 #: All that a plain file may hold; docs/export.md lists them.
 OPERATORS = (
-    *("Add", "Concat", "Conv", "Div", "Erf", "Gather", "Gemm", "LayerNormalization", "MatMul", "Mul", "Pow"),
-    *("ReduceMean", "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose"),
+    "Add", "Concat", "Conv", "Div", "Erf", "Gather", "Gemm", "LayerNormalization", "MatMul", "Mul", "Pow", "ReduceMean",
+    "ReduceSum", "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose",
     "Unsqueeze",
-)
+)  # fmt: skip
 
 
 def faults(options: Any) -> dict[str, bool]:
@@ -58,6 +58,6 @@ def check_plain(path: Path) -> None:
     ):
         if names:
             raise RunError(
-                f"The network has {what}: {', '.join(names[:5])}; allowed are fixed shapes and "
-                f"{', '.join(OPERATORS)}, so leave --plain out."
+                f"--plain is impossible here: the network has {what}, {', '.join(names[:5])}; allowed are fixed shapes "
+                f"and {', '.join(OPERATORS)}."
             )

@@ -66,7 +66,7 @@ class SideInformation(nn.Module):
             valid = known if valid is None else valid & known
         # A traced program can neither look at labels nor log, nor can a CUDA graph.
         recorded = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
-        recorded = recorded or torch.cuda.is_current_stream_capturing()
+        recorded = recorded or (self.embedding.is_cuda and torch.cuda.is_current_stream_capturing())
         if not (self._warned.done or valid.is_meta or recorded) and not bool(valid.all()):
             self.warn(f"{int((~valid).sum())} of {len(valid)} images come from cameras or views unseen in training")
         vectors = self.embedding[row.clamp(0, self.spec.rows - 1)]

@@ -53,21 +53,21 @@ def test_other_operators_are_named(tmp_path):
         onnx.helper.make_node("HardSwish", ["images"], ["x"]),
         onnx.helper.make_node("Add", ["x", "w"], ["features"]),
     ]
-    with pytest.raises(RunError, match=r"operators that a plain file may not have: HardSwish; allowed are .*Softmax"):
+    with pytest.raises(RunError, match=r"operators that a plain file may not have, HardSwish; allowed are .*Softmax"):
         check_plain(model_of(tmp_path / "m.onnx", nodes))
 
 
 def test_open_shapes_are_named(tmp_path):
     nodes = [onnx.helper.make_node("Add", ["images", "w"], ["features"])]
     check_plain(model_of(tmp_path / "m.onnx", nodes))
-    with pytest.raises(RunError, match="shape is not fixed: images, features"):
+    with pytest.raises(RunError, match="shape is not fixed, images, features"):
         check_plain(model_of(tmp_path / "m.onnx", nodes, open_size=True))
 
 
 def test_gathers_by_computed_indices_are_named(tmp_path):
     index = onnx.helper.make_tensor_value_info("place", onnx.TensorProto.INT64, [4])
     nodes = [onnx.helper.make_node("Gather", ["images", "place"], ["features"], "picks", axis=1)]
-    with pytest.raises(RunError, match="gathers by indices that are not constant: picks"):
+    with pytest.raises(RunError, match="gathers by indices that are not constant, picks"):
         check_plain(model_of(tmp_path / "m.onnx", nodes, more=[index]))
 
 
@@ -93,6 +93,6 @@ def test_networks_with_cameras_are_refused(checkpoint, tmp_path):
 
 
 def test_a_network_that_sorts_tokens_is_refused_by_name(checkpoint, tmp_path):
-    with pytest.raises(RunError, match=r"may not have: .*TopK"):
+    with pytest.raises(RunError, match=r"may not have, .*TopK"):
         export(checkpoint("evit"), ExportOptions("onnx", tmp_path / "m.onnx", plain=True))
     assert not list(tmp_path.iterdir())
