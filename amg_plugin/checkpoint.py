@@ -20,8 +20,9 @@ from amg_plugin.errors import AMGError, CheckpointError, DamagedFileError, PlanE
 from amg_plugin.models.build import build_network, differences
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.spec import ModelSpec
+from amg_plugin.models.torchreid_state import TorchreidState, is_torchreids, torchreid_state
 from amg_plugin.models.vit import unwrap
-from amg_plugin.models.weights import check_fit, check_held, load_data, load_strictly
+from amg_plugin.models.weights import check_fit, check_held, load_data, load_strictly, read_harmless
 from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.registries.formats import file_format
 from amg_plugin.registries.imports import stored_imports
@@ -257,13 +258,16 @@ def _plain(value: Any) -> Any:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint, as data only.
+    """Read a checkpoint, as data only; also one of torchreid's, whose structure is that of the ``amg`` node in force.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, unsafe, foreign or of another version.
+        CheckpointError: If the file is missing, truncated, unsafe, foreign or of another version, or torchreid's and of
+            another structure.
     """
     path = Path(path)
     content = _read(path)
+    if is_torchreids(content):
+        return _torchreids(torchreid_state(content, path), path)
     stored = content["preprocessing"]  # empty if the file was saved from Python without it
     preprocessing = Preprocessing.from_dict(stored, path) if stored else None
     try:
@@ -280,6 +284,22 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         str(content.get("identities", "")),  # older files have neither this
         dict(content["versions"]) if isinstance(content.get("versions"), dict) else {},  # nor that
     )
+
+
+def _torchreids(found: TorchreidState, path: Path) -> Checkpoint:
+    with torch.device("meta"):
+        plan = current_plan(build_network(replace(found.spec, drop_path=0.0)))
+    event = {"event": "import", "from": "torchreid", "file": path.name, "epoch": found.epoch}
+    pixels = Preprocessing.of_torchreid(found.spec.image_size)
+    return Checkpoint(found.spec, plan, found.weights, found.config, [event], pixels)
+
+
+def is_torchreid_file(path: str | Path) -> bool:
+    """Whether a file has the form of torchreid's checkpoints."""
+    try:
+        return is_torchreids(read_harmless(Path(path), mmap=True))
+    except Exception:  # torch raises many types for foreign files
+        return False
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -303,13 +323,15 @@ def _read(path: Path) -> dict[str, Any]:
             "amg_plugin.FeatureExtractor take those of 'amg-reid export'."
         )
     try:
-        content = load_data(path)
+        content = read_harmless(path)
     except CheckpointError:
         raise
     except Exception as error:  # torch raises many types for truncated and foreign files
         raise CheckpointError(
             f"'{path}' cannot be read ({type(error).__name__}): it is truncated, or not an amg-reid checkpoint."
         ) from error
+    if is_torchreids(content):
+        return content
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"'{path}' is not an amg-reid checkpoint; plain weight files go into amg.weights.")
     if content.get("version") != VERSION:

@@ -72,9 +72,10 @@ def test_links_within_the_repository_lead_somewhere(page, target):
 
 @pytest.mark.parametrize("words", list(command_lines()))
 def test_command_lines_are_understood(words):
-    parser = cli.command_parser(words[0])
+    first = cli.build_parser().parse_args(words)
+    parser = cli.command_parser(first.name)
     mixed = parser.get_default("opts") is not None
-    args = parser.parse_intermixed_args(words[1:]) if mixed else parser.parse_args(words[1:])
+    args = parser.parse_intermixed_args(first.words) if mixed else parser.parse_args(first.words)
     if getattr(args, "config_file", None):
         find_config(args.config_file)
 
@@ -182,6 +183,7 @@ def test_the_help_of_a_command_leads_to_a_page_about_it(name):
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A folder with what the examples find on a user's disk, all of it small."""
+    import torch
     import torchreid
 
     import amg_plugin
@@ -198,6 +200,9 @@ def workspace(tmp_path_factory):
     for name in ("0001.jpg", "0002.jpg"):
         Image.new("RGB", (64, 128), "white").save(folder / "query" / name)
     model = torchreid.models.build_model("vit_amg_tiny", num_classes=8, loss="softmax", pretrained=False)
+    (folder / "my_amg.yaml").write_text("amg:\n  arch: vit_tiny_patch16_224\n", encoding="utf-8")
+    (folder / "log" / "model").mkdir(parents=True)
+    torch.save({"state_dict": model.state_dict(), "epoch": 60}, folder / "log" / "model" / "model.pth.tar-60")
     images = {"height": 256, "width": 128, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
     amg_plugin.save_checkpoint(folder / "log" / "vit_small_pruned" / "best.pth", model, preprocessing=images)
     return folder

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from amg_plugin import compat
 from amg_plugin.bench.subject import IDENTITIES, Subject, exported_file, short_name
-from amg_plugin.checkpoint import read_checkpoint
+from amg_plugin.checkpoint import is_torchreid_file, read_checkpoint
 from amg_plugin.deploy.exported_file import ExportInfo
 from amg_plugin.deploy.networks import FeatureGraph, deployed, label_inputs
-from amg_plugin.errors import InputError, RunError
+from amg_plugin.errors import CheckpointError, InputError, RunError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.solve import with_reducer
 from amg_plugin.models.spec import ARCHITECTURES, ModelSpec
@@ -44,6 +44,11 @@ def from_checkpoint(path: str) -> list[Subject]:
     Raises:
         CheckpointError: If the file cannot be used.
     """
+    if is_torchreid_file(path):
+        raise CheckpointError(
+            f"'{path}' is a checkpoint of torchreid's, whose structure processes of their own do not know; 'amg-reid "
+            "import --from torchreid' makes one of it that says it."
+        )
     checkpoint = read_checkpoint(path)
     spec, one = checkpoint.spec, Subject(short_name(path), "checkpoint", checkpoint.spec.image_size, path=path)
     if checkpoint.plan.is_dense and spec.reducer is None:

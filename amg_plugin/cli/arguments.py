@@ -101,6 +101,21 @@ def required_weights(args: argparse.Namespace) -> str:
     return args.weights
 
 
+def checkpoint_from_arguments(args: argparse.Namespace, path: str) -> Checkpoint:
+    """Read a checkpoint; one of torchreid's has the structure of ``--config-file`` where that is given.
+
+    Raises:
+        CheckpointError: If the file cannot be used.
+    """
+    from amg_plugin.checkpoint import is_torchreid_file, read_checkpoint
+    from amg_plugin.config.active import using_amg_config
+
+    if not (args.config_file and is_torchreid_file(path)):
+        return read_checkpoint(path)
+    with using_amg_config(config_from_arguments(args, use_schedule=False).amg):
+        return read_checkpoint(path)
+
+
 def config_from_arguments(
     args: argparse.Namespace, *, use_schedule: bool = True, base: Mapping[str, Any] | None = None
 ) -> CfgNode:

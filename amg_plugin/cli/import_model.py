@@ -1,12 +1,14 @@
-"""Turn a published TransReID or LA-Transformer checkpoint into an amg-reid checkpoint.
+"""Turn a checkpoint of TransReID, LA-Transformer or torchreid into an amg-reid checkpoint.
 
-Read a published checkpoint, dense or pruned, and write it as an amg-reid checkpoint.
+Read a published checkpoint, dense or pruned, and write it as an amg-reid checkpoint. Of torchreid, checkpoints of
+vit_amg* are read (model.pth.tar-N), whose structure is that of --amg-config; the options about sizes are not for them.
 
 The file is read as data: tensors, numbers and plain containers, never code. Its shapes and token masks give
 the structure. A pruned file does not record which heads it kept, so the result knows only their number.
 
 example: amg-reid import transformer_120.pth --from transreid --out log/transreid.pth
          amg-reid import net_best.pth --from la --out log/la.pth
+         amg-reid --amg-config my_amg.yaml import log/model/model.pth.tar-60 --from torchreid --out log/vit.pth
 
 more: docs/fidelity.md
 """
@@ -21,9 +23,8 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("file", metavar="FILE", help="a published .pth or .safetensors file")
-    parser.add_argument(
-        "--from", dest="source", choices=("transreid", "la"), required=True, help="the program that wrote it"
-    )
+    sources = ("transreid", "la", "torchreid")
+    parser.add_argument("--from", dest="source", choices=sources, required=True, help="the program that wrote it")
     parser.add_argument("--out", metavar="CKPT", required=True, help="the checkpoint to write")
     parser.add_argument(
         "--trained-on",
@@ -47,14 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Import; 0 on success."""
     from amg_plugin.checkpoint import read_checkpoint
-    from amg_plugin.paper.importing import Sizes, read_network, save_imported
+    from amg_plugin.paper.importing import Sizes, read_network, save_imported, save_torchreids
     from amg_plugin.runs.result import describe, description_text
     from amg_plugin.utils.files import check_output
 
     check_output(args.out, "--out")
-    sizes = Sizes(**{one.name: getattr(args, one.name) for one in fields(Sizes) if one.name != "cameras"})
-    model = read_network(args.file, args.source, sizes)
-    save_imported(args.out, model, args.source, Path(args.file).name, args.trained_on)
+    if args.source == "torchreid":
+        save_torchreids(args.out, args.file)
+    else:
+        sizes = Sizes(**{one.name: getattr(args, one.name) for one in fields(Sizes) if one.name != "cameras"})
+        model = read_network(args.file, args.source, sizes)
+        save_imported(args.out, model, args.source, Path(args.file).name, args.trained_on)
     checkpoint = read_checkpoint(args.out)
     print(description_text(checkpoint, describe(checkpoint)))
     if not checkpoint.plan.heads_known:

@@ -59,6 +59,8 @@ COMMANDS = {
 
 #: Commands that ``torchrun`` may start several processes of.
 SEVERAL_PROCESSES = ("train", "prune", "test")
+#: Those that read checkpoints: torchreid's have the structure of --amg-config.
+READERS = ("train", "prune", "test", "inspect", "visualize", "export", "compare", "import")
 
 #: What the commands need of what an installation brings.
 _REQUIRED = (
@@ -75,7 +77,7 @@ _REQUIRED = (
     "jinja2",
 )
 
-USAGE = """amg-reid COMMAND ...
+USAGE = """amg-reid [--amg-config FILE] COMMAND ...
        amg-reid [--amg-config FILE] SCRIPT ARGS..."""
 
 SCRIPTS = """scripts:
@@ -110,7 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = _Parser("amg-reid", USAGE, __doc__, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"amg-reid {__version__}")
-    parser.add_argument("--amg-config", metavar="FILE", help="yaml file with the 'amg' node of the models in SCRIPT")
+    parser.add_argument(
+        "--amg-config",
+        metavar="FILE",
+        help="yaml file with the 'amg' node of the models in SCRIPT, or in checkpoints of torchreid's",
+    )
     parser.add_argument("name", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
@@ -208,9 +214,12 @@ def _run(words: list[str]) -> int:
     first = parser.parse_args(words)
     _check_processes(first.name)
     if first.name in COMMANDS:
-        if first.amg_config is not None:
-            raise InputError(f"--amg-config is for scripts; '{first.name}' takes --config-file.")
+        if first.amg_config is not None and first.name not in READERS:
+            raise InputError(
+                f"--amg-config is for scripts and for commands that read checkpoints; '{first.name}' is neither."
+            )
         with ending.unwinding(), output_of(launched().rank), _files_blamed():
+            _put_in_force(first.amg_config)
             parser = command_parser(first.name)
             parser.set_defaults(words=(first.name, *first.words))  # as they were typed
             if parser.get_default("opts") is None:
@@ -259,13 +268,22 @@ def _run_script(script: Path, words: Sequence[str], amg_config: str | None) -> N
     from amg_plugin.plugin.registry import register
 
     register(*words)  # with data sets such as folder:NAME among them
+    _put_in_force(amg_config)
+    import torch
+
+    from amg_plugin.models.weights import HARMLESS
+
+    # torchreid's checkpoints hold numpy's numbers, which torch.load of today refuses.
+    with _as_if_started(script, words), torch.serialization.safe_globals(HARMLESS):
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def _put_in_force(amg_config: str | None) -> None:
     if amg_config is not None:
+        from amg_plugin.config.active import set_active_amg_config
         from amg_plugin.config.load import apply_amg_node
-        from amg_plugin.plugin.active import set_active_amg_config
 
         set_active_amg_config(apply_amg_node(amg_config))
-    with _as_if_started(script, words):
-        runpy.run_path(str(script), run_name="__main__")
 
 
 @contextlib.contextmanager

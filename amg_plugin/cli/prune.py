@@ -47,7 +47,7 @@ def run(args: Namespace) -> int:
 
     if args.preview:
         arguments.refuse_processes("--preview")
-    checkpoint = read_checkpoint(arguments.required_weights(args))
+    checkpoint = arguments.checkpoint_from_arguments(args, arguments.required_weights(args))
     cfg = arguments.config_from_arguments(args, base=checkpoint.config)
     check_reducer(cfg, checkpoint)
     if args.preview:

@@ -50,7 +50,6 @@ def run(args: Namespace) -> int:
     """Evaluate; 0 on success."""
     exported = file_format(arguments.required_weights(args)) is not None
     _check_files(args, exported)
-    from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.runs import test
     from amg_plugin.runs.result import write_markdown
     from amg_plugin.runs.setup import prepare, use_gpu
@@ -64,9 +63,15 @@ def run(args: Namespace) -> int:
         checkpoint = as_checkpoint(file.info)
         evaluate, subjects = test.evaluate_file, (file, checkpoint)
     else:
-        checkpoint = read_checkpoint(args.weights)
+        checkpoint = arguments.checkpoint_from_arguments(args, args.weights)
         if args.gallery_weights is not None:
-            evaluate, subjects = test.evaluate_pair, (checkpoint, read_checkpoint(args.gallery_weights))
+            evaluate, subjects = (
+                test.evaluate_pair,
+                (
+                    checkpoint,
+                    arguments.checkpoint_from_arguments(args, args.gallery_weights),
+                ),
+            )
         else:
             dense = None if args.dense is None else test.read_dense(args.dense, checkpoint)
             evaluate, subjects = test.evaluate_checkpoint, (checkpoint, dense)

@@ -28,7 +28,6 @@ add_arguments = arguments.adder(
 
 def run(args: Namespace) -> int:
     """Train; 0 on success."""
-    from amg_plugin.checkpoint import read_checkpoint
     from amg_plugin.runs import checks, preview
     from amg_plugin.runs.setup import prepare, use_gpu
     from amg_plugin.runs.train import train
@@ -36,7 +35,7 @@ def run(args: Namespace) -> int:
 
     if args.preview:
         arguments.refuse_processes("--preview")
-    checkpoint = read_checkpoint(args.weights) if args.weights else None
+    checkpoint = arguments.checkpoint_from_arguments(args, args.weights) if args.weights else None
     base = checkpoint.config if checkpoint else None
     cfg = arguments.config_from_arguments(args, use_schedule=False, base=base)
     if args.preview:

@@ -69,6 +69,12 @@ def load_data(path: Path, mmap: bool = False) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)
 
 
+def read_harmless(path: Path, mmap: bool = False) -> Any:
+    """As :func:`load_data`; :data:`HARMLESS` classes may be in the file."""
+    with torch.serialization.safe_globals(HARMLESS):
+        return load_data(path, mmap)
+
+
 def _storages(content: Any) -> Iterator[int]:
     """Bytes of the storages of all tensors in plain data, each once."""
     todo, seen = [content], set()
@@ -123,8 +129,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(HARMLESS):
-            content = load_data(path)
+        content = read_harmless(path)
     except CheckpointError:
         raise
     except Exception as error:  # the readers raise many types for foreign files

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from amg_plugin.checkpoint import save_checkpoint
+from amg_plugin.checkpoint import is_torchreid_file, read_checkpoint, save_checkpoint
 from amg_plugin.config.load import load_config, to_plain_dict
-from amg_plugin.errors import InputError
+from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.models.reid import ReIDModel
 from amg_plugin.models.weights import read_state_dict
 from amg_plugin.paper import load_la_transformer, load_transreid
@@ -111,6 +111,19 @@ def save_imported(path: str | Path, model: ReIDModel, source: str, file_name: st
         history=[{"event": "import", "from": source, "file": file_name}],
         preprocessing=Preprocessing(height, width, tuple(mean), tuple(std), "bicubic"),
     )
+
+
+def save_torchreids(path: str | Path, file: str | Path) -> None:
+    """Write a checkpoint of torchreid's own script as one of the plugin; the ``amg`` node in force says its structure.
+
+    Raises:
+        CheckpointError: If ``file`` is none, or of another structure.
+        RunError: If the checkpoint cannot be written.
+    """
+    if not is_torchreid_file(file):
+        raise CheckpointError(f"'{file}' is not a checkpoint of torchreid's: it has no state_dict and epoch.")
+    found = read_checkpoint(file)
+    save_checkpoint(path, found.build(), config=found.config, history=found.history, preprocessing=found.preprocessing)
 
 
 def _transreid(state: Mapping[str, Tensor], sizes: Sizes) -> ReIDModel:

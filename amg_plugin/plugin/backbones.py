@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from amg_plugin import compat
+from amg_plugin.config.active import using_amg_config
 from amg_plugin.errors import CheckpointError, InputError
 from amg_plugin.models import complexity
 from amg_plugin.models.weights import load_strictly, read_state_dict
-from amg_plugin.plugin.active import using_amg_config
 from amg_plugin.plugin.registry import MODELS, register
 
 #: Height and width in pixels that a network is built for; all others take any size.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from amg_plugin import compat
 from amg_plugin.errors import ConfigError, InputError
-from amg_plugin.plugin.active import active_amg_config
 from amg_plugin.registries.registry import Registry, Row, refuse_taken
 
 if TYPE_CHECKING:
@@ -70,6 +69,7 @@ def vit_amg_tiny(num_classes: int, loss: str = "softmax", pretrained: bool = Tru
 
 def _build(name: str, num_classes: int, loss: str, pretrained: bool) -> ReIDModel:
     from amg_plugin.checkpoint import build_start
+    from amg_plugin.config.active import active_amg_config
     from amg_plugin.models.solve import fit_reducer
     from amg_plugin.models.spec import ARCHITECTURES, spec_from_config
     from amg_plugin.utils.preprocessing import Preprocessing

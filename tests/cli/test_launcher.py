@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from amg_plugin.cli.main import COMMANDS, main
-from amg_plugin.plugin.active import active_amg_config, set_active_amg_config
+from amg_plugin.config.active import active_amg_config, set_active_amg_config
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_arguments_and_search_path_are_restored_even_after_an_error(script):
 def test_the_amg_node_of_the_file_is_in_force_in_the_script(script, tmp_path, form):
     (tmp_path / "amg.yaml").write_text("amg:\n  arch: deit_tiny_patch16_224\n", encoding="utf-8")
     name = script(
-        "from amg_plugin.plugin.active import active_amg_config\n"
+        "from amg_plugin.config.active import active_amg_config\n"
         "assert active_amg_config().arch == 'deit_tiny_patch16_224'\n"
     )
     assert main([*form, name]) == 0
@@ -66,7 +66,7 @@ def test_the_amg_node_of_the_file_is_in_force_in_the_script(script, tmp_path, fo
         (["scripts"], "'scripts' is a folder"),
         (["--amg-config", "amg.yaml"], "--amg-config amg.yaml needs a script"),
         (["--amg-config", "absent.yaml", "scripts/main.py"], "absent.yaml"),
-        (["--amg-config", "amg.yaml", "doctor"], "--amg-config is for scripts"),
+        (["--amg-config", "amg.yaml", "doctor"], "--amg-config is for scripts and for commands that read checkpoints"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence_and_exit_status_2(script, capsys, words, expected):

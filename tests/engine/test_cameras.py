@@ -11,6 +11,7 @@ from tiny_run import HEIGHT, SPEC, WIDTH
 
 from amg_plugin import compat
 from amg_plugin.checkpoint import load_model
+from amg_plugin.config.active import using_amg_config
 from amg_plugin.data.labels import UNSEEN, TargetLabels, TrainingCameras, TrainingLabels, target_rows
 from amg_plugin.data.manager import build_datamanager
 from amg_plugin.data.occlusion.copy import write_occluded_copy
@@ -20,7 +21,6 @@ from amg_plugin.errors import ConfigError
 from amg_plugin.evaluation.evaluator import Evaluator
 from amg_plugin.evaluation.protocol import Protocol
 from amg_plugin.models.spec import SideInformationSpec
-from amg_plugin.plugin.active import using_amg_config
 from amg_plugin.pruning.cut import PruningRules
 from amg_plugin.pruning.schedule import PruningSchedule
 from amg_plugin.runs.setup import assemble, build_model

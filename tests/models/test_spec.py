@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from amg_plugin.config.active import using_amg_config
 from amg_plugin.config.load import load_config
 from amg_plugin.errors import InputError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.spec import spec_from_config
-from amg_plugin.plugin.active import using_amg_config
 from amg_plugin.plugin.registry import vit_amg
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 import amg_plugin
 from amg_plugin import compat
-from amg_plugin.plugin.active import using_amg_config
+from amg_plugin.config.active import using_amg_config
 
 if not compat.is_installed():
     pytest.skip("torchreid is not installed", allow_module_level=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from amg_plugin.config import get_default_config
-from amg_plugin.plugin.active import active_amg_config, set_active_amg_config, using_amg_config
+from amg_plugin.config.active import active_amg_config, set_active_amg_config, using_amg_config
 
 
 @pytest.fixture
