@@ -29,11 +29,12 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "onnx", "onnxruntime", "onnxscript"],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "argcomplete", "onnx", "onnxruntime", "onnxscript"],
     "export": ["onnx", "onnxruntime", "onnxscript", "openvino", "nncf"],
     "litert": ["litert-torch", "ai-edge-litert", "ai-edge-quantizer"],  # which want torch below 2.15
     "executorch": ["executorch", "torchao"],
-    "docs": ["mkdocs-material", "mkdocstrings[python]"],
+    "docs": ["mkdocs-material", "mkdocstrings[python]", "nbclient", "ipykernel"],
+    "completion": ["argcomplete"],  # of words in a shell; see docs/commands.md
     "runtime": ["onnxruntime", "numpy", "pillow"],  # running exported ONNX files; see docs/export.md
 }
 

@@ -133,8 +133,9 @@ def targets_table(result: Mapping[str, Any], models: Sequence[str] = SECTIONS) -
     targets = list(result[present[0]]["targets"]) if present else []
     if len(targets) < 2:
         return None
-    occluded_targets = [name for name in targets if name.startswith(_OCCLUDED)]
-    pairs = [(whole, name) for name in occluded_targets if (whole := name.removeprefix(_OCCLUDED)) in targets]
+    pairs = [
+        (whole, name) for name in targets if (whole := name.replace(_OCCLUDED, "", 1)) in targets and whole != name
+    ]
     header = ["model", *targets, *(f"{occluded} - {whole}" for whole, occluded in pairs)]
     rows = []
     for name in present:

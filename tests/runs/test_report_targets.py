@@ -22,6 +22,14 @@ def test_models_are_rows_and_targets_columns_with_the_loss_by_occlusion():
     assert rows[1] == ["finetuned", "88.0 / 79.0", "50.0 / 40.0", "31.0 / 21.0", "-38.0 / -39.0"]
 
 
+def test_own_data_has_the_difference_by_occlusion_too():
+    _, header, rows = targets_table(
+        {"dense": section(**{"folder:shop": (0.9, 0.8), "folder:occluded_shop": (0.6, 0.5)})}
+    )
+    assert header[-1] == "folder:occluded_shop - folder:shop"
+    assert rows[0][-1] == "-30.0 / -30.0"
+
+
 def test_targets_without_their_counterpart_get_no_difference():
     _, header, _ = targets_table({"dense": section(occluded_duke=(0.5, 0.4), market1501=(0.9, 0.8))})
     assert header == ["model", "occluded_duke", "market1501"]
