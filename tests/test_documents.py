@@ -8,9 +8,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from occluded_folders import write_occluded_reid, write_partial_reid
 from PIL import Image
 
+import amg_plugin
 from amg_plugin import compat, get_default_config
 from amg_plugin.cli import main as cli
 from amg_plugin.config import find_config
@@ -21,7 +23,7 @@ README = CHECKOUT / "README.md"
 DOCUMENTS = sorted(path for path in (*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")))
 if not DOCUMENTS:
     pytest.skip("the tests do not run from a checkout", allow_module_level=True)
-#: Pages that tell what was, and what a page of recipes is tested by.
+#: Pages that tell what was, and that tests of their own run as they are printed.
 HISTORY, RECIPES = CHECKOUT / "CHANGELOG.md", CHECKOUT / "docs" / "extending.md"
 FOLDERS = ("amg_plugin", "benchmarks", "configs", "docs", "tests", "tools", *cli.COMMANDS)
 
@@ -152,6 +154,14 @@ def test_the_readme_is_short():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 130
 
 
+def test_the_citation_is_that_of_the_readme():
+    cited = yaml.safe_load((CHECKOUT / "CITATION.cff").read_text(encoding="utf-8"))
+    article, text = cited["preferred-citation"], README.read_text(encoding="utf-8")
+    assert cited["version"] == amg_plugin.__version__
+    assert f"{{{article['title']}}}" in text
+    assert " and ".join(f"{author['family-names']}, {author['given-names']}" for author in article["authors"]) in text
+
+
 def test_every_page_is_in_the_index():
     index = (CHECKOUT / "docs" / "README.md").read_text(encoding="utf-8")
     docs = CHECKOUT / "docs"
@@ -210,7 +220,7 @@ def workspace(tmp_path_factory):
 
 def examples():
     for path in DOCUMENTS:
-        if path != RECIPES:
+        if path != RECIPES and path.parent.name != "tutorials":
             for number, code in enumerate(blocks(path, "python"), start=1):
                 yield pytest.param(code, id=f"{path.name} {number}")
 

@@ -1,16 +1,12 @@
 """The recipes of docs/extending.md, run as they are printed: files written, shell lines run, from top to bottom."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from pages import CHECKOUT, blocks, programs, run_shell
 
 from amg_plugin import compat
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 PAGE = (CHECKOUT / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = {text.partition("\n")[0]: text for text in re.split(r"^## ", PAGE, flags=re.M)}
 #: Section -> what a run of it leaves behind or says.
@@ -26,29 +22,18 @@ RECIPES = {
 pytestmark = pytest.mark.skipif(not compat.is_installed(), reason="torchreid is not installed")
 
 
-def blocks(section):
-    """Fenced blocks of a section: name of the file in the line before, if any, language and text."""
-    return re.findall(r"(?:^`(\S+)`\n\n)?^```(\w+)\n(.*?)^```$", section, flags=re.M | re.DOTALL)
-
-
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """Runs the page in a folder of its own; gives the folder and, per section, what its shell lines said."""
-    folder, programs = tmp_path_factory.mktemp("page"), tmp_path_factory.mktemp("bin")
-    for name, call in (("python", f'"{sys.executable}"'), ("amg-reid", f'"{sys.executable}" -m amg_plugin')):
-        (programs / name).write_text(f'#!/bin/sh\nexec {call} "$@"\n', encoding="utf-8")
-        (programs / name).chmod(0o755)
-    paths = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(CHECKOUT)}
+    folder = tmp_path_factory.mktemp("page")
+    environment = programs(tmp_path_factory.mktemp("bin"))
     said = {}
     for title, section in SECTIONS.items():
         for name, language, text in blocks(section):
             if language != "sh":
                 (folder / name).write_text(text, encoding="utf-8")
-                continue
-            done = subprocess.run(
-                ["sh", "-e", "-c", text], cwd=folder, env={**os.environ, **paths}, capture_output=True, text=True
-            )
-            said[title] = (done.returncode, done.stdout + done.stderr)
+            else:
+                said[title] = run_shell(text, folder, environment)
     return folder, said
 
 

@@ -2,10 +2,12 @@
 
 The navigation is the index, ``docs/README.md``: its headings are the sections, its links the pages. What lies outside
 ``docs/`` (README, CHANGELOG, CONTRIBUTING, files that pages link to) gets a place in the site. A picture and the lines
-in italics below it become a figure with its caption. Pages of the API come from docstrings, that of help from commands.
+in italics below it become a figure with its caption. Pages of the API come from docstrings, that of help from commands,
+those of notebooks from their cells and outputs.
 """
 
 import ast
+import json
 import os
 import posixpath
 import re
@@ -49,13 +51,14 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are not in ``docs/``, and copies of files that pages link to outside of it."""
     made = {place: (CHECKOUT / name).read_text(encoding="utf-8") for name, place in ROOT_PAGES.items()}
     made |= {f"api/{module}.md": api_page(module) for module in API}
+    made |= {_place(path): notebook_page((CHECKOUT / path).read_text(encoding="utf-8")) for path in _notebooks()}
     made["help.md"] = help_page()
     for place, text in made.items():
         files.append(File.generated(config, place, content=text))
     for page in list(files.documentation_pages()):
         for target, _ in _LINK.findall(_CODE.sub("", page.content_string)):
-            found = _outside(page.src_uri, target)
-            if found and found not in ROOT_PAGES and not files.get_file_from_path(_place(found)):
+            found = _target(page.src_uri, target)
+            if found and not files.get_file_from_path(_place(found)):
                 files.append(File.generated(config, _place(found), abs_src_path=str(CHECKOUT / found)))
     return files
 
@@ -68,7 +71,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         target, anchor = match.groups()
         if source in ROOT_PAGES.values() and target.startswith("docs/"):
             return f"]({target.removeprefix('docs/')}{anchor})"
-        found = _outside(source, target)
+        found = _target(source, target)
         if found is None:
             return match.group()
         return f"]({posixpath.relpath(_place(found), posixpath.dirname(source) or '.')}{anchor})"
@@ -79,8 +82,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Take the roles away that docstrings give to names of the code."""
-    return _ROLE.sub("", html)
+    """Take away what docstrings write for other programs: roles of names, second colons."""
+    return re.sub("::</p>", ":</p>", _ROLE.sub("", html))
 
 
 def navigation(index: str) -> list[dict[str, list[Any]]]:
@@ -93,7 +96,7 @@ def navigation(index: str) -> list[dict[str, list[Any]]]:
     for part in re.split(r"^## ", index, flags=re.MULTILINE)[1:]:
         pages = re.findall(r"^\| \[[^\]]*\]\(([^)]*)\)", part, re.MULTILINE)
         heading = part.partition("\n")[0]
-        sections.append({heading: [ROOT_PAGES.get(page.removeprefix("../"), page) for page in pages]})
+        sections.append({heading: [_place(posixpath.normpath(f"docs/{page}")) for page in pages]})
     return [*sections, {"Reference": ["help.md", *(f"api/{module}.md" for module in API)]}]
 
 
@@ -127,15 +130,37 @@ def help_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _outside(source: str, target: str) -> str | None:
-    """The path in the checkout that a link of a page in ``docs/`` leads to, if that is a file outside ``docs/``."""
-    if "://" in target:
+def notebook_page(text: str) -> str:
+    """Markdown of a notebook with its outputs."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if picture := data.get("image/png"):
+                parts.append(f"![{output['output_type']}](data:image/png;base64,{''.join(picture.split())})")
+            elif said := "".join(output.get("text") or data.get("text/plain") or ""):
+                parts.append(f"```text\n{said.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _notebooks() -> list[str]:
+    return sorted(path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "docs").rglob("*.ipynb"))
+
+
+def _target(source: str, target: str) -> str | None:
+    """The path in the checkout that a link of a page leads to, if it is a file that is no plain part of ``docs/``."""
+    if ":" in target:
         return None
     here = "" if source in ROOT_PAGES.values() else posixpath.join("docs", posixpath.dirname(source))
     path = posixpath.normpath(posixpath.join(here, target))
-    return path if not path.startswith("docs/") and (CHECKOUT / path).is_file() else None
+    special = path.endswith(".ipynb") or not path.startswith("docs/")
+    return path if special and (CHECKOUT / path).is_file() else None
 
 
 def _place(path: str) -> str:
-    """The place in the site of a file that lies outside ``docs/``."""
+    """The place in the site of a file of the checkout."""
+    if path.startswith("docs/"):
+        return re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
     return ROOT_PAGES.get(path, f"files/{path}")

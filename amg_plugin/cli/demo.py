@@ -9,7 +9,7 @@ The numbers say that the path works, not how well the method does on real people
 
 example: amg-reid demo --seed 1
 
-more: docs/commands.md
+more: docs/tutorials/prune.md
 """
 
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""Check the installation and name what is missing.
+"""Check the installation, name what is missing and the commands that mend it.
 
 The checks are of Python, the packages (torchreid declares none of its own), the registered names and the device. The
 exit status is 0 if everything needed is there, else 1.
@@ -76,12 +76,13 @@ add_arguments = adder(JSON)
 
 @dataclass(frozen=True)
 class Check:
-    """A row of the table: ``detail`` is a version, a count, or what is wrong and the command that mends it."""
+    """A row of the table: ``detail`` is a version, a count, or what is wrong; ``fix`` is the command that mends it."""
 
     group: str
     name: str
     status: str
     detail: str
+    fix: str = ""
 
 
 def run(args: Namespace) -> int:
@@ -94,9 +95,18 @@ def run(args: Namespace) -> int:
     width = max(len(check.name) for check in checks)
     for group, rows in groupby(checks, key=lambda check: check.group):
         print(group, *(f"  {row.name:<{width}}  {_MARKS[row.status]:<7}  {row.detail}" for row in rows), "", sep="\n")
-    end = f"{problems} problem{'s' * (problems > 1)}: see the lines marked PROBLEM"
-    print(end if problems else "everything needed is there")
+    if problems:
+        print(f"{problems} problem{'s' * (problems > 1)}: see the lines marked PROBLEM. To mend, run")
+        print(*(f"  {command}" for command in fixes(checks)), "and 'amg-reid doctor' again.", sep="\n")
+    else:
+        print("everything needed is there")
     return 1 if problems else 0
+
+
+def fixes(checks: Iterable[Check]) -> list[str]:
+    """The commands that mend the problems among ``checks``; what has none of its own follows from the others."""
+    commands = dict.fromkeys(check.fix for check in checks if check.status == PROBLEM and check.fix)
+    return list(commands) or ["pip install --force-reinstall ."]  # in a checkout, as it was installed
 
 
 def collect() -> list[Check]:
@@ -146,10 +156,17 @@ def _check(group: str, name: str, look: Callable[[], str]) -> Check:
         return Check(group, name, OK, look())
     except AMGError as error:
         absent = group == _OPTIONAL and isinstance(error, MissingDependencyError)
-        return Check(group, name, ABSENT if absent else PROBLEM, str(error))
+        return Check(group, name, ABSENT if absent else PROBLEM, str(error), getattr(error, "fix", ""))
     except Exception as error:  # a doctor reports whatever is broken
         logger.debug("check of %s failed", name, exc_info=True)
         return Check(group, name, PROBLEM, f"{type(error).__name__}: {error}")
+
+
+def _mendable(text: str, fix: str, kind: type[AMGError] = AMGError) -> AMGError:
+    """An error that says what is wrong and the command that mends it."""
+    error = kind(f"{text}: {fix}")
+    error.fix = fix
+    return error
 
 
 def _runtimes() -> str:
@@ -157,15 +174,17 @@ def _runtimes() -> str:
     known = {name: row for row in FORMATS.rows.values() if "torch" not in row.runtime for name in row.runtime}
     there = {module: _package(module, compat.pip_name(module)) for module in known if compat.is_installed(module)}
     if not there:
-        names = " or ".join(map(compat.pip_name, known))
-        raise MissingDependencyError(f"missing: pip install {names}, whichever runs your files")
+        first, *others = map(compat.pip_name, known)
+        text = f"missing: one that runs your files, {' or '.join((first, *others))}"
+        raise _mendable(text, f"pip install {first}", MissingDependencyError)
     return ", ".join(f"{module} {version}" for module, version in there.items())
 
 
 def _python() -> str:
     text = f"{platform.python_version()} ({sys.executable}) on {platform.platform()}"
     if sys.version_info < MINIMUM_PYTHON:
-        raise AMGError(f"{text}: 3.10 or newer is needed")
+        needed = ".".join(map(str, MINIMUM_PYTHON))
+        raise _mendable(f"{text}, {needed} or newer is needed", f"python{needed} -m venv .venv, and install into it")
     return text
 
 
@@ -175,11 +194,11 @@ def _package(module: str, requirement: str, load: bool = True) -> str:
     with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(module)
     if spec is None:
-        raise MissingDependencyError(f"missing: pip install {quoted}")
+        raise _mendable("missing", f"pip install {quoted}", MissingDependencyError)
     name, _, least = requirement.partition(">=")
     version = _version(module, name, spec.origin)
     if least and _numbers(version) and _numbers(version) < _numbers(least):
-        raise AMGError(f"{version} is too old: pip install --upgrade {quoted}")
+        raise _mendable(f"{version} is too old", f"pip install --upgrade {quoted}")
     if module == "torchreid":
         return f"{version}, layout '{compat.layout()}'"
     try:
@@ -187,7 +206,8 @@ def _package(module: str, requirement: str, load: bool = True) -> str:
             importlib.import_module(module)
     except Exception as error:  # a package can be there and not load, say for want of a system library
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise AMGError(f"{version}, but cannot be imported ({reason})") from error
+        text = f"{version}, but cannot be imported ({reason})"
+        raise _mendable(text, f"pip install --force-reinstall {quoted}") from error
     return version
 
 
@@ -227,10 +247,8 @@ def _torch_with_torchvision() -> str:
     last = (result.stderr.strip().splitlines() or ["no message"])[-1]
     if "No module named" in last:
         raise AMGError(f"not checked: {last}")
-    raise AMGError(
-        f"do not belong together ({last}): install both from the same index, "
-        "pip install --force-reinstall torch torchvision"
-    )
+    text = f"do not belong together ({last}); install both from the same index"
+    raise _mendable(text, "pip install --force-reinstall torch torchvision")
 
 
 def _registered(names: Iterable[str], factory: Callable[[], Collection[str]]) -> str:

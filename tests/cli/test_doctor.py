@@ -50,6 +50,7 @@ def test_a_missing_need_of_torchreid_is_named_with_its_pip_name(monkeypatch, cap
     text = capsys.readouterr().out
     assert "missing: pip install its-pip-name" in text
     assert "1 problem: see" in text
+    assert text.endswith("To mend, run\n  pip install its-pip-name\nand 'amg-reid doctor' again.\n")
 
 
 def test_a_missing_package_of_a_format_is_no_problem(monkeypatch):
@@ -73,6 +74,15 @@ def test_a_package_that_does_not_load_is_a_problem(monkeypatch, tmp_path):
     check = _check("package_that_breaks")
     assert check.status == PROBLEM
     assert "cannot be imported (OSError: no such library)" in check.detail
+    assert check.fix == "pip install --force-reinstall its-pip-name"
+
+
+def test_commands_that_mend_are_named_once():
+    missing = doctor.Check("packages", "a", PROBLEM, "missing: pip install a", "pip install a")
+    follows = doctor.Check("registered", "models", PROBLEM, "'a' is missing")
+    fine = doctor.Check("packages", "b", OK, "1.0")
+    assert doctor.fixes([missing, fine, follows, missing]) == ["pip install a"]
+    assert doctor.fixes([follows]) == ["pip install --force-reinstall ."]
 
 
 def test_a_python_that_is_too_old_is_a_problem(monkeypatch):
