@@ -8,9 +8,9 @@ from pages import CHECKOUT, blocks, programs, run_shell
 TUTORIALS = CHECKOUT / "docs" / "tutorials"
 #: The order of the index, and what each leaves behind.
 PAGES = {
-    "prune": ("log/pruned/best.pth", "pictures/last_model.png"),
+    "prune": ("log/pruned/best.pth", "pictures/last_scores.png"),
     "device": ("gallery.npz",),
-    "budget": ("log/saving50/result.json",),
+    "budget": ("log/saving50/result.json", "budgets.html"),
     "occlusion": ("log/occluded/result.json",),
 }
 
