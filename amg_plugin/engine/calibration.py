@@ -102,12 +102,21 @@ def build_calibration(
 
 @contextmanager
 def scoring_mode(model: nn.Module, mode: str) -> Iterator[None]:
-    """Put the network into ``"train"`` or ``"eval"`` mode; modes and running statistics are restored."""
+    """Put the network into ``"train"`` or ``"eval"`` mode; modes and running statistics are restored.
+
+    Meanwhile float32 is float32: neither autocast nor TF32, which a GPU takes for convolutions unless told otherwise.
+    """
+    products = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]
+    device = next(model.parameters()).device.type
     statistics = {
         name: value.clone() for name, value in model.named_buffers() if "running" in name or "tracked" in name
     }
     try:
-        with temporarily("training", mode == "train", model.modules()):
+        with (
+            temporarily("training", mode == "train", model.modules()),
+            temporarily("fp32_precision", "ieee", products),
+            torch.autocast(device, enabled=False),
+        ):
             yield
     finally:
         with torch.no_grad():

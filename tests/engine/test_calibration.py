@@ -7,6 +7,7 @@ from torch import nn
 
 from amg_plugin.engine.calibration import build_calibration, calibration_loader, scoring_mode
 from amg_plugin.errors import AMGError
+from amg_plugin.models.vit import temporarily
 from amg_plugin.registries import HEAD_SCORERS, TOKEN_SCORERS
 
 AUGMENTED = {"data__transforms": ["random_flip", "random_crop", "random_erase"]}
@@ -104,3 +105,16 @@ def test_short_epochs_shorten_training_and_calibration(make_engine):
     engine = make_engine(amg__batches_per_epoch=2)
     assert len(engine.train_loader) == 2
     assert sum(1 for _ in build_calibration(engine, "").batches()) == 2
+
+
+def test_scoring_is_in_float32_whatever_is_set_around_it(make_engine):
+    products, engine = torch.backends.cuda.matmul, make_engine()
+    calibration = build_calibration(engine, "score")
+    batch = next(iter(calibration.batches()))
+    with scoring_mode(engine.model, "eval"):
+        plain = calibration.forward(batch)
+    with temporarily("fp32_precision", "tf32", [products]), torch.autocast("cpu", dtype=torch.bfloat16):
+        with scoring_mode(engine.model, "eval"):
+            assert products.fp32_precision == "ieee"
+            assert torch.equal(calibration.forward(batch), plain)
+        assert products.fp32_precision == "tf32"
