@@ -1,12 +1,16 @@
-""""Draw results: accuracy over milliseconds or MACs.
+r"""Draw results: accuracy over milliseconds or MACs.
 
-'pareto' draws the methods of tools/compare_methods.py as lines over their sizes: one file per saving, each with the
-same methods. Times are there if the tool ran with --latency; torchreid's light networks are marked at theirs.
+'pareto' draws any set of finished runs (their folders): the network that each ended with, and the dense one it began
+with; LABEL=RUN joins runs to a line. Times are those of 'amg-reid bench --output' in the folder of a run. JSON files of
+tools/compare_methods.py give methods as lines over their sizes; times are there if the tool ran with --latency, and
+torchreid's light networks are marked at theirs. The grey line joins what nothing beats.
 
-example: amg-reid plot pareto equal_macs_15.json equal_macs.json equal_macs_50.json --methods dense amg tome \
+example: amg-reid plot pareto log/head25 log/head40 log/merged --over macs
+         amg-reid plot pareto AMG=log/head25 AMG=log/head40 merging=log/merged --over fast --output pareto.svg
+         amg-reid plot pareto equal_macs_15.json equal_macs.json equal_macs_50.json --methods dense amg tome \
              --output pareto.svg
 
-more: docs/commands.md
+more: docs/visualize.md
 """
 
 from argparse import Namespace
@@ -19,7 +23,7 @@ _KINDS = (".svg", ".png", ".pdf")
 
 add_arguments = adder(
     argument("figure", "what to draw", choices=("pareto",)),
-    argument("results", "JSON files of tools/compare_methods.py", nargs="+", metavar="RESULT"),
+    argument("results", "folders of runs, or files of tools/compare_methods.py", nargs="+", metavar="[LABEL=]RESULT"),
     argument("--over", "a panel each: macs, or the form that was timed", nargs="+", default=["onnx"], metavar="COST"),
     argument("--batch", "images per pass; a panel each", nargs="+", type=int, default=[1], metavar="N"),
     argument("--step", "before or after fine-tuning", choices=("before", "after"), default="after"),

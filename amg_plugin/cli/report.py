@@ -45,7 +45,8 @@ def run(args: Namespace) -> int:
         raise InputError("--ranked takes a number from 1, and the checkpoint before pruning as --dense.")
 
     from amg_plugin.report.page import FILE_NAME, write_report
-    from amg_plugin.report.reading import folder_of, read_runs
+    from amg_plugin.report.reading import read_runs
+    from amg_plugin.runs.finished import folder_of
     from amg_plugin.utils.files import check_output
 
     folders = [folder_of(word) for word in args.runs]

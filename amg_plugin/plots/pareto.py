@@ -1,4 +1,4 @@
-"""Accuracy over cost: methods as lines over their sizes, out of the files of ``tools/compare_methods.py``."""
+"""Accuracy over cost: any set of finished runs, and the methods of ``tools/compare_methods.py`` over their sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 
 from amg_plugin.errors import InputError
 from amg_plugin.plots.style import FAINT, FONT, Sheet, header_text
-from amg_plugin.utils.files import read_json
+from amg_plugin.runs.finished import folder_of, names_of, read_finished, times_beside
+from amg_plugin.runs.result import FILE_NAME as RESULT
+from amg_plugin.runs.result import SECTIONS
+from amg_plugin.utils.files import kind_of, read_json
 
 #: The axis of cost that needs no measurement.
 MACS = "macs"
@@ -63,19 +66,23 @@ class Curves:
 
 
 def read_curves(paths: Sequence[str | Path], axis: Axis, step: str, methods: Sequence[str] = ()) -> Curves:
-    """Gather the points of several files, each with the methods at one size.
+    """Gather the points of runs and of comparisons, each of which has its methods at one size.
 
     Args:
-        paths: JSON files of ``tools/compare_methods.py``.
+        paths: Folders of runs (or their ``result.json``), ``LABEL=RUN`` for those that belong together, and JSON files
+            of ``tools/compare_methods.py``.
         axis: What cost is.
         step: ``"before"`` or ``"after"`` the fine-tuning; the dense model is shown without it.
-        methods: Keys of the methods to draw; empty for all.
+        methods: Keys of the methods to draw; empty for all. Runs have no such keys and are all drawn.
 
     Raises:
         InputError: If a file is something else, knows no such method, or has no times.
     """
     curves, known = Curves(), set()
-    for path in paths:
+    comparisons, runs = _sorted_out(paths)
+    for folder, label in runs.items():
+        _add_run(curves, folder, label, axis, step)
+    for path in comparisons:
         result = _read(path)
         known |= set(result["methods"])
         timed = _times(path, result, axis)
@@ -102,13 +109,60 @@ def read_curves(paths: Sequence[str | Path], axis: Axis, step: str, methods: Seq
     return curves
 
 
+def _sorted_out(words: Sequence[str | Path]) -> tuple[list[str | Path], dict[Path, str]]:
+    """Comparisons, and the folders of runs with their labels."""
+    comparisons: list[str | Path] = []
+    given: dict[Path, str] = {}
+    for word in words:
+        label, found, place = str(word).rpartition("=")
+        path = Path(place if found else word)
+        if found or kind_of(path) == "folder" or path.name == RESULT:
+            given[folder_of(path)] = label
+        else:
+            comparisons.append(word)
+    names = names_of(list(given)) if given else []
+    return comparisons, {one: label or name for (one, label), name in zip(given.items(), names, strict=True)}
+
+
+def _add_run(curves: Curves, folder: Path, label: str, axis: Axis, step: str) -> None:
+    """Add the network that a run ended with, and the dense one that it began with."""
+    result = read_finished(folder)
+    sections = [name for name in SECTIONS if name in result]
+    last = "pruned" if step == "before" and "pruned" in sections else next(reversed(sections), "")
+    chosen = {last: label, **({_DENSE: _DENSE} if _DENSE in sections else {})}
+    for section, name in chosen.items():
+        try:
+            point = _cost(folder, result[section], section == _DENSE, axis, curves), 100 * float(result[section]["mAP"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"The result in '{folder}' has no accuracy and cost to draw: {error!r}.") from error
+        points = curves.points.setdefault(name, [])
+        points += [point] if point not in points else []  # runs may share their dense network
+
+
+def _cost(folder: Path, section: Mapping[str, Any], dense: bool, axis: Axis, curves: Curves) -> float:
+    if axis.kind == MACS:
+        return section["macs"] / 1e9
+    rows = [row for row in times_beside(folder) if (row["form"], row["batch"]) == (axis.kind, axis.batch)]
+    # A dense network is what others are measured against.
+    rows = [row for row in rows if ("baseline" in row) != dense]
+    threads = min((row["threads"] for row in rows), default=0)
+    rows = [row for row in rows if row["threads"] == threads]
+    if len(rows) != 1:
+        raise InputError(
+            f"'{folder}' has {len(rows) or 'no'} times of {axis.kind} at batch {axis.batch} for its "
+            f"{'dense' if dense else 'last'} network; one is needed: amg-reid bench CKPT --output {folder.name}/bench."
+        )
+    curves.conditions = f"{rows[0]['measured_on']}, {threads} thread{'s' * (threads > 1)}"
+    return rows[0]["milliseconds"]
+
+
 def _read(path: str | Path) -> dict[str, Any]:
     result = read_json(path)
     methods = result.get("methods") if isinstance(result, Mapping) else None
     if not isinstance(methods, Mapping) or not all(
         isinstance(entry, Mapping) and {"label", *STEPS} <= set(entry) for entry in methods.values()
     ):
-        raise InputError(f"'{path}' is not a file of tools/compare_methods.py.")
+        raise InputError(f"'{path}' is neither the folder of a run nor a file of tools/compare_methods.py.")
     return result
 
 
@@ -126,6 +180,15 @@ def _times(path: str | Path, result: Mapping[str, Any], axis: Axis) -> dict[str,
             f"choose '{MACS}'."
         )
     return timed
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, accuracy) that none beats: the others cost more or are less accurate; ascending by cost."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda one: (one[0], -one[1])):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best
 
 
 def draw_pareto(panels: Sequence[tuple[Axis, Curves]], step: str) -> Figure:
@@ -155,6 +218,8 @@ def _draw_panel(axes: Axes, axis: Axis, curves: Curves) -> None:
             continue
         colour, shape = next(looks)
         axes.plot(*zip(*points, strict=True), color=colour, marker=shape, markersize=5, linewidth=1.2, label=label)
+    front = pareto_front([point for points in curves.points.values() for point in points])
+    axes.step(*zip(*front, strict=True), where="post", color=FAINT, linewidth=0.8, alpha=0.6, zorder=1, label="_front")
     for name, cost in curves.marks.items():
         axes.axvline(cost, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
         axes.text(cost, 0.02, f" {name}", rotation=90, fontsize=7, color=FAINT, transform=axes.get_xaxis_transform(),

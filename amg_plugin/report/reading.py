@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from amg_plugin.models.vit import backbone_of
 from amg_plugin.pruning import PruningPlan
 from amg_plugin.runs import details
 from amg_plugin.runs import result as results
-from amg_plugin.utils.files import kind_of, read_json
+from amg_plugin.runs.finished import folder_of, names_of, read_bench, read_finished, times_beside
+from amg_plugin.utils.files import kind_of
 
 #: What the sections of a result are called on a page.
 NAMES = {
@@ -110,59 +110,12 @@ def read_runs(words: Sequence[str | Path], bench: Sequence[str | Path] = ()) -> 
     folders = [folder_of(word) for word in words]
     if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
         raise InputError(f"The run '{twice}' is given twice; give each run once.")
-    names = _names(folders)
+    names = names_of(folders)
     return [_read(*one, bench if number == 0 else ()) for number, one in enumerate(zip(folders, names, strict=True))]
 
 
-def folder_of(word: str | Path) -> Path:
-    """The folder of a run, given as such or as its ``result.json``.
-
-    Raises:
-        InputError: If there is no result in it.
-    """
-    path = Path(word)
-    folder = path.parent if path.name == results.FILE_NAME else path
-    if kind_of(folder / results.FILE_NAME) != "file":
-        raise InputError(f"'{word}' holds no {results.FILE_NAME}; give the folder of a run (its data.save_dir).")
-    return folder.resolve()
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of each folder's path, as many as tell the folders apart."""
-    if len(folders) == 1:
-        return [folders[0].name]
-    common = Path(os.path.commonpath(folders))
-    own = [folder.relative_to(common).parts or (folder.name,) for folder in folders]
-    while len({len(parts) for parts in own}) == 1 and len(own[0]) > 1 and len({parts[-1] for parts in own}) == 1:
-        own = [parts[:-1] for parts in own]  # log/1/pruned and log/2/pruned are 1 and 2
-    return ["/".join(parts) for parts in own]
-
-
 def _read(folder: Path, name: str, bench: Sequence[str | Path]) -> Run:
-    result = read_json(folder / results.FILE_NAME, "result")
-    if not isinstance(result, Mapping) or not isinstance(result.get("config"), Mapping):
-        raise InputError(f"'{folder / results.FILE_NAME}' is not a result of amg-reid.")
     kept, last = details.read_details(folder), folder / LAST_CHECKPOINT
     structure = Structure.of(read_checkpoint(last)) if kind_of(last) == "file" else None
-    times = [row for path in bench for row in _read_bench(path)]
-    times += [row for path in sorted(folder.glob("*.json")) for row in _found_bench(path)]
-    return Run(name, result, kept.get("queries", {}), kept.get("attention", {}), structure, times)
-
-
-def _read_bench(path: str | Path) -> list[Mapping[str, Any]]:
-    content = read_json(path, "benchmark")
-    if not isinstance(content, Mapping) or not {"subjects", "cases", "rows", "environment"} <= set(content):
-        raise InputError(f"'{path}' is not a file of 'amg-reid bench --output'.")
-    where = content["environment"]
-    on = f"{where['device']}, {where['rounds']} rounds" if isinstance(where, Mapping) else ""
-    return [{**row, "measured_on": on} for row in content["rows"]]
-
-
-def _found_bench(path: Path) -> list[Mapping[str, Any]]:
-    """Rows of a JSON file in the folder of a run, if it is one of a benchmark."""
-    if path.name in (results.FILE_NAME, details.FILE_NAME):
-        return []
-    try:
-        return _read_bench(path)
-    except InputError:
-        return []
+    times = [row for path in bench for row in read_bench(path)] + times_beside(folder)
+    return Run(name, read_finished(folder), kept.get("queries", {}), kept.get("attention", {}), structure, times)

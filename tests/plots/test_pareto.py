@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from amg_plugin.plots.pareto import Axis, draw_pareto, read_curves
+from amg_plugin.plots.pareto import Axis, draw_pareto, pareto_front, read_curves
 
 
 def entry(label, before, after=(), macs=1e9):
@@ -70,6 +70,36 @@ def test_methods_differ_in_colour_and_shape_in_the_same_way_in_every_panel(files
     assert figure.axes[0].get_xlabel() == "milliseconds per pass of 1 image (onnx)"
 
 
+def run(folder, mean=0.7, macs=1e9, times=(), dense=None):
+    """The result of a pruning run, and the times that were measured of it."""
+    folder.mkdir()
+    sections = {"dense": dense or {"mAP": 0.8, "macs": 2e9}, "pruned": {"mAP": mean - 0.2, "macs": macs}}
+    sections["finetuned"] = {"mAP": mean, "macs": macs}
+    (folder / "result.json").write_text(json.dumps({"config": {}, **sections}))
+    case = {"form": "fast", "batch": 1, "threads": 1}
+    rows = [
+        {**case, "milliseconds": value, **extra} for value, extra in zip(times, ({}, {"baseline": "d"}), strict=False)
+    ]
+    content = {"subjects": [], "cases": [], "environment": {"device": "a CPU", "rounds": 5}, "rows": rows}
+    (folder / "bench.json").write_text(json.dumps(content))
+
+
+def test_any_set_of_runs_is_drawn_and_labels_join_them_to_lines(tmp_path):
+    for name, mean, macs in (("a", 0.7, 1e9), ("b", 0.6, 0.5e9), ("c", 0.65, 1.2e9)):
+        run(tmp_path / name, mean, macs, (20, 12))
+    words = [f"AMG={tmp_path / 'a'}", f"AMG={tmp_path / 'b' / 'result.json'}", str(tmp_path / "c")]
+    curves = read_curves(words, Axis("macs"), "after")
+    assert curves.points == {"AMG": [(0.5, 60.0), (1.0, 70.0)], "dense": [(2.0, 80.0)], "c": [(1.2, 65.0)]}
+    assert read_curves(words[2:], Axis("macs"), "before").points["c"] == [(1.2, pytest.approx(45.0))]
+    timed = read_curves([tmp_path / "c"], Axis("fast"), "after")
+    assert timed.points == {"c": [(12, 65.0)], "dense": [(20, 80.0)]}
+    assert timed.conditions == "a CPU, 5 rounds, 1 thread"
+
+
+def test_the_front_joins_what_nothing_beats():
+    assert pareto_front([(2, 80), (1, 70), (1.2, 65), (0.5, 60), (1, 71)]) == [(0.5, 60), (1, 71), (2, 80)]
+
+
 @pytest.mark.parametrize("name", ["figure.svg", "figure.png"])
 def test_the_command_writes_a_figure(files, amg_reid, name):
     words = ["plot", "pareto", files / "large.json", "--over", "onnx", "fast", "--batch", 1, 16]
@@ -82,7 +112,10 @@ def test_the_command_writes_a_figure(files, amg_reid, name):
     ("words", "said"),
     [
         (["missing.json"], "cannot be read"),
-        (["other.json"], "is not a file of tools/compare_methods.py"),
+        (["other.json"], "is neither the folder of a run nor a file of tools/compare_methods.py"),
+        (["folder"], "holds no result.json"),
+        (["run", "--over", "fast"], "has no times of fast at batch 1 for its last network"),
+        (["broken"], "has no accuracy and cost to draw"),
         (["large.json", "--methods", "evit"], "No file has the method 'evit'; there are amg, dense, tome."),
         (["small.json"], "has no times of onnx at batch 1"),
         (["large.json", "--batch", "2"], "has no times of onnx at batch 2"),
@@ -92,5 +125,8 @@ def test_the_command_writes_a_figure(files, amg_reid, name):
 )
 def test_what_cannot_be_drawn_is_refused(files, refused, monkeypatch, words, said):
     (files / "other.json").write_text("[]")
+    (files / "folder").mkdir()
+    run(files / "run")
+    run(files / "broken", dense={"macs": "many"})
     monkeypatch.chdir(files)
     assert said in refused("plot", "pareto", *words)
