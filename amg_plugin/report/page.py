@@ -77,7 +77,7 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         header, rows = comparison_rows(first.result)
         plain = [{"heading": "Two models, alone and together", "header": header, "rows": rows}]
         return {**common, "title": f"Asymmetric retrieval: {first.name}", "summary": "", "models": [], "rows": [],
-                "paired": False, "plain": plain, "course": [], "kept": [], "blocks": None}  # fmt: skip
+                "longer": 0, "paired": False, "plain": plain, "course": [], "kept": [], "blocks": None}  # fmt: skip
     models = comparison.models_of(runs)
     rows = comparison.table(models)
     return {
@@ -86,12 +86,18 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "summary": comparison.summary(runs, models),
         "models": [model.name for model in models],
         "rows": rows,
+        "longer": _longer(first) if alone else 0,
         "paired": any("[" in by for row in rows for _, by in row.cells),
         "plain": _covered(first) if alone else [],
         "course": course(runs),
         "kept": kept(first) if alone else compared(runs),
         "blocks": _blocks(first) if alone and first.structure else None,
     }
+
+
+def _longer(run: Run) -> int:
+    """Epochs that the last network of a run was trained longer than its first one."""
+    return sum(entry["event"] == "epoch" for entry in run.history) if len(run.sections) > 1 else 0
 
 
 def _title(runs: Sequence[Run]) -> str:

@@ -36,6 +36,7 @@ def test_the_page_has_the_figures_of_the_result(pruned, own_page):
             assert f"{100 * pruned.result[section][score]:.1f} %" in words
     for heading in ("Before and after", "Course", "What is kept", "Kept positions and attention", "How it was made"):
         assert heading in words
+    assert "The last network was trained for 3 epochs more than the first" in words
     assert re.search(rf"mAP, synthetic_reid [\d.]+ % [\d.]+ % {SIGNED} \[{SIGNED}, {SIGNED}\]", words)
 
 
