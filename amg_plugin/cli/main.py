@@ -8,6 +8,7 @@
   amg-reid test   --weights CKPT -t market1501 --root DATA
   amg-reid inspect CKPT
 
+'torchrun --nproc_per_node=N -m amg_plugin train ...' shares train, prune or test among N processes (docs/scaling.md).
 'amg-reid COMMAND --help' explains each command and names its page; docs/README.md in the repository lists all pages.
 """
 
