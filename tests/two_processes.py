@@ -29,6 +29,8 @@ SCHEDULE = (
     "[{target: heads, rate: 0.25, iterations: 1, epochs: 1}, {target: neurons, rate: 0.25, iterations: 1, epochs: 1},"
     " {target: tokens, rate: 0.25, iterations: 1, epochs: 1}]"
 )
+#: Neurons are cut last, in steps small enough for any budget.
+BUDGET = "[{target: heads, iterations: 1, epochs: 1}, {target: neurons, iterations: 1, epochs: 1}]"
 #: Every kind of statistic: maps, gradients per batch and per image, covariances, moments, distances of tokens.
 PRUNINGS = {
     "published": ["amg.token_variant", "block", "amg.repair", "none"],
@@ -79,8 +81,7 @@ def run(name: str, root: Path, folder: Path, weights: Path | None = None) -> int
         return main(["train", *words, *TRAINING, "test.eval_freq", "1"])
     if name == "tested":
         return main(["test", "--weights", str(weights), "data.save_dir", str(Steps.folder / "run")])
-    saving = "balance" in name
-    schedule = SCHEDULE.replace("rate: 0.25, ", "") if saving else SCHEDULE
+    schedule = BUDGET if name == "balanced" else SCHEDULE
     words += [*OPTIMISER, "amg.schedule", schedule, "amg.final_epochs", "0", "amg.repair_images", "16"]
     return main(["prune", "--weights", str(weights), *words, *PRUNINGS[name]])
 
