@@ -21,8 +21,11 @@ from amg_plugin.models.spec import spec_from_config
 from amg_plugin.registries import register_hook
 from amg_plugin.utils import processes
 
+#: Distances of the nearly equal features of an untrained network lose digits in float32.
+TRIPLET = 0.2
 #: Plain gradient descent: Adam would divide what rounding leaves of gradients of zero by itself.
-OPTIMISER = ["train.optim", "sgd", "train.lr", "0.002", "loss.name", "triplet", "loss.triplet.weight_x", "1.0"]
+OPTIMISER = ["train.optim", "sgd", "train.lr", "0.002", "loss.name", "triplet"]
+OPTIMISER += ["loss.triplet.weight_x", "1.0", "loss.triplet.weight_t", str(TRIPLET)]
 #: 21 steps.
 TRAINING = [*OPTIMISER, "train.max_epoch", "7", "train.fixbase_epoch", "1", "train.open_layers", "['classifier']"]
 SCHEDULE = (

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import two_processes
-from two_processes import PRUNINGS
+from two_processes import PRUNINGS, TRIPLET
 
 from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.cli.main import COMMANDS, SEVERAL_PROCESSES
@@ -61,9 +61,9 @@ def result(folder, name):
 
 
 def steps(folder, name, rank=0):
-    """Loss of every step, added up, as a process saw it."""
-    terms = json.loads((folder / name / f"steps_{rank}.json").read_text(encoding="utf-8"))
-    return [sum(step.values()) for step in terms]
+    """Loss of every step, as a process saw it."""
+    steps = json.loads((folder / name / f"steps_{rank}.json").read_text(encoding="utf-8"))
+    return [sum(value * (TRIPLET if term == "loss_t" else 1) for term, value in step.items()) for step in steps]
 
 
 def test_every_run_of_two_processes_ends_well(shared):
