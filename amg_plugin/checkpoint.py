@@ -7,7 +7,6 @@ matches nothing in it, instead of silently keeping the half that fits.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amg_plugin.errors import AMGError, CheckpointError, DamagedFileError, PlanError, RunError, shown
+from amg_plugin.errors import AMGError, CheckpointError, PlanError, shown
 from amg_plugin.models.build import build_network, differences
 from amg_plugin.models.reid import ReIDModel
+from amg_plugin.models.saving import save_data
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.torchreid_state import TorchreidState, is_torchreids, torchreid_state
 from amg_plugin.models.vit import unwrap
@@ -27,7 +27,7 @@ from amg_plugin.pruning import PruningPlan, apply_plan, current_plan
 from amg_plugin.registries.formats import file_format
 from amg_plugin.registries.imports import stored_imports
 from amg_plugin.utils.environment import versions
-from amg_plugin.utils.files import full_disk, kind_of, replacing
+from amg_plugin.utils.files import kind_of
 from amg_plugin.utils.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -160,19 +160,15 @@ def _depends_on(spec: ModelSpec, **changes: Any) -> set[str]:
     return {name for name, value in both[0].items() if value.shape != both[1][name].shape}
 
 
-def build_start(
-    spec: ModelSpec, pretrained: bool = False, weights: str | Path = "", weights_grid: Sequence[int] = ()
-) -> ReIDModel:
+def build_start(spec: ModelSpec, pretrained: bool = False, weights: str | Path = "") -> ReIDModel:
     """As :func:`amg_plugin.models.build_network`, whose ``weights`` may also be a checkpoint to start from.
 
     Raises:
         InputError: If ``weights`` do not fit, or timm has none.
     """
     if weights and is_checkpoint(weights):
-        if weights_grid:
-            raise CheckpointError(f"amg.weights_grid is not for checkpoints such as '{weights}', which say their grid.")
         return read_checkpoint(weights).start(spec)
-    return build_network(spec, pretrained, weights, weights_grid)
+    return build_network(spec, pretrained, weights)
 
 
 def save_checkpoint(
@@ -215,35 +211,7 @@ def save_checkpoint(
         "identities": model.identities,
         "versions": versions("torch", "timm", "torchreid"),
     }
-    try:
-        with replacing(path, "checkpoint") as draft:
-            torch.save(content, draft)
-            if not _holds(draft, content):
-                raise DamagedFileError(f"The checkpoint '{path}' was not read back as it was written.")
-    except RuntimeError as error:  # torch does not say why
-        if shutil.disk_usage(Path(path).parent).free < 1 << 20:
-            raise full_disk(path, "checkpoint") from error
-        raise RunError(f"The checkpoint '{path}' cannot be written: {error}.") from error
-
-
-def _holds(path: Path, content: Mapping[str, Any]) -> bool:
-    """Whether a file can be read and holds what was written into it."""
-    try:
-        found = load_data(path)
-    except Exception as error:  # torch raises many types for damaged files
-        logger.debug("%s: %s", path, error)
-        return False
-    ours, theirs = content["weights"], found.pop("weights", {})
-    others = {name: value for name, value in content.items() if name != "weights"}
-    # As texts: NaN is not equal to itself, and a model may have been saved with it.
-    return (
-        repr(others) == repr(found) and ours.keys() == theirs.keys() and all(map(_same, ours.values(), theirs.values()))
-    )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    alike = one.shape == other.shape and one.dtype == other.dtype
-    return alike and bool(((one == other) | (one.isnan() & other.isnan())).all())
+    save_data(path, content, "checkpoint")
 
 
 def _plain(value: Any) -> Any:

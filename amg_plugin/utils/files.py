@@ -73,8 +73,12 @@ def read_json(path: str | Path, what: str = "file", error: type[AMGError] = Inpu
     return parse_json(read_text(path, what, error), f"The {what} '{path}'", error)
 
 
+#: Temporary files that are being written.
+_drafts: set[Path] = set()
+
+
 @contextlib.contextmanager
-def replacing(path: str | Path, what: str = "file") -> Iterator[Path]:
+def replacing(path: str | Path, what: str = "file", previous: Path | None = None) -> Iterator[Path]:
     """Give a temporary path next to ``path`` that takes its place at the end of the ``with`` block.
 
     What was written is on the disk before it gets its name. If the block fails or is interrupted, the temporary file is
@@ -84,6 +88,7 @@ def replacing(path: str | Path, what: str = "file") -> Iterator[Path]:
     Args:
         path: The file to write.
         what: What it is, for the message.
+        previous: The name that an older ``path`` gets; without one it goes.
 
     Raises:
         RunError: If it cannot be written.
@@ -99,9 +104,12 @@ def replacing(path: str | Path, what: str = "file") -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         draft = Path(name)
+        _drafts.add(draft)
         yield draft
         draft.chmod(0o666 & ~_umask())  # mkstemp makes it private
         _flush(draft, os.O_RDWR)
+        if previous is not None and path.exists():
+            path.replace(previous)
         draft.replace(path)
         with contextlib.suppress(OSError):  # folders cannot be flushed everywhere
             _flush(path.parent, os.O_RDONLY)
@@ -113,6 +121,27 @@ def replacing(path: str | Path, what: str = "file") -> Iterator[Path]:
         if draft is not None:
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)
+            _drafts.discard(draft)
+
+
+def discard_drafts() -> None:
+    """Remove what is being written, for a process that ends at once."""
+    for draft in list(_drafts):
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def remove_stale_drafts(folder: str | Path, *names: str) -> None:
+    """Remove what processes that were killed have left of files that they were writing.
+
+    Args:
+        folder: A folder that nobody else writes to.
+        *names: The files that were to be written.
+    """
+    for name in names:
+        for draft in Path(folder).glob(f".{name}.????????{Path(name).suffix}"):
+            with contextlib.suppress(OSError):
+                draft.unlink()
 
 
 def full_disk(path: str | Path, what: str = "file") -> RunError:
