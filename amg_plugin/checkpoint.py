@@ -160,15 +160,19 @@ def _depends_on(spec: ModelSpec, **changes: Any) -> set[str]:
     return {name for name, value in both[0].items() if value.shape != both[1][name].shape}
 
 
-def build_start(spec: ModelSpec, pretrained: bool = False, weights: str | Path = "") -> ReIDModel:
+def build_start(
+    spec: ModelSpec, pretrained: bool = False, weights: str | Path = "", weights_grid: Sequence[int] = ()
+) -> ReIDModel:
     """As :func:`amg_plugin.models.build_network`, whose ``weights`` may also be a checkpoint to start from.
 
     Raises:
         InputError: If ``weights`` do not fit, or timm has none.
     """
     if weights and is_checkpoint(weights):
+        if weights_grid:
+            raise CheckpointError(f"amg.weights_grid is not for checkpoints such as '{weights}', which say their grid.")
         return read_checkpoint(weights).start(spec)
-    return build_network(spec, pretrained, weights)
+    return build_network(spec, pretrained, weights, weights_grid)
 
 
 def save_checkpoint(

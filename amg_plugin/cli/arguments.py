@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from yacs.config import CfgNode
 
     from amg_plugin.checkpoint import Checkpoint
+    from amg_plugin.runs.resuming import Start
 
 
 def argument(names: str, text: str, **settings: Any) -> tuple[list[str], dict[str, Any]]:
@@ -121,13 +122,10 @@ def config_from_arguments(
 ) -> CfgNode:
     """Load the configuration that the arguments describe.
 
-    A checkpoint's configuration brings its ``data.save_dir``; the run gets a folder inside it, named after the command,
-    so that the files of the first run stay as they are.
-
     Args:
         args: Parsed arguments, :data:`CONFIGURATION` among them.
         use_schedule: False for dense training.
-        base: A checkpoint's configuration, used when no ``--config-file`` is given.
+        base: A stored configuration, used when no ``--config-file`` is given; see :func:`as_base`.
     """
     from amg_plugin.config.load import load_config
 
@@ -141,11 +139,16 @@ def config_from_arguments(
         args.config_file,
         [*overrides, *args.opts],
         use_schedule=use_schedule,
-        base=None if args.config_file or base is None else _as_base(base, args.command),
+        base=None if args.config_file else base,
     )
 
 
-def _as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
+def as_base(stored: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """A checkpoint's configuration for another run.
+
+    It brings its ``data.save_dir``; the run gets a folder inside it, named after the command, so that the files of the
+    first run stay as they are.
+    """
     # What is malformed stays as it is: reading the configuration refuses it, by name.
     base = copy.deepcopy(dict(stored))
     amg, data = (base.get(name) if isinstance(base.get(name), Mapping) else {} for name in ("amg", "data"))
@@ -276,10 +279,12 @@ def logging_to(handler: logging.Handler, propagate: bool = True) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def logged(save_dir: str, command: str) -> Iterator[float]:
+def logged(save_dir: str, command: str, start: Start | None = None) -> Iterator[float]:
     """Send the package's log and torchreid's prints to the terminal and to a file in ``save_dir``.
 
-    Only the first of several processes has a log, and holds the folder. Gives ``time.monotonic()`` at the start.
+    Only the first of several processes has a log, and holds the folder. Gives ``time.monotonic()`` at the start, before
+    an interruption if there was one. ``start`` says how the run begins; its states go when the block ends without an
+    error.
 
     Raises:
         InputError: If another run is going on in ``save_dir``.
@@ -296,7 +301,12 @@ def logged(save_dir: str, command: str) -> Iterator[float]:
         tee = _Tee(sys.stdout, file)
         try:
             with logging_to(_Handler(tee), propagate=False), contextlib.redirect_stdout(tee):
-                yield time.monotonic()
+                if start is None:
+                    yield time.monotonic()
+                else:
+                    start.open()
+                    yield time.monotonic() - start.keeper.earlier_seconds
+                    start.keeper.remove()
         finally:
             tee.log()
 

@@ -16,6 +16,11 @@ of the schedule with epochs, expected MACs and the time, from a few steps that i
 Beyond the published method, amg.repair fits what is left anew after each cut, and amg.token_variant merge merges
 tokens.
 
+The state of the run is saved after every epoch and every cut (state.pth). The same command with --resume goes on with a
+run that was interrupted, from wherever it is, and ends with the same model; --weights may be gone by then. It starts
+from the beginning where nothing was saved, and does nothing where the run has ended. Ctrl-C and SIGTERM let the step be
+finished and its state be saved.
+
 example: amg-reid prune --config-file market1501/vit_small_head25_token25 --weights log/vit_small/last.pth \
            --root reid-data data.save_dir log/vit_small_pruned
 
@@ -25,13 +30,15 @@ more: docs/budgets.md
 from argparse import Namespace
 from pathlib import Path
 
-from amg_plugin.cli import arguments
+from amg_plugin.cli import arguments, beginning
 from amg_plugin.cli.arguments import CONFIGURATION, OVERWRITE, argument
+from amg_plugin.cli.beginning import RESUME
 
 add_arguments = arguments.adder(
     argument("--weights", "the dense (or already pruned) checkpoint to start from", metavar="CKPT"),
     argument("--preview", "only print checks, schedule and expected time, and what a target would remove"),
     OVERWRITE,
+    *RESUME,
     *CONFIGURATION,
 )
 
@@ -47,26 +54,32 @@ def run(args: Namespace) -> int:
 
     if args.preview:
         arguments.refuse_processes("--preview")
-    checkpoint = arguments.checkpoint_from_arguments(args, arguments.required_weights(args))
-    cfg = arguments.config_from_arguments(args, base=checkpoint.config)
-    check_reducer(cfg, checkpoint)
+    checkpoint, base = beginning.read_start(args, required=True)
+    cfg = arguments.config_from_arguments(args, base=base)
+    if checkpoint is not None:
+        check_reducer(cfg, checkpoint)
     if args.preview:
         cfg, _ = latency_target.resolve(cfg, checkpoint, print, data=False)
         preview.show(cfg, checkpoint, "prune", print)
         return 0
-    arguments.refuse_to_overwrite(cfg, args.overwrite, args.weights)
     with processes.joined(use_gpu(cfg)):
-        prepare(cfg)
-        checks.refuse(checks.before_work(cfg, checkpoint, "prune"))
-        with arguments.logged(cfg.data.save_dir, "prune") as started:
-            cfg, found = processes.from_main(lambda: latency_target.resolve(cfg, checkpoint, print))
-            cfg, tried, datamanager = balance.resolve(cfg, checkpoint, print)
-            sections = prune(cfg, checkpoint, print, datamanager)
-            sections |= {name: value for name, value in (("latency", found), ("balance", tried)) if value}
-            result = arguments.finish(cfg, "prune", sections, started, args.words, args.config_file)
-            if found and processes.is_main():  # the result is safe by now, whatever becomes of the measuring
+        if (start := beginning.begin(args, cfg)) is None:
+            return 0
+        prepare(cfg := start.cfg)
+        if start.state is None:
+            checks.refuse(checks.before_work(cfg, checkpoint, "prune"))
+        with arguments.logged(cfg.data.save_dir, "prune", start) as started:
+            datamanager = None
+            if start.state is None:
+                cfg, found = processes.from_main(lambda: latency_target.resolve(cfg, checkpoint, print))
+                cfg, tried, datamanager = balance.resolve(cfg, checkpoint, print)
+                start.found(cfg, latency=found, balance=tried)
+            sections = prune(cfg, checkpoint, print, datamanager, start)
+            sections |= {name: start.kept[name] for name in ("latency", "balance") if start.kept[name]}
+            result = arguments.finish(cfg, "prune", sections, started, *start.typed)
+            if "latency" in sections and processes.is_main():  # the result is safe by now, whatever follows
                 pruned = read_checkpoint(Path(cfg.data.save_dir) / LAST_CHECKPOINT)
-                result["latency"] = latency_target.compare(found, cfg, pruned, print)
+                result["latency"] = latency_target.compare(sections["latency"], cfg, pruned, print)
                 write_result(cfg.data.save_dir, result)
-            arguments.add_report(cfg, checkpoint)
+            arguments.add_report(cfg, checkpoint or start.first_network())
     return 0

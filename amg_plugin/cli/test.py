@@ -75,7 +75,8 @@ def run(args: Namespace) -> int:
         else:
             dense = None if args.dense is None else test.read_dense(args.dense, checkpoint)
             evaluate, subjects = test.evaluate_checkpoint, (checkpoint, dense)
-    cfg = arguments.config_from_arguments(args, use_schedule=False, base=checkpoint.config).clone()
+    base = arguments.as_base(checkpoint.config, args.command)
+    cfg = arguments.config_from_arguments(args, use_schedule=False, base=base).clone()
     cfg.defrost()
     cfg.use_gpu = cfg.use_gpu and not exported  # the file's runtime computes, on the CPU
     if "data.save_dir" not in args.opts[::2]:

@@ -8,6 +8,10 @@ identities it takes backbone and neck and makes a new classifier, and says so. W
 own configuration counts, and SAVE_DIR is the folder 'train' inside its data.save_dir. A SAVE_DIR that holds a
 result.json is refused without --overwrite.
 
+The state of the run is saved after every epoch (state.pth). The same command with --resume goes on with a run that was
+interrupted, from wherever it is, and ends with the same model. It starts from the beginning where nothing was saved,
+and does nothing where the run has ended. Ctrl-C and SIGTERM let the step be finished and its state be saved.
+
 example: amg-reid train --config-file market1501/vit_small --root reid-data data.save_dir log/vit_small
 
 more: docs/training.md
@@ -15,13 +19,15 @@ more: docs/training.md
 
 from argparse import Namespace
 
-from amg_plugin.cli import arguments
+from amg_plugin.cli import arguments, beginning
 from amg_plugin.cli.arguments import CONFIGURATION, OVERWRITE, argument
+from amg_plugin.cli.beginning import RESUME
 
 add_arguments = arguments.adder(
     argument("--weights", "continue from this checkpoint instead of starting from scratch", metavar="CKPT"),
     argument("--preview", "only print checks, schedule and expected time"),
     OVERWRITE,
+    *RESUME,
     *CONFIGURATION,
 )
 
@@ -35,17 +41,18 @@ def run(args: Namespace) -> int:
 
     if args.preview:
         arguments.refuse_processes("--preview")
-    checkpoint = arguments.checkpoint_from_arguments(args, args.weights) if args.weights else None
-    base = checkpoint.config if checkpoint else None
+    checkpoint, base = beginning.read_start(args)
     cfg = arguments.config_from_arguments(args, use_schedule=False, base=base)
     if args.preview:
         preview.show(cfg, checkpoint, "train", print)
         return 0
-    arguments.refuse_to_overwrite(cfg, args.overwrite, args.weights)
     with joined(use_gpu(cfg)):
-        prepare(cfg)
-        checks.refuse(checks.before_work(cfg, checkpoint, "train"))
-        with arguments.logged(cfg.data.save_dir, "train") as started:
-            arguments.finish(cfg, "train", train(cfg, checkpoint), started, args.words, args.config_file)
+        if (start := beginning.begin(args, cfg)) is None:
+            return 0
+        prepare(cfg := start.cfg)
+        if start.state is None:
+            checks.refuse(checks.before_work(cfg, checkpoint, "train"))
+        with arguments.logged(cfg.data.save_dir, "train", start) as started:
+            arguments.finish(cfg, "train", train(cfg, checkpoint, start), started, *start.typed)
             arguments.add_report(cfg)
     return 0

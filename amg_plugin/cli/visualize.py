@@ -19,7 +19,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from amg_plugin.cli.arguments import CHECKPOINT, CONFIGURATION, adder, argument, config_from_arguments
+from amg_plugin.cli.arguments import CHECKPOINT, CONFIGURATION, adder, argument, as_base, config_from_arguments
 from amg_plugin.errors import InputError
 
 _OUTPUT = "where the figures go (default: the folder 'visualize' next to the checkpoint)"
@@ -61,7 +61,9 @@ def run(args: Namespace) -> int:
         cfg = None
         if args.calibrate:
             args.opts = [*args.opts, "data.save_dir", str(folder)]
-            cfg = config_from_arguments(args, use_schedule=False, base=(dense or checkpoint).config)
+            cfg = config_from_arguments(
+                args, use_schedule=False, base=as_base((dense or checkpoint).config, args.command)
+            )
         figures = iter([figure_of_network(checkpoint, dense, args.checkpoint, cfg)])
         names = [f"{Path(args.checkpoint).stem}_{'scores' if args.calibrate else 'model'}"]
     for name, figure in zip(names, figures, strict=True):

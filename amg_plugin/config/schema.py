@@ -134,7 +134,7 @@ KEYS: dict[str, Key] = {
     "model.name": Key("resnet50", "torchreid's model name, or vit_amg, vit_amg_small, vit_amg_tiny", NOT_EMPTY),
     "model.pretrained": Key(True, "start from published ImageNet weights (may need the network)"),
     "model.load_weights": Key("", "torchreid: file of weights to start from"),
-    "model.resume": Key("", "torchreid: checkpoint of an interrupted training"),
+    "model.resume": Key("", "state file of an interrupted train or prune to go on from, as --resume does"),
     "data.type": Key("image", "'image' only: video engines are out of scope of the plugin", _IMAGE),
     "data.root": Key("reid-data", "folder that holds the data set folders"),
     "data.sources": Key(["market1501"], "data sets to train on", NOT_EMPTY),

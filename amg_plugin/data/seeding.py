@@ -74,16 +74,16 @@ class SeededSampler(Sampler[int]):
 
     def __init__(self, sampler: Sampler, seed: int, purpose: int = TRAINING, batch: int = 1) -> None:
         self.sampler, self.seed, self.purpose, self.batch = sampler, seed, purpose, batch
-        self._epoch = 0
+        self._epoch = self._done = 0
 
     def other(self, sampler: Sampler | None = None, purpose: int | None = None) -> SeededSampler:
         """The same with another sampler, or for another purpose."""
         purpose = self.purpose if purpose is None else purpose
         return SeededSampler(sampler or self.sampler, self.seed, purpose, self.batch)
 
-    def begin(self, epoch: int) -> None:
-        """The next pass is that of ``epoch``, counted from 0."""
-        self._epoch = epoch
+    def begin(self, epoch: int, done: int = 0) -> None:
+        """The next pass is that of ``epoch``, counted from 0, behind the first ``done`` items of all processes."""
+        self._epoch, self._done = epoch, done
 
     def __iter__(self) -> Iterator[int]:
         numbers = np.random.default_rng([self.seed, self.purpose, self._epoch])
@@ -92,6 +92,7 @@ class SeededSampler(Sampler[int]):
             order = [SeededIndex(index) for index in self.sampler]
         for index, seed in zip(order, _draw(numbers, len(order)), strict=True):
             index.seed = seed
+        order, self._done = order[self._done :], 0
         return iter(order if processes.world() == 1 else self._share(order))
 
     def _share(self, order: list[SeededIndex]) -> list[SeededIndex]:
@@ -121,8 +122,9 @@ def _draw(numbers: np.random.Generator, count: int) -> list[int]:
     return numbers.integers(2**64, size=count, dtype=np.uint64).tolist()
 
 
-def begin(loader: DataLoader, epoch: int) -> None:
-    """Start an epoch, counted from 0, of a loader; one that is not seeded stays as it is."""
-    for part in (loader.sampler, getattr(loader.dataset, "replacements", None)):
-        if hasattr(part, "begin"):
-            part.begin(epoch)
+def begin(loader: DataLoader, epoch: int, done: int = 0) -> None:
+    """Start an epoch, counted from 0, of a loader, behind its first ``done`` items; one that is not seeded stays."""
+    if hasattr(loader.sampler, "begin"):
+        loader.sampler.begin(epoch, done)
+    if (replacements := getattr(loader.dataset, "replacements", None)) is not None:
+        replacements.begin(epoch)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from amg_plugin.data.seeding import CALIBRATION, SeededSampler, begin
 from amg_plugin.models.vit import temporarily, unwrap
 from amg_plugin.pruning.scorers import Calibration
-from amg_plugin.utils import processes
+from amg_plugin.utils import processes, stopping
 from amg_plugin.utils.finite import check_finite
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def build_calibration(
         begin(loader, engine.epoch)  # every pass over the same images in the same order
         for data in tqdm(islice(loader, length), total=length, desc=label, leave=False, disable=None):
             number += 1
+            stopping.check()
             images, pids = engine.parse_data_for_train(data)
             yield images.to(engine.device), pids.to(engine.device), engine.labels_for(model)
 

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from amg_plugin.checkpoint import load_model
+from amg_plugin.checkpoint import load_model, save_checkpoint
 from amg_plugin.engine.hooked import HookedEngine
 from amg_plugin.engine.hooks import Hook
-from amg_plugin.errors import ConfigError
+from amg_plugin.engine.state_files import TEACHER_FILE
+from amg_plugin.errors import CheckpointError, ConfigError
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import unwrap
 from amg_plugin.pruning import current_plan
 from amg_plugin.utils import processes
+from amg_plugin.utils.files import kind_of, sha256
 
 
 class DistillationHook(Hook):
@@ -33,11 +35,15 @@ class DistillationHook(Hook):
         teacher: The dense network; None takes a copy of the engine's model when the run starts.
         features: Weight of the distance between the evaluation features of student and teacher, so that features of
             both can be compared (asymmetric retrieval).
+        path: The file of ``teacher``; where states are saved, a copy of the engine's model gets one.
     """
 
-    def __init__(self, alpha: float, tau: float, teacher: nn.Module | None = None, features: float = 0.0) -> None:
+    def __init__(
+        self, alpha: float, tau: float, teacher: nn.Module | None = None, features: float = 0.0, path: str = ""
+    ) -> None:
         self.alpha, self.tau, self.features = alpha, tau, features
-        self.teacher = teacher
+        self.teacher, self.path = teacher, path
+        self._digest = ""
         self._shown: dict[str, Tensor] = {}
 
     @classmethod
@@ -45,7 +51,7 @@ class DistillationHook(Hook):
         """Build from ``amg.distill``."""
         options = cfg.amg.distill
         teacher = load_model(options.teacher) if options.teacher else None
-        return cls(options.alpha, options.tau, teacher, options.features)
+        return cls(options.alpha, options.tau, teacher, options.features, options.teacher)
 
     def before_run(self, engine: HookedEngine) -> None:
         """Freeze the teacher; errors as of :meth:`check`."""
@@ -53,12 +59,35 @@ class DistillationHook(Hook):
         self.check(student)
         if self.teacher is None:
             self.teacher = copy.deepcopy(student)
+            if engine.keeper is not None and processes.is_main():
+                save_checkpoint(engine.keeper.folder / TEACHER_FILE, self.teacher)
+        if engine.keeper is not None and processes.is_main() and not self._digest:
+            self._digest = sha256(self.path or engine.keeper.folder / TEACHER_FILE)
         sides = [getattr(model, "side_information", None) for model in (self.teacher, student)]
         if all(sides):
             sides[0].warn_with(sides[1])
         if self.features:
             self._watch_features(engine, student)
         self.teacher = self.teacher.to(engine.device).eval().requires_grad_(False)
+
+    def state(self) -> dict[str, Any]:
+        """The file of the teacher; empty if it is a copy of the network that the run began with."""
+        return {"path": self.path, "sha256": self._digest}
+
+    def restore(self, engine: HookedEngine, state: dict[str, Any]) -> None:
+        """Take up the same teacher.
+
+        Raises:
+            CheckpointError: If its file is gone or another one.
+        """
+        path = self.path or str(engine.keeper.folder / TEACHER_FILE)
+        self._digest = sha256(path) if kind_of(path) == "file" else ""
+        if self._digest != state["sha256"]:
+            what = "is another file than" if self._digest else "is gone, but was"
+            raise CheckpointError(f"The run cannot go on: '{path}' {what} the teacher that it began with.")
+        if self.teacher is None:
+            self.teacher = load_model(path)
+        self.before_run(engine)
 
     def check(self, student: nn.Module) -> None:
         """Check that the teacher is one for a network.

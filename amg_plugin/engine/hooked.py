@@ -18,19 +18,20 @@ from amg_plugin import compat
 from amg_plugin.checkpoint import LAST_CHECKPOINT, save_checkpoint
 from amg_plugin.config.load import to_plain_dict
 from amg_plugin.data.labels import TrainingLabels
-from amg_plugin.data.seeding import begin, seed_networks
+from amg_plugin.data.seeding import seed_networks
 from amg_plugin.engine.course import EpochSums
 from amg_plugin.engine.curves import Curves, NoCurves
 from amg_plugin.engine.hooks import Hook
 from amg_plugin.engine.losses import SoftMarginTripletLoss
 from amg_plugin.engine.optim import RateSchedule, build_optimizer, build_scheduler
+from amg_plugin.engine.resumable import Resumable
 from amg_plugin.engine.updates import Updates
 from amg_plugin.errors import ConfigError, DamagedFileError, RunError
 from amg_plugin.evaluation.evaluator import Evaluator, draw_rankings
 from amg_plugin.evaluation.protocol import Protocol
 from amg_plugin.models.attention import checkpoint_activations
 from amg_plugin.models.vit import unwrap
-from amg_plugin.utils import processes
+from amg_plugin.utils import processes, stopping
 from amg_plugin.utils.finite import some
 from amg_plugin.utils.preprocessing import Preprocessing
 
@@ -42,7 +43,7 @@ _stock = compat.torchreid().engine
 _TEST_ARGUMENTS = ("dist_metric", "normalize_feature", "save_dir", "use_metric_cuhk03", "ranks")
 
 
-class HookedEngine:
+class HookedEngine(Resumable):
     """Mixin in front of a torchreid image engine; ``run``, ``train`` and ``test`` stay torchreid's.
 
     Args:
@@ -82,7 +83,7 @@ class HookedEngine:
     # Phases ----------------------------------------------------------------------------------------------------------
 
     def run(self, *args: Any, **kwargs: Any) -> None:
-        """torchreid's ``run`` between the phases ``before_run`` and ``after_run``.
+        """torchreid's ``run`` between the phases ``before_run`` and ``after_run``, or what a saved state leaves of it.
 
         Raises:
             ConfigError: ``amg.lr_per_step`` is set and the scheduler knows whole epochs only.
@@ -100,27 +101,25 @@ class HookedEngine:
                 f"amg.lr_per_step is True, but the engine's scheduler, {type(self.scheduler).__name__}, knows whole "
                 "epochs only; build it with amg_plugin.engine.build_scheduler."
             )
-        seed_networks(self.cfg.train.seed, self.epoch)
-        for hook in self.hooks:
-            hook.before_run(self)
-        if self.writer is None:
-            self.writer = Curves(bound.arguments["save_dir"]) if processes.is_main() else NoCurves()
-        super().run(*args, **kwargs)
-        for hook in self.hooks:
-            hook.after_run(self)
+        with stopping.held(), self.states():
+            self.go_on()
+            seed_networks(self.cfg.train.seed, self.epoch)
+            self.announce("before_run")
+            if self.writer is None:
+                self.writer = Curves(bound.arguments["save_dir"]) if processes.is_main() else NoCurves()
+            bound.arguments["start_epoch"] = self.epoch
+            super().run(*bound.args, **bound.kwargs)
+            self.announce("after_run")
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """torchreid's ``train`` for one epoch between ``before_epoch`` and ``after_epoch``."""
         processes.wait()
-        begin(self.train_loader, self.epoch)
         seed_networks(self.cfg.train.seed, self.epoch)
-        for hook in self.hooks:
-            hook.before_epoch(self)
-        self.sums = EpochSums()
-        super().train(*args, **kwargs)
-        self.history.append(self.sums.entry(self.epoch))
-        for hook in self.hooks:
-            hook.after_epoch(self)
+        self.announce("before_epoch")
+        if self.begin_steps():
+            super().train(*args, **kwargs)
+            self.history.append(self.sums.entry(self.epoch))
+        self.announce("after_epoch")
         replacements = getattr(self.train_loader.dataset, "replacements", None)
         if replacements is not None and (count := sum(processes.everywhere(replacements.take_count()))):
             logger.warning(
@@ -128,6 +127,7 @@ class HookedEngine:
                 self.epoch + 1,
                 count,
             )
+        self.end_epoch()
 
     def test(self, *args: Any, **kwargs: Any) -> float:
         """torchreid's ``test`` between ``before_test`` and ``after_test``; Rank-1 of the first target.
@@ -208,6 +208,7 @@ class HookedEngine:
 
     def parse_data_for_eval(self, data: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """torchreid's images, identities and cameras; the whole batch is kept in ``batch``."""
+        stopping.check()
         self.batch = data
         return super().parse_data_for_eval(data)
 
@@ -263,6 +264,8 @@ class HookedEngine:
         summary["acc"] = accuracy
         for hook in self.hooks:
             hook.after_step(self, summary)
+        if self.batch_idx == group[-1]:
+            self.stop_if_asked()
         return summary
 
     def _suspects(self, logits: Any) -> list[str]:
@@ -277,6 +280,7 @@ class HookedEngine:
 
         The warm-up is that of fine-tuning, ``amg.finetune.warmup_share``.
         """
+        self.stretch = epochs
         self.optimizer = build_optimizer(self.cfg, self.model)
         self.scheduler = build_scheduler(self.cfg, self.optimizer, epochs, self.cfg.amg.finetune.warmup_share * epochs)
         self.register_model("model", self.model, self.optimizer, self.scheduler)

@@ -56,6 +56,17 @@ class Engine(Protocol):
 class Hook:
     """Does nothing in every phase; override those that matter."""
 
+    def state(self) -> dict[str, Any]:
+        """What a run that goes on has to give back: tensors, numbers, texts and containers of them."""
+        return {}
+
+    def restore(self, engine: Engine, state: dict[str, Any]) -> None:
+        """Called in place of :meth:`before_run` in a run that goes on, with what :meth:`state` gave.
+
+        Does what :meth:`before_run` does, unless it is overridden. Random numbers are given back afterwards.
+        """
+        self.before_run(engine)
+
     def before_run(self, engine: Engine) -> None:
         """Called once, before the first epoch; not for a run that only tests."""
 
@@ -135,6 +146,17 @@ class BestModelHook(Hook):
         if self.eligible() and score > self.best.get("mAP", -1.0) and engine.write_checkpoint(self.path):
             self.best = {"epoch": engine.epoch, "mAP": score}
 
+    def state(self) -> dict[str, Any]:
+        """The best so far."""
+        return self.best
+
+    def restore(self, engine: Engine, state: dict[str, Any]) -> None:
+        """Go on comparing; without its file, the best so far does not count."""
+        self.best = dict(state)
+        if self.best and not self.path.exists():
+            logger.warning("'%s' is gone; the best of the evaluations to come takes its place", self.path)
+            self.best = {}
+
 
 class ProgressHook(Hook):
     """A bar per epoch with the current loss terms; silent when not on a terminal."""
@@ -142,7 +164,7 @@ class ProgressHook(Hook):
     def __init__(self) -> None:
         self._bar: tqdm | None = None
 
-    def before_epoch(self, engine: Engine) -> None:
+    def layers_opened(self, engine: Engine) -> None:
         """Open the bar."""
         label = f"epoch {engine.epoch + 1}/{engine.max_epoch}"
         self._bar = tqdm(total=len(engine.train_loader), desc=label, leave=False, disable=None)
@@ -154,7 +176,8 @@ class ProgressHook(Hook):
 
     def after_epoch(self, engine: Engine) -> None:
         """Close it."""
-        self._bar.close()
+        if self._bar is not None:  # the epoch may have been trained before the run was interrupted
+            self._bar.close()
 
 
 class UnfreezingHook(Hook):

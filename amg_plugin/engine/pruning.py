@@ -127,7 +127,12 @@ class AMGPruningHook(Hook):
             ConfigError: If the schedule does not fit the model or the run's number of epochs.
             InputError: If a repair is impossible, see :meth:`Repair.check`.
         """
-        model = unwrap(engine.model)
+        if not self.snapshots:  # else the run goes on within this phase
+            self._begin(engine, unwrap(engine.model))
+        if not engine.max_epoch:
+            self._cut(engine, 0)
+
+    def _begin(self, engine: HookedEngine, model: nn.Module) -> None:
         self.check(model)
         if engine.max_epoch != self.schedule.total_epochs:
             raise ConfigError(
@@ -143,8 +148,17 @@ class AMGPruningHook(Hook):
         batches = min(len(loader), math.ceil(self.repair.images / size))
         self.repair.check(model, self.schedule.targets, batches * size)
         self._keep("dense" if plan.is_dense else "start", engine)
-        if not engine.max_epoch:
-            self._cut(engine, 0)
+
+    def state(self) -> dict[str, Any]:
+        """How far the schedule is, and the scores so far."""
+        return {"schedule": self.schedule.state_dict(), "snapshots": self.snapshots, "queries": self.queries}
+
+    def restore(self, engine: HookedEngine, state: dict[str, Any]) -> None:
+        """Take up the schedule; nothing is evaluated again."""
+        self.schedule.load_state_dict(state["schedule"])
+        self.snapshots, self.queries = dict(state["snapshots"]), dict(state["queries"])
+        if self.schedule.budget is not None:
+            self.cost = PlanCost.of(unwrap(engine.model))
 
     def before_epoch(self, engine: HookedEngine) -> None:
         """Carry out the cuts that belong before this epoch."""
@@ -181,18 +195,20 @@ class AMGPruningHook(Hook):
             )
 
     def _cut(self, engine: HookedEngine, epoch: int) -> None:
-        model, cuts = unwrap(engine.model), 0
+        model = unwrap(engine.model)
         while (cut := self.schedule.due(epoch)) is not None:
             plan = self.carry_out(engine, cut)
             processes.same_on_all(plan.digest, "pruning plan")
             self.schedule.advance()
-            cuts += 1
             entry = {"event": "cut", "epoch": epoch, "target": cut.target, "stage": cut.stage}
             left = {f"{target}_per_block": plan.left(target) for target in TARGETS}
             engine.history.append({**entry, "iteration": cut.iteration, **left})
             logger.info("%s: %s", _label(cut), ", ".join(f"{target} {plan.left(target)}" for target in TARGETS))
             if self.cost is not None:
                 self._note_saving(engine, model)
+            engine.save_state(optimizer=False)
+        # Those made before the run was interrupted count, too.
+        cuts = self.schedule.has_cut(epoch)
         # The final fine-tuning has a learning-rate schedule of its own, whether a cut opens it or not.
         opens_final = epoch == self.schedule.final_start and self.schedule.final_epochs > 0
         if cuts or opens_final:

@@ -150,6 +150,10 @@ class PruningSchedule:
             return None
         return self.cuts[self.done]
 
+    def has_cut(self, epoch: int) -> bool:
+        """Whether a cut before ``epoch`` has been carried out."""
+        return any(cut.epoch == epoch for cut in self.cuts[: self.done])
+
     def advance(self) -> None:
         """Note that the next cut has been carried out."""
         if self.finished:

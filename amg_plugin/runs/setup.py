@@ -55,11 +55,13 @@ def prepare(cfg: CfgNode, writes: bool = True) -> None:
             f"amg.engine '{cfg.amg.engine}' has no hooks, which this command needs; use amg_{cfg.loss.name} here, and "
             "'python -m amg_plugin' with a script of torchreid's for its own engines."
         )
-    for key in ("load_weights", "resume"):
-        if value := cfg.model[key]:
-            raise ConfigError(
-                f"model.{key} is '{value}', but torchreid's checkpoints are not read here: use --weights."
-            )
+    if cfg.model.load_weights:
+        raise ConfigError(
+            f"model.load_weights is '{cfg.model.load_weights}', but torchreid's checkpoints are not read here: use "
+            "--weights."
+        )
+    if cfg.model.resume:  # where a run can go on, it is taken out by then
+        raise ConfigError(f"model.resume is '{cfg.model.resume}', but only 'amg-reid train' and 'prune' go on.")
     _check_precision(cfg)
     if writes and processes.is_main():
         check_writable(cfg.data.save_dir)

@@ -21,12 +21,18 @@ from amg_plugin.pruning import PruningPlan, current_plan
 from amg_plugin.registries import TARGETS
 from amg_plugin.runs import result as report
 from amg_plugin.runs.details import write_details
+from amg_plugin.runs.resuming import Start
 from amg_plugin.runs.setup import assemble, build_model, check_buildable, check_identities, fitted, run_arguments
 from amg_plugin.utils.tables import shares, text_table
 
 
-def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+def train(cfg: CfgNode, checkpoint: Checkpoint | None = None, start: Start | None = None) -> dict[str, Any]:
     """Train the dense model of ``cfg``, or go on from ``checkpoint``, with a new classifier for other identities.
+
+    Args:
+        cfg: The configuration.
+        checkpoint: What to start from.
+        start: Saves states, and has the one that an interrupted run goes on from; None saves nothing.
 
     Returns:
         Sections of the result; the checkpoints are in ``data.save_dir``.
@@ -36,13 +42,19 @@ def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
         RunError: If the loss is not finite.
     """
     arguments = run_arguments(cfg, cfg.train.max_epoch)
+    if state := start and start.state:
+        checkpoint = state.checkpoint()
     if checkpoint is None:
         check_buildable(cfg)
     else:
         checkpoint = fitted(checkpoint, cfg)
     datamanager = build_datamanager(cfg)
+    if start:
+        start.check_data(datamanager)
     number = datamanager.num_train_pids
-    if checkpoint is None:
+    if state:
+        model = checkpoint.build()
+    elif checkpoint is None:
         model = build_model(cfg, number, TrainingCameras.of(datamanager), datamanager.identities)
     elif checkpoint.knows(number, datamanager.identities):
         model = checkpoint.build()
@@ -53,6 +65,7 @@ def train(cfg: CfgNode, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
     best = BestModelHook(cfg.data.save_dir)
     freezing = [UnfreezingHook(cfg.amg.unfreeze.every)] if cfg.amg.unfreeze.every else []
     engine = assemble(cfg, datamanager, model, [*freezing, ProgressHook(), CourseHook(), best], cfg.train.max_epoch)
+    engine.keeper = start and start.keeper
     engine.run(**arguments)
     # Going on from a pruned checkpoint is fine-tuning; its figures must not pass for those of a dense model.
     name = "reduced" if model.spec.reducer else "dense" if current_plan(model).is_dense else "finetuned"
@@ -76,15 +89,20 @@ def check_reducer(cfg: CfgNode, checkpoint: Checkpoint) -> None:
 
 
 def prune(
-    cfg: CfgNode, checkpoint: Checkpoint, say: Callable[[str], None] = lambda text: None, datamanager: Any = None
+    cfg: CfgNode,
+    checkpoint: Checkpoint | None,
+    say: Callable[[str], None] = lambda text: None,
+    datamanager: Any = None,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Carry out the schedule of ``cfg`` on the model of ``checkpoint``.
 
     Args:
         cfg: The configuration.
-        checkpoint: The dense or already pruned model.
+        checkpoint: The dense or already pruned model; not needed by a run that goes on.
         say: Gets the preview of a budget.
         datamanager: The data, if it was read already.
+        start: Saves states, and has the one that an interrupted run goes on from; None saves nothing.
 
     Returns:
         Sections of the result; the checkpoints are in ``data.save_dir``.
@@ -96,16 +114,25 @@ def prune(
     epochs = schedule_epochs(cfg)
     # Everything is fine-tuned from the first epoch on; a frozen start belongs to dense training.
     arguments = {**run_arguments(cfg, epochs), "fixbase_epoch": 0}
-    model, pruning, teaching = plan_pruning(cfg, checkpoint, say)
+    if state := start and start.state:
+        checkpoint = state.checkpoint()
+        model, pruning, teaching = fitted(checkpoint, cfg).build(), *_pruning_hooks(cfg)
+    else:
+        model, pruning, teaching = plan_pruning(cfg, checkpoint, say)
     datamanager = datamanager or build_datamanager(cfg)
     check_identities(checkpoint, datamanager)
     model.identities = datamanager.identities
     height, width = cfg.data.height, cfg.data.width
-    shapes = dict.fromkeys(("dense", "start"), report.structure(model, height, width))
+    first = report.structure(model, height, width)
+    if start:
+        start.check_data(datamanager)
+        first = start.kept.setdefault("structure", first)
+    shapes = dict.fromkeys(("dense", "start"), first)
     best = BestModelHook(cfg.data.save_dir, eligible=lambda: pruning.schedule.finished)
     engine = assemble(
         cfg, datamanager, model, [*teaching, ProgressHook(), CourseHook(pruning.schedule), pruning, best], epochs
     )
+    engine.keeper = start and start.keeper
     engine.run(**arguments)
     if not epochs:  # torchreid saves nothing then
         engine.save_model(0, engine.first_result["rank1"], cfg.data.save_dir)
@@ -128,14 +155,17 @@ def plan_pruning(
     """
     check_reducer(cfg, checkpoint)
     model = fitted(checkpoint, cfg).build()
-    pruning = AMGPruningHook.from_config(cfg)
+    pruning, teaching = _pruning_hooks(cfg)
     if pruning.schedule.budget is not None:
         say(_preview_table(cfg, pruning, model))
     pruning.check(model)
-    teaching = [DistillationHook.from_config(cfg)] if cfg.amg.distill.enabled else []
     for hook in teaching:
         hook.check(model)
     return model, pruning, teaching
+
+
+def _pruning_hooks(cfg: CfgNode) -> tuple[AMGPruningHook, list[DistillationHook]]:
+    return AMGPruningHook.from_config(cfg), [DistillationHook.from_config(cfg)] if cfg.amg.distill.enabled else []
 
 
 def _preview_table(cfg: CfgNode, pruning: AMGPruningHook, model: nn.Module) -> str:

@@ -128,7 +128,7 @@ def test_a_target_whose_queries_have_no_match_is_an_error(refused, trained, dama
         (("amg.engine", "image_softmax"), ("image_softmax", "amg_softmax")),
         (("amg.engine", "amg_triplet"), ("amg_triplet", "loss.name")),
         (("model.load_weights", "x.pth"), ("model.load_weights", "--weights")),
-        (("model.resume", "x.pth"), ("model.resume", "--weights")),
+        (("model.resume", "x.pth"), ("state", "x.pth", "does not exist")),
         (("test.visrank", "True"), ("test.visrank", "amg-reid test")),
         (("amg.weights", "nowhere.pth"), ("nowhere.pth", "does not exist")),
         (("train.lr",), ("train.lr", "pairs")),
