@@ -31,5 +31,5 @@ def opened(address: str, *options: str) -> Page:
     """Open an address in a browser of its own, which has no profile and reaches nothing but this machine."""
     with tempfile.TemporaryDirectory() as profile:
         words = [PROGRAM, *OPTIONS, f"--user-data-dir={profile}", *options, "--dump-dom", address]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
     return Page(done.stdout, re.findall(r":CONSOLE[^\]]*\] (.*)", done.stderr))

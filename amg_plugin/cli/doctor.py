@@ -53,6 +53,7 @@ NEEDED = {
     "safetensors": "safetensors",
     "tqdm": "tqdm",
     "matplotlib": "matplotlib",
+    "jinja2": "jinja2",
 }
 
 #: What has to be there to run exported files.
