@@ -1,7 +1,8 @@
 """Run everything on a drawn data set, in a few minutes on two CPU cores.
 
 The demo draws the data set synthetic_reid, trains a small ViT on it from scratch, prunes 25 % of the heads and 25 % of
-the tokens, fine-tunes with distillation, evaluates before and after, and prints the table.
+the tokens, fine-tunes with distillation, evaluates before and after, prints the table, and ends with the path of its
+report, a page to open in a browser.
 
 It needs no download and no GPU. Its configurations are demo/synthetic and demo/synthetic_head25_token25; KEY VALUE
 changes both. Figures and checkpoints go to SAVE_DIR/dense and SAVE_DIR/pruned, in place of those of an earlier demo.

@@ -58,7 +58,8 @@ def course(runs: Sequence[Run]) -> list[Figure]:
     if not found:
         return []
     alone = len(found) == 1
-    cuts = next(iter(found.values())).cuts if alone else []
+    all_cuts = [one.cuts for one in found.values()]
+    cuts = all_cuts[0] if all(one == all_cuts[0] for one in all_cuts) else []  # lines of several runs would mix
     marked = f" Vertical lines: cuts of {_listed(dict.fromkeys(what for _, what in cuts))}." if cuts else ""
     loss = {
         (term if alone else f"{name}: {term}" if len(one.loss) > 1 else name): points

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Structure:
             return None
         checkpoint.check()
         with torch.device("meta"):
-            network = build_network(checkpoint.spec)
+            network = build_network(replace(checkpoint.spec, drop_path=0.0))  # whose rates timm may read
         rows, columns = backbone_of(network).patch_embed.grid_size
         return cls(checkpoint.plan, (rows, columns), tuple(checkpoint.spec.image_size))
 

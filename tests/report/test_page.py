@@ -153,3 +153,22 @@ def test_bad_input_is_refused(refused, pruned, tmp_path):
 def test_the_command_prints_where_the_page_is(amg_reid, pruned, tmp_path):
     outcome = amg_reid("report", pruned.folder, "--output", tmp_path / "page.html")
     assert (outcome.status, outcome.out.strip()) == (0, str(tmp_path / "page.html"))
+
+
+def test_images_are_there_only_if_asked_for_and_the_page_says_so(
+    amg_reid, refused, pruned, trained, own_page, tiny_root, tmp_path
+):
+    images = tiny_root / "synthetic_reid" / "query"
+    words = ["--dense", trained.last, "--images", images, "--ranked", 2, "--root", tiny_root]
+    outcome = amg_reid("report", pruned.folder, *words, "--output", tmp_path / "page.html")
+    assert outcome.status == 0, outcome.err
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "holds images of people" in html and "holds images of people" not in own_page.html
+    depth = pruned.result["config"]["amg"]["override"]["depth"]
+    files = len(list(images.glob("*.jpg")))
+    assert html.count('alt="block ') == 2 * depth * files
+    queries = re.findall(r"first match at rank (\d+) before, (\d+) after", html)
+    assert 0 < len(queries) <= 2 and all(before != after for before, after in queries)
+    assert html.count('alt="rank ') > 2 * len(queries)
+    assert "--dense" in refused("report", pruned.folder, "--ranked", 2)
+    assert "one run" in refused("report", pruned.folder, trained.folder, "--ranked", 2)
