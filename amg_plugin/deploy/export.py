@@ -25,6 +25,7 @@ from amg_plugin.deploy.parity import compare, generated_images
 from amg_plugin.deploy.probe import crashes
 from amg_plugin.errors import CheckpointError, DataError, InputError, RunError
 from amg_plugin.registries.formats import FORMATS, ExportFormat, file_size
+from amg_plugin.registries.imports import imports_told
 from amg_plugin.utils.environment import environment, versions
 from amg_plugin.utils.files import sha256
 from amg_plugin.utils.imports import need
@@ -285,7 +286,8 @@ def _outcome(job: _Job, info: ExportInfo, draft: Path, images: tuple[list[Any], 
     """Compare a file with PyTorch on ``images`` of a kind; gives what there is to say about it, or a RunError."""
     options = job.options
     try:
-        exported = open_exported(draft, trusted=True)
+        with imports_told():
+            exported = open_exported(draft, trusted=True)
     except CheckpointError as error:  # the exporter knows operators that the runtime lacks
         raise RunError(f"What was written for {info.file_format} does not run there: {error}") from error
     comparison = compare(exported, job.reference, *images)

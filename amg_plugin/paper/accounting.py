@@ -32,8 +32,9 @@ def published_accounting(model: nn.Module) -> dict[str, int]:
     attention = mlp = params = 0
     for block, kept in zip(vit.blocks, plan.tokens_per_block, strict=True):
         tokens = vit.num_prefix_tokens + kept
-        heads, width, dim = block.attn.num_heads, block.attn.attn_dim, vit.embed_dim
+        heads, dim = block.attn.num_heads, vit.embed_dim
+        width = heads * block.attn.head_dim
         attention += 4 * tokens * width * dim + 2 * tokens * tokens * width + heads * tokens * tokens
-        mlp += 2 * (whole if plan.variant == "kv" else tokens) * dim * block.mlp.fc1.out_features
+        mlp += 2 * (whole if plan.variant == "kv" else tokens) * dim * block.mlp.fc2.in_features
         params += sum(value.numel() for value in block.attn.parameters()) + whole
     return {"macs": attention + mlp, "attention_macs": attention, "msa_params": params}

@@ -11,7 +11,9 @@ import keyword
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 #: What this process has loaded: as the user named it -> module name, or absolute path of the file.
 LOADED: dict[str, str] = {}
+_told: ContextVar[bool] = ContextVar("told", default=False)
 
 
 def load_import(word: str, where: str = "--import", folder: Path | None = None) -> None:
@@ -84,6 +87,16 @@ def _import(name: str, what: str) -> None:
         raise InputError(f"{what} cannot be imported: {type(error).__name__}: {reason.rstrip('.')}.") from error
 
 
+@contextmanager
+def imports_told() -> Iterator[None]:
+    """Inside, :func:`stored_imports` is silent: it was said already, of the file that others are made of."""
+    token = _told.set(True)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
 def stored_imports(config: Mapping[str, Any], where: str) -> None:
     """Show ``amg.imports`` of a stored configuration, unless the user has loaded the same.
 
@@ -95,7 +108,7 @@ def stored_imports(config: Mapping[str, Any], where: str) -> None:
     named = amg.get("imports") if isinstance(amg, Mapping) else None
     loaded = {Path(word).name for word in LOADED}
     missing = [str(word) for word in named if Path(str(word)).name not in loaded] if isinstance(named, list) else []
-    if missing:
+    if missing and not _told.get():
         logger.warning(
             "%s was made with amg.imports %s, which is not loaded from there, but by --import or a configuration file.",
             where,

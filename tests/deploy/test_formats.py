@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_models import ALL, FRAGILE, MEAN, NETWORKS, REDUCED, ROTARY, STD, STRUCTURES, preprocessing, save
 
+from amg_plugin.checkpoint import save_checkpoint
 from amg_plugin.deploy import parity as comparison
 from amg_plugin.deploy.export import ExportOptions, export
 from amg_plugin.deploy.exported_file import open_exported
@@ -324,3 +325,12 @@ def test_a_file_with_features_that_are_not_finite_is_removed(tmp_path, checkpoin
     with pytest.raises(RunError, match="not finite"):
         export(checkpoint("dense"), ExportOptions("torchscript", tmp_path / "model.pt"))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_checkpoint_was_made_with_is_told_once(tmp_path, caplog):
+    model = ALL["dense"]()
+    config = {"amg": {"imports": ["my_scorers.py"]}}
+    save_checkpoint(tmp_path / "dense.pth", model, preprocessing=preprocessing(model), config=config)
+    export(tmp_path / "dense.pth", ExportOptions("torchscript", tmp_path / "dense.torchscript"))
+    (told,) = [record.getMessage() for record in caplog.records if "my_scorers.py" in record.getMessage()]
+    assert "dense.pth" in told

@@ -14,6 +14,7 @@ from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
 from amg_plugin.models.build import build_network, differences
 from amg_plugin.models.spec import JigsawSpec, ModelSpec, ReducerSpec, SideInformationSpec
+from amg_plugin.paper import published_accounting
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.pruning.budget import PlanCost
 from amg_plugin.pruning.scorers import Calibration
@@ -55,6 +56,16 @@ def test_macs_of_a_plan_are_those_that_are_counted(network, variant):
     pruned = complexity.count(apply_plan(network, plan), 32, 16)
     assert cost.macs(plan) == pruned["macs"] < dense["macs"]
     assert pruned["params"] < dense["params"]
+
+
+def test_the_published_accounting_takes_gated_mlps(network):
+    dense = published_accounting(network)
+    plan = current_plan(network).narrow(heads=HEADS, tokens=TOKENS, neurons=NEURONS)
+    pruned = published_accounting(apply_plan(network, plan))
+    tokens = [network.backbone.num_prefix_tokens + len(kept) for kept in TOKENS]
+    mlp = sum(2 * count * 32 * len(units) for count, units in zip(tokens, NEURONS, strict=True))
+    assert pruned["macs"] - pruned["attention_macs"] == mlp
+    assert pruned["macs"] < dense["macs"]
 
 
 @pytest.mark.parametrize(("table", "sizes"), [(HEAD_SCORERS, [4, 4]), (TOKEN_SCORERS, [8, 8])], ids=["heads", "tokens"])
