@@ -18,6 +18,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import amg_plugin
+
 #: Status of a run that was killed, and of one that may not have a file system of its own.
 KILLED, NO_DISK = -signal.SIGKILL, 77
 
@@ -26,8 +28,8 @@ class Runs:
     """Starts runs of ``amg-reid`` one after the other; ``with`` it."""
 
     def __enter__(self) -> Runs:
-        here = Path(__file__).resolve().parent
-        path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+        package = Path(amg_plugin.__file__).resolve().parents[1]
+        path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
@@ -165,9 +167,8 @@ def _serve() -> None:
 
     import torch
 
-    import amg_plugin.runs.balance
-    import amg_plugin.runs.resuming  # noqa: F401 - everything that a run imports
-
+    for name in ("runs.balance", "runs.checks", "runs.resuming", "report.ending"):  # everything that a run imports
+        importlib.import_module(f"amg_plugin.{name}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"

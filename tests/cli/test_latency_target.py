@@ -10,6 +10,7 @@ from amg_plugin.bench.latency import Timing
 from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.cli.main import main
 from amg_plugin.config.load import load_config
+from amg_plugin.engine import AMGPruningHook
 from amg_plugin.errors import RunError
 from amg_plugin.runs import latency_target
 
@@ -169,3 +170,19 @@ def test_a_missed_target_is_a_warning(paying, dense, amg_reid, tmp_path, monkeyp
 def test_an_impossible_device_is_refused(dense, refused, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "cuda is impossible" in refused("prune", *words_for(dense, tmp_path, "amg.latency.device", "cuda"))
+
+
+def test_what_was_measured_counts_for_a_run_that_goes_on(paying, dense, amg_reid, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RunError("cut off")
+
+    paying()
+    with monkeypatch.context() as patch:
+        patch.setattr(AMGPruningHook, "carry_out", fails)
+        assert amg_reid("prune", *words_for(dense, tmp_path)).status == 1
+    paying(share=0.5)  # another day, another measurement
+    outcome = amg_reid("prune", *words_for(dense, tmp_path), "--resume")
+    assert outcome.status == 0, outcome.err
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["latency"]["target_macs_saving"] == pytest.approx(TARGET / PAID, abs=1e-3)
+    assert result["config"]["amg"]["target_macs_saving"] == result["latency"]["target_macs_saving"]

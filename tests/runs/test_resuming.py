@@ -1,6 +1,8 @@
 """A run that is killed anywhere and resumed ends as if nothing had happened, bit for bit."""
 
 import json
+import os
+import random
 import shutil
 import signal
 import sys
@@ -287,3 +289,37 @@ def test_overwriting_forgets_an_interrupted_run(amg_reid, whole, interrupted):
     outcome = amg_reid(*whole[0], "data.save_dir", interrupted, "--overwrite")
     assert outcome.status == 0, outcome.err
     assert_same(interrupted, whole[1])
+
+
+#: How often runs are killed in a row at places drawn at random; more in a longer run, see docs/reliability.md.
+KILLS = int(os.environ.get("AMG_KILLS", "2"))
+ANYWHERE = (
+    f"{ENGINE}.forward_backward",
+    f"{ENGINE}.begin_steps",
+    f"{ENGINE}.test",
+    f"{ENGINE}.rebuild_optimizer",
+    f"{ENGINE}.save_model",
+    "amg_plugin.engine.hooked:_RunEvaluator.extract",
+    "amg_plugin.engine.state_files:save_data",
+    "amg_plugin.models.saving:load_data",
+    "amg_plugin.pruning.cut:plan_cut",
+    "amg_plugin.utils.files:_flush",
+    "pathlib:Path.replace",
+)
+
+
+def test_runs_that_are_killed_in_a_row_end_as_an_undisturbed_one(runs, trained, tmp_path):
+    values, _ = CUTS["heads, neurons and tokens, repaired"]
+    words = [*command("prune", None, tmp_path / "whole", {**RANDOM, **values}), "--weights", trained.last]
+    assert runs.run(*words).status == 0
+    drawn, kills, ended = random.Random(KILLS), 0, 0
+    while kills < KILLS:
+        place = {"at": drawn.choice(ANYWHERE), "call": drawn.randint(1, 6), "after": drawn.random() < 0.5}
+        run = runs.run(*words, "--resume", "data.save_dir", tmp_path / str(ended), **place)
+        assert run.status in (0, KILLED), run.output
+        kills += run.status == KILLED
+        if run.status == 0:  # the next one begins anew
+            assert_same(tmp_path / str(ended), tmp_path / "whole")
+            ended += 1
+    assert runs.run(*words, "--resume", "data.save_dir", tmp_path / str(ended)).status == 0
+    assert_same(tmp_path / str(ended), tmp_path / "whole")
