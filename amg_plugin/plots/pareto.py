@@ -197,7 +197,7 @@ def draw_pareto(panels: Sequence[tuple[Axis, Curves]], step: str) -> Figure:
     with mpl.rc_context(FONT):
         sheet = Sheet(left + len(panels) * (width + gap) - gap + 0.25, bottom + height + 0.75)
         conditions = next((curves.conditions for _, curves in panels if curves.conditions), "counted, not measured")
-        header_text(sheet, "Accuracy over cost", f"mAP, {STEPS[step]}; up and left is better. {conditions}")
+        header_text(sheet, "Accuracy over cost", f"mAP, {STEPS[step]}; up and left is better; {conditions}")
         for number, (axis, curves) in enumerate(panels):
             axes = sheet.panel(left + number * (width + gap), bottom, width, height)
             _draw_panel(axes, axis, curves)

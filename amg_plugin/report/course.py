@@ -110,7 +110,7 @@ def _lines(
     chart.axes.grid(axis="y", linewidth=0.6)
     whole_ticks(chart.axes, [0, last])
     if len(curves) > 1:
-        chart.legend(2 if any(len(name) > 14 for name in curves) else 3)
+        chart.legend()
     return chart.svg(label)
 
 

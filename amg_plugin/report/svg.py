@@ -19,6 +19,8 @@ _VARIABLES = {INK: "ink", FAINT: "faint", RULE: "rule", SOFT: "soft"} | {
 }
 #: Besides its colour every series has lines and marks of its own, for print and for any colour vision.
 _LINES, _MARKS = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))), ("o", "s", "^", "D", "v", "P")
+#: Width of an entry of a legend in points: its mark, and a letter in most fonts.
+_MARK, _LETTER = 42, 5.8
 _OPTIONS = {
     "svg.fonttype": "none", "svg.hashsalt": "amg_plugin", "font.family": "sans-serif", "font.size": 10,
     "text.color": INK, "axes.labelcolor": FAINT, "axes.edgecolor": RULE, "xtick.color": RULE, "ytick.color": RULE,
@@ -47,8 +49,11 @@ class Chart:
             self.axes: Axes = self.figure.add_subplot()
             self.axes.set_axisbelow(True)
 
-    def legend(self, columns: int = 3) -> None:
-        """A legend above the axes, where it covers nothing."""
+    def legend(self) -> None:
+        """A legend above the axes, where it covers nothing, in as many columns as its longest word leaves room for."""
+        longest = max(map(len, self.axes.get_legend_handles_labels()[1]), default=0)
+        room = 72 * self.figure.get_figwidth()
+        columns = max(1, min(3, int(room / (_MARK + _LETTER * longest))))
         with mpl.rc_context(_OPTIONS):
             self.figure.legend(loc="outside upper left", ncols=columns, handlelength=2.4, columnspacing=1.2)
 
