@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from amg_plugin.checkpoint import load_model, save_checkpoint
 from amg_plugin.errors import ConfigError
 from amg_plugin.models import complexity
+from amg_plugin.models.attention import checkpoint_activations
 from amg_plugin.models.build import build_network, differences
 from amg_plugin.models.spec import JigsawSpec, ModelSpec, ReducerSpec, SideInformationSpec
 from amg_plugin.paper import published_accounting
@@ -95,7 +96,10 @@ def test_a_checkpoint_gives_the_pruned_network_back(network, images, tmp_path):
         assert torch.equal(load_model(tmp_path / "pruned.pth")(images[:2]), network(images[:2]))
 
 
-def test_pruned_networks_learn_in_every_parameter(network, images):
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["as it is", "checkpointed"])
+def test_pruned_networks_learn_in_every_parameter(network, images, checkpointed):
+    if checkpointed:
+        checkpoint_activations(network)
     apply_plan(network.train(), current_plan(network).narrow(heads=HEADS, tokens=TOKENS))
     network.training_outputs(images[:4]).square().sum().backward()
     assert [name for name, value in network.backbone.named_parameters() if value.grad is None] == []
