@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -47,9 +48,9 @@ PRUNINGS = {
 
 
 class Steps(Hook):
-    """Keeps what each step came to, and ends process 1 on the way if it is told to."""
+    """Keeps what each step came to, and sends process 1 a signal on the way if it is told to."""
 
-    folder = dies = None
+    folder = signal = None
 
     def __init__(self, cfg):
         self.steps = []
@@ -57,8 +58,8 @@ class Steps(Hook):
     def after_step(self, engine, summary):
         """Note it."""
         self.steps.append({name: value for name, value in summary.items() if name.startswith("loss")})
-        if self.dies and engine.epoch == 1 and processes.rank() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.signal and engine.epoch == 1 and engine.batch_idx == 1 and processes.rank() == 1:
+            os.kill(os.getpid(), self.signal)
 
     def after_run(self, engine):
         """Write, once in each process."""
@@ -79,14 +80,21 @@ def run(name: str, root: Path, folder: Path, weights: Path | None = None) -> int
     words = [*settings(root, Steps.folder / "run"), "amg.hooks", "['steps']"]
     if name == "trained":
         return main(["train", *words, *TRAINING])
-    if name == "dying":
-        Steps.dies = True
+    if name in ("dying", "stopped"):
+        Steps.signal = signal.SIGKILL if name == "dying" else signal.SIGTERM
         return main(["train", *words, *TRAINING, "test.eval_freq", "1"])
     if name == "tested":
         return main(["test", "--weights", str(weights), "data.save_dir", str(Steps.folder / "run")])
     schedule = BUDGET if name == "balanced" else SCHEDULE
     words += [*OPTIMISER, "amg.schedule", schedule, "amg.final_epochs", "0", "amg.repair_images", "16"]
     return main(["prune", "--weights", str(weights), *words, *PRUNINGS[name]])
+
+
+def resume(name: str, root: Path, folder: Path) -> int:
+    """Go on with a training that was interrupted; exit status."""
+    Steps.signal = None
+    words = [*settings(root, folder / name / "run"), "amg.hooks", "['steps']"]
+    return main(["train", "--resume", *words, *TRAINING, "test.eval_freq", "1"])
 
 
 def tell(folder: Path, name: str, value: object) -> None:
@@ -179,6 +187,9 @@ def everything(root: Path, folder: Path) -> None:
         for check in (norms, double_losses, order, refusals, random_numbers):
             tell(folder, check.__name__, check())
     status = {"trained": run("trained", root, folder)}
+    with suppress(SystemExit):
+        run("stopped", root, folder)
+    status["resumed"] = resume("stopped", root, folder)
     last = folder / "trained" / "run" / "last.pth"
     for name in (*PRUNINGS, "tested"):
         status[name] = run(name, root, folder, last)

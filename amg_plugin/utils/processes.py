@@ -99,7 +99,8 @@ def joined(gpu: bool) -> Iterator[None]:
         same_on_all([gpu, __version__, torch.__version__], "device or version of amg_plugin or torch")
         yield
         dist.barrier()  # whoever ends first takes the connections with it
-        dist.destroy_process_group()
+        if gpu:
+            dist.destroy_process_group()
     except RuntimeError as error:
         if not any(word in str(error).lower() for word in _LOST):
             raise
@@ -109,6 +110,8 @@ def joined(gpu: bool) -> Iterator[None]:
         ) from error
     finally:
         _here = _alone
+        if dist.is_initialized() and not gpu:  # nccl would wait for what never comes
+            dist.destroy_process_group()
 
 
 # Tensors -------------------------------------------------------------------------------------------------------------
@@ -157,6 +160,15 @@ def _reduce(values: Tensor, what: str) -> Tensor:
     dist.all_reduce(total, group=_here.steps)
     handed[what] += total.nbytes
     return total
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' numbers."""
+    if world() == 1:
+        return value
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_here.steps)
+    return int(found)
 
 
 def mean(values: Sequence[float]) -> list[float]:

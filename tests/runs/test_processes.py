@@ -67,7 +67,7 @@ def steps(folder, name, rank=0):
 
 
 def test_every_run_of_two_processes_ends_well(shared):
-    assert shared.said("status_of") == [dict.fromkeys(("trained", *PRUNINGS, "tested"), 0)] * 2, shared.err
+    assert shared.said("status_of") == [dict.fromkeys(("trained", "resumed", *PRUNINGS, "tested"), 0)] * 2, shared.err
 
 
 def test_the_loss_of_two_processes_is_that_of_one_over_twenty_steps(shared, alone):
@@ -162,6 +162,27 @@ def test_a_process_that_dies_ends_the_run_with_a_message_and_the_last_good_model
 
 
 PREVIEWS = [["prune", "--preview"], ["train", "--preview"]]
+
+
+def losses_of_epochs(folder):
+    """Mean loss terms of every epoch of a finished training, one after the other."""
+    history = json.loads((folder / "result.json").read_text(encoding="utf-8"))["history"]
+    return [value for entry in history if entry["event"] == "epoch" for value in entry["loss"].values()]
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_go_on(shared):
+    log = "\n".join(path.read_text(encoding="utf-8") for path in (shared.folder / "stopped" / "run").glob("*.log-*"))
+    assert "The run goes on after batch 2 of epoch 2." in log
+    expected = losses_of_epochs(shared.folder / "trained" / "run")
+    assert losses_of_epochs(shared.folder / "stopped" / "run") == pytest.approx(expected, abs=1e-4)
+
+
+def test_one_process_goes_on_where_one_of_two_has_died(shared, tiny_root):
+    assert two_processes.resume("dying", tiny_root, shared.folder) == 0
+    expected = losses_of_epochs(shared.folder / "trained" / "run")
+    assert losses_of_epochs(shared.folder / "dying" / "run") == pytest.approx(expected, abs=1e-4)
+
+
 ALONE = [[name] for name in COMMANDS if name not in SEVERAL_PROCESSES]
 
 
