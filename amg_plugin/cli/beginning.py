@@ -57,7 +57,8 @@ def begin(args: argparse.Namespace, cfg: CfgNode) -> Start | None:
     arguments.refuse_to_overwrite(cfg, args.overwrite or goes_on, args.weights)
     options = {"resume": args.resume, "anyway": args.resume_anyway, "overwrite": args.overwrite}
     start = resuming.begin(cfg, args.command, args.weights, **options)
-    processes.wait()  # nobody writes before all have looked
+    where = start and start.state and str(start.state.position)
+    processes.same_on_all(where, "state to go on from")  # and nobody writes before all have looked
     if start is not None:
         words = [word for word in args.words if word not in ("--resume", "--resume-anyway")]
         start.kept.setdefault("typed", [words, args.config_file])

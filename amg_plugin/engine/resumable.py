@@ -106,11 +106,11 @@ class Resumable:
     def stop_if_asked(self) -> None:
         """Save the state and leave, if a signal asks for it; called behind each step of the optimiser.
 
-        Several processes leave behind steps of their own, so the state after the last epoch counts for them.
+        A signal to one of several processes is one to all of them.
         """
-        if stopping.requested() and processes.world() == 1:
+        if number := processes.largest(stopping.requested()):
+            stopping.note(number)
             self.save_state(Position(self.epoch, "steps", batch=self.batch_idx + 1))
-        stopping.check()
 
     def save_state(self, position: Position | None = None, optimizer: bool = True) -> None:
         """Save the state of the run; leaves if a signal asks for it.
@@ -126,7 +126,9 @@ class Resumable:
         """
         if self.keeper is not None:
             self.keeper.save(self, position or self.position, optimizer)
-            if stopping.requested():
+        if number := max(processes.everywhere(stopping.requested())):  # the others wait while the first one writes
+            stopping.note(number)
+            if self.keeper is not None:
                 self.keeper.wait()
         stopping.check()
 
