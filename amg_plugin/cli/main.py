@@ -61,7 +61,7 @@ COMMANDS = {
 #: Commands that ``torchrun`` may start several processes of.
 SEVERAL_PROCESSES = ("train", "prune", "test")
 #: Those that read checkpoints: torchreid's have the structure of --amg-config.
-READERS = ("train", "prune", "test", "inspect", "visualize", "export", "compare", "import")
+READERS = ("train", "prune", "test", "inspect", "visualize", "export", "compare", "import", "card")
 
 #: What the commands need of what an installation brings.
 _REQUIRED = (
