@@ -201,8 +201,7 @@ class LiteRtFile(ExportedFile):
 
         if device != "cpu":
             raise InputError(f"device is '{device}', but a LiteRT file runs on 'cpu' here.")
-        check_archive(path)
-        info = _archive_info(path, EXTRA_FILE)
+        info = _appended_info(path)
         try:
             self.interpreter = Interpreter(model_path=str(path), num_threads=threads or None)
             self.interpreter.allocate_tensors()
@@ -234,8 +233,7 @@ class ExecuTorchFile(ExportedFile):
 
         if device != "cpu":
             raise InputError(f"device is '{device}', but an ExecuTorch program runs on 'cpu' here.")
-        check_archive(path)
-        info = _archive_info(path, EXTRA_FILE)
+        info = _appended_info(path)
         if threads:  # one pool for all programs of the process
             portable_lib._unsafe_reset_threadpool(threads)
         self.from_numpy = torch.from_numpy
@@ -283,6 +281,14 @@ def torch_device(name: str) -> Any:
         names = " and ".join(f"'{kind}'" for kind in ("cpu", *(kind for kind in allowed if allowed[kind])))
         raise InputError(f"torch cannot compute on the device '{name}' here; allowed: {names}.") from error
     return device
+
+
+def _appended_info(path: Path) -> ExportInfo:
+    """The description in the archive behind a model; a file of another program has none."""
+    if not zipfile.is_zipfile(path):
+        raise foreign(path)
+    check_archive(path)
+    return _archive_info(path, EXTRA_FILE)
 
 
 def _archive_info(path: Path, entry: str = f"extra/{EXTRA_FILE}") -> ExportInfo:

@@ -66,7 +66,7 @@ def test_a_file_without_a_description_or_with_another_graphs_is_refused(exported
     copy = tmp_path / path.name
     content = path.read_bytes()
     copy.write_bytes(content[: content.rindex(b"PK\x03\x04")])
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="was not written by 'amg-reid export'"):
         open_exported(copy, trusted=True)
     with zipfile.ZipFile(path) as archive:
         text = archive.read(EXTRA_FILE).decode()
