@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ pytest.importorskip("mkdocs", reason="mkdocs is not installed (extra [docs])")
 CHECKOUT = Path(__file__).resolve().parents[2]
 #: A page of each kind.
 PAGES = ("index", "readme", "visualize", "configuration", "help", "api/amg_plugin.pruning", "results/index")
-#: Types into the search of a page and shows what is found; the picture keeps the browser waiting for that long.
+#: Types into the search of a page and shows what is found; the picture keeps the browser waiting until then.
 SEARCH = """<p id="found"></p><iframe src="/index.html"></iframe><img src="/wait"><script>
 const frame = document.querySelector("iframe")
 frame.onload = () => {
@@ -27,7 +26,13 @@ frame.onload = () => {
   words.value = "entropy"
   words.dispatchEvent(new Event("input", {bubbles: true}))
   words.dispatchEvent(new KeyboardEvent("keyup", {bubbles: true}))
-  setInterval(() => { found.textContent = page.querySelector(".md-search-result").textContent }, 100)
+  const timer = setInterval(() => {
+    const said = page.querySelector(".md-search-result").textContent
+    if (!said.includes("key dimension")) return // results come in one by one
+    clearInterval(timer)
+    found.textContent = said
+    fetch("/found")
+  }, 100)
 }
 </script>"""
 
@@ -37,8 +42,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/wait":
-            time.sleep(4)
-        if self.path in ("/wait", "/search.html"):
+            self.server.found.wait(timeout=60)
+        elif self.path == "/found":
+            self.server.found.set()
+        if self.path in ("/wait", "/found", "/search.html"):
             self.send_response(200)
             self.send_header("Content-Type", "text/html")
             self.end_headers()
@@ -69,7 +76,7 @@ def site(tmp_path_factory):
 def server(site):
     handler = functools.partial(Handler, directory=site)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        running.missing = []
+        running.missing, running.found = [], threading.Event()
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
         running.shutdown()
