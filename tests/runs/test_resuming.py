@@ -291,8 +291,8 @@ def test_overwriting_forgets_an_interrupted_run(amg_reid, whole, interrupted):
     assert_same(interrupted, whole[1])
 
 
-#: How often runs are killed in a row at places drawn at random; more in a longer run, see docs/reliability.md.
-KILLS = int(os.environ.get("AMG_KILLS", "2"))
+#: How often runs are killed in a row at places drawn at random, in a longer run; see docs/reliability.md.
+KILLS = int(os.environ.get("AMG_KILLS", "0"))
 ANYWHERE = (
     f"{ENGINE}.forward_backward",
     f"{ENGINE}.begin_steps",
@@ -308,6 +308,7 @@ ANYWHERE = (
 )
 
 
+@pytest.mark.skipif(not KILLS, reason="a longer run: AMG_KILLS=20")
 def test_runs_that_are_killed_in_a_row_end_as_an_undisturbed_one(runs, trained, tmp_path):
     values, _ = CUTS["heads, neurons and tokens, repaired"]
     words = [*command("prune", None, tmp_path / "whole", {**RANDOM, **values}), "--weights", trained.last]
