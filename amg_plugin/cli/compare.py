@@ -1,4 +1,4 @@
-""""Evaluate and count torchreid's backbones and your checkpoints in one table.
+"""Evaluate and count torchreid's backbones and your checkpoints in one table.
 
 Columns are input size, mAP, Rank-1, parameters, counted MACs and size. All rows have the same targets, distance,
 normalisation and re-ranking.
@@ -18,7 +18,6 @@ more: docs/backbones.md
 
 import contextlib
 import logging
-import shlex
 import sys
 import warnings
 from argparse import Namespace
@@ -53,6 +52,7 @@ def run(args: Namespace) -> int:
     """Compare; 0 on success."""
     from amg_plugin.runs.compare import compare, conditions, render
     from amg_plugin.utils.files import check_output, write_text
+    from amg_plugin.utils.places import typed_command
 
     cfg = config_from_arguments(args, use_schedule=False)
     if args.output:
@@ -61,7 +61,7 @@ def run(args: Namespace) -> int:
     named = {"models": args.models, "weights": args.weights, "checkpoints": args.checkpoint, "sizes": args.size}
     with _messages_aside():
         rows = compare(cfg, **named, evaluate=not args.no_eval)
-    facts = {"command": shlex.join(["amg-reid", *args.words]), **conditions(cfg, evaluated=not args.no_eval)}
+    facts = {"command": typed_command(args.words), **conditions(cfg, evaluated=not args.no_eval)}
     text = render(rows, form, facts)
     print(write_text(args.output, text) if args.output else text, end="\n" if args.output else "")
     return 0

@@ -1,4 +1,4 @@
-""""Prune a checkpoint by the schedule, fine-tune with distillation.
+"""Prune a checkpoint by the schedule, fine-tune with distillation.
 
 amg.schedule says when to score, cut and fine-tune; amg.final_epochs of fine-tuning follow. The number of epochs follows
 from the schedule. Without --config-file the checkpoint's own configuration counts, so that only the schedule is needed,

@@ -1,6 +1,7 @@
 """The command line itself: help, versions, flags."""
 
 import json
+import re
 
 import pytest
 from tiny_run import SPEC, settings
@@ -21,10 +22,10 @@ def test_help_teaches_the_command(amg_reid, command):
     assert len(description.split()) >= 8
 
 
-def test_help_lists_every_command(amg_reid):
+def test_help_lists_every_command_with_what_it_does(amg_reid):
     outcome = amg_reid("--help")
     assert outcome.status == 0
-    assert all(name in outcome.out for name in COMMANDS)
+    assert all(re.search(rf"^  {name} +[a-z]\w+ ", outcome.out, re.MULTILINE) for name in COMMANDS)
 
 
 def test_the_version_is_told(amg_reid):
