@@ -133,6 +133,8 @@ def _add_run(curves: Curves, folder: Path, label: str, axis: Axis, step: str) ->
     for section, name in chosen.items():
         try:
             point = _cost(folder, result[section], section == _DENSE, axis, curves), 100 * float(result[section]["mAP"])
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"The result in '{folder}' has no accuracy and cost to draw: {error!r}.") from error
         points = curves.points.setdefault(name, [])
