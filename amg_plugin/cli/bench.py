@@ -21,7 +21,6 @@ more: docs/edge.md
 """
 
 import contextlib
-import shlex
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +66,7 @@ def run(args: Namespace) -> int:
     from amg_plugin.bench import run, table
     from amg_plugin.bench.request import Request
     from amg_plugin.utils.files import write_text
+    from amg_plugin.utils.places import typed_command
 
     request = Request(**{name: getattr(args, name) for name in Request.__dataclass_fields__})
     settings = run.Settings(
@@ -83,8 +83,7 @@ def run(args: Namespace) -> int:
     subjects = request.subjects()
     with _progress(settings.total_rounds) as progress:
         result = run.run(subjects, settings, progress)
-    # As it was typed, without folders of this machine.
-    result["command"] = shlex.join(["amg-reid", *("/".join(Path(word).parts[-2:]) for word in args.words)])
+    result["command"] = typed_command(args.words)
     found = table.rows(result)
     print(table.text(found))
     for suffix, file in files.items():
