@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from amg_plugin.checkpoint import Checkpoint
-from amg_plugin.errors import AMGError, CheckpointError, InputError, RunError
+from amg_plugin.errors import AMGError, CheckpointError, InputError, RunError, shown
 from amg_plugin.models.spec import ModelSpec
 from amg_plugin.models.vit import unwrap
 from amg_plugin.pruning import PruningPlan, current_plan
@@ -115,6 +115,8 @@ class RunState:
         try:
             position = Position(**content["position"])
             position.is_past("before_run")
+            if not all(type(number) is int for number in (position.epoch, position.hook, position.batch)):
+                raise TypeError
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"'{where}' cannot be used: its position is {content['position']}.") from error
         return cls(position, **{name: content[name] for name in _ENTRIES if name != "position"})
@@ -133,6 +135,8 @@ class RunState:
             return Checkpoint(spec, plan, network["weights"], preprocessing=pixels, identities=network["identities"])
         except (AMGError, KeyError) as error:
             raise CheckpointError(f"The state cannot be used: {error}") from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError("The state cannot be used: its network is not described as one.") from error
 
 
 def capture(engine: Engine, position: Position, facts: Mapping[str, Any], optimizer: bool = True) -> RunState:
@@ -178,12 +182,24 @@ def restore(engine: Engine, state: RunState) -> None:
     """Give a state to an engine that was assembled around its network; random numbers come last.
 
     Raises:
-        InputError: If the run has other hooks, or the optimiser is another one.
+        InputError: If the run has other hooks, the optimiser is another one, or the state is damaged.
     """
+    try:
+        names, saved = [type(hook).__name__ for hook in engine.hooks], [one["name"] for one in state.hooks]
+        if names != saved:
+            raise InputError(f"The run has the hooks {', '.join(names)}, but its state those of {', '.join(saved)}.")
+        _give(engine, state)
+    except AMGError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The run cannot take up its state, whose optimiser or hooks are other ones, or whose entries are damaged "
+            f"({type(error).__name__}: {shown(str(error))})."
+        ) from error
+
+
+def _give(engine: Engine, state: RunState) -> None:
     position, model = state.position, unwrap(engine.model)
-    names = [type(hook).__name__ for hook in engine.hooks]
-    if names != (saved := [one["name"] for one in state.hooks]):
-        raise InputError(f"The run has the hooks {', '.join(names)}, but its state those of {', '.join(saved)}.")
     engine.history[:] = state.noted["history"]
     engine.results = state.noted["results"]
     vars(engine.sums).update(state.noted["sums"])
@@ -191,10 +207,7 @@ def restore(engine: Engine, state: RunState) -> None:
     frozen = set(state.network["frozen"])
     for name, value in model.named_parameters():
         value.requires_grad_(name not in frozen)
-    try:
-        engine.restore_optimisation(state.optimisation)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"The optimiser of the run is another one than that of its state: {error}.") from error
+    engine.restore_optimisation(state.optimisation)
     for number, (hook, one) in enumerate(zip(engine.hooks, state.hooks, strict=True)):
         if position.has_begun(number):
             hook.restore(engine, one["state"])

@@ -19,7 +19,7 @@ from amg_plugin.config.rules import value_of
 from amg_plugin.config.schema import KEYS
 from amg_plugin.engine.state import RunState
 from amg_plugin.engine.state_files import TEACHER_FILE, StateKeeper, has_state, newest_state, read_state
-from amg_plugin.errors import InputError, shown
+from amg_plugin.errors import CheckpointError, InputError, shown
 from amg_plugin.runs import result as report
 from amg_plugin.utils.environment import versions
 from amg_plugin.utils.files import kind_of, read_json, replacing, sha256
@@ -41,6 +41,7 @@ NETWORK = (
 #: What pruning finds before it begins, in place of what was asked for.
 FOUND = ("amg.target_macs_saving", "amg.target_latency_saving", "amg.balance", "amg.schedule")
 COMMAND = "the command"
+_FACTS = {"command": str, "asked": dict, "config": dict, "kept": dict, "versions": dict, "weights": str, "threads": int}
 _PACKAGES = ("torch", "torchvision", "timm", "torchreid", "numpy")
 
 
@@ -169,7 +170,7 @@ def begin(
             )
         return Start(cfg, StateKeeper(folder, facts))
     notes: list[str] = []
-    state = read_state(named) if named else newest_state(folder, notes.append)
+    state = _with_facts(read_state(named) if named else newest_state(folder, notes.append))
     if state is None:
         if kind_of(folder / report.FILE_NAME):
             _check_finished(cfg, command, folder)
@@ -190,12 +191,20 @@ def begin(
 
 def saved_config(folder: str | Path, resume: str = "") -> dict[str, Any] | None:
     """The configuration of what a folder holds, or of a named state; None without one."""
-    state = read_state(resume) if resume else newest_state(folder)
+    state = _with_facts(read_state(resume) if resume else newest_state(folder))
     if state is not None:
         return state.facts["asked"]
     path = Path(folder) / report.FILE_NAME
     content = read_json(path, "result") if kind_of(path) else {}
     return content.get("config") if isinstance(content, dict) else None
+
+
+def _with_facts(state: RunState | None) -> RunState | None:
+    """The state itself, if it holds what this module has put there; a file from outside need not."""
+    for name, kind in _FACTS.items() if state else ():
+        if not isinstance(state.facts.get(name), kind):
+            raise CheckpointError(f"The state of the run cannot be used: '{name}' in its facts is missing or damaged.")
+    return state
 
 
 def data_digest(datamanager: Any, root: str) -> str:
@@ -250,7 +259,12 @@ def _check_finished(cfg: CfgNode, command: str, folder: Path) -> None:
         raise InputError(f"'{folder / report.FILE_NAME}' is not the result of a run; give another folder.")
     pairs = [(COMMAND, result.get("command"), command), *_changed_keys(result["config"], to_plain_dict(cfg))]
     skipped = FOUND if {"latency", "balance"} & set(result) else ()
-    Start(cfg, StateKeeper(folder, {})).accept([Difference(*pair) for pair in pairs if pair[0] not in skipped])
+    found = [Difference(*pair) for pair in pairs if pair[0] not in skipped and pair[1] != pair[2]]
+    if found:
+        raise InputError(
+            f"The run in '{folder}' has ended, and was another one: {'; '.join(map(str, found))}. Give another folder "
+            "as data.save_dir, or --overwrite to start anew."
+        )
 
 
 def _with_found(cfg: CfgNode, facts: Mapping[str, Any]) -> CfgNode:

@@ -1,11 +1,14 @@
 """A run that fails inside the engine goes on from its last state; hooks keep what is theirs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from amg_plugin.engine import BestModelHook, Hook
+from amg_plugin.engine.state import restore
 from amg_plugin.engine.state_files import StateKeeper, newest_state
-from amg_plugin.errors import InputError, RunError
+from amg_plugin.errors import AMGError, InputError, RunError
 
 
 class RunningMean(Hook):
@@ -74,6 +77,19 @@ def test_other_hooks_are_refused(make_engine, run, tmp_path):
     engine.keeper = keeper(tmp_path, newest_state(tmp_path))
     with pytest.raises(InputError, match=r"the hooks BestModelHook, but its state those of RunningMean"):
         run(engine, 1)
+
+
+@pytest.mark.parametrize("part", ["noted", "numbers", "optimisation", "network"])
+def test_a_state_with_foreign_entries_is_refused(make_engine, run, tmp_path, part):
+    engine = make_engine()
+    engine.keeper = keeper(tmp_path)
+    run(engine, 1)
+    state = newest_state(tmp_path)
+    for value in ("x", None, 5):
+        foreign = replace(state, **{part: dict.fromkeys(getattr(state, part), value)})
+        with pytest.raises(AMGError, match="state"):
+            foreign.checkpoint()
+            restore(make_engine(), foreign)
 
 
 def test_a_state_that_was_damaged_while_it_was_written_is_thrown_away(make_engine, run, tmp_path, monkeypatch, caplog):

@@ -278,11 +278,21 @@ def test_what_is_no_state_is_refused(refused, whole, tmp_path):
     assert "is not the state of a run of amg-reid" in refused(*words, whole[1] / "last.pth")
 
 
+@pytest.mark.parametrize("name", ["command", "asked", "kept", "versions", "threads"])
+def test_a_state_without_its_facts_is_refused(refused, whole, interrupted, name):
+    path = interrupted / "state.pth"
+    content = torch.load(path, weights_only=True)
+    del content["facts"][name]
+    torch.save(content, path)
+    assert f"'{name}' in its facts" in refused(*whole[0], "data.save_dir", interrupted, "model.resume", path)
+
+
 def test_a_run_that_has_ended_has_nothing_to_go_on_with(amg_reid, refused, whole):
     outcome = amg_reid(*whole[0], "--resume")
     assert (outcome.status, outcome.err) == (0, "")
     assert "has ended; there is nothing to go on with" in outcome.out
-    assert "train.lr was" in refused(*whole[0], "train.lr", "0.002", "--resume")
+    for flag in ("--resume", "--resume-anyway"):
+        assert "has ended, and was another one: train.lr was" in refused(*whole[0], "train.lr", "0.002", flag)
 
 
 def test_overwriting_forgets_an_interrupted_run(amg_reid, whole, interrupted):
