@@ -115,8 +115,9 @@ class RunState:
         try:
             position = Position(**content["position"])
             position.is_past("before_run")
-            if not all(type(number) is int for number in (position.epoch, position.hook, position.batch)):
-                raise TypeError
+            places = (position.epoch, 0), (position.hook, -1), (position.batch, 0)
+            if not all(type(place) is int and place >= first for place, first in places):
+                raise ValueError
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"'{where}' cannot be used: its position is {content['position']}.") from error
         return cls(position, **{name: content[name] for name in _ENTRIES if name != "position"})
