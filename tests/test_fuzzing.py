@@ -20,6 +20,8 @@ from amg_plugin.data.builders import FORMAT, read_split
 from amg_plugin.data.occlusion.masks import read_mask
 from amg_plugin.deploy.exported_file import ExportInfo, open_exported
 from amg_plugin.deploy.images import as_image
+from amg_plugin.engine.state import Position, RunState
+from amg_plugin.engine.state_files import read_state
 from amg_plugin.errors import LONGEST_MESSAGE, AMGError, CheckpointError
 from amg_plugin.models.build import build_network
 from amg_plugin.models.spec import ModelSpec
@@ -253,6 +255,36 @@ def test_checkpoints_of_other_values(checkpoint, folder, data):
         return
     with own_errors():
         load_model(folder / "other.pth")
+
+
+@pytest.fixture(scope="module")
+def state(folder):
+    network = build_network(SPEC)
+    described = {"spec": SPEC.to_dict(), "plan": PLAN.to_dict(), "identities": "", "preprocessing": {}}
+    weights, rest = network.state_dict(), ({}, [], {"history": []}, {}, {"command": "train"})
+    content = RunState(Position(1, "epoch"), {**described, "weights": weights, "frozen": []}, *rest).to_dict()
+    torch.save(content, folder / "state.pth")
+    return folder / "state.pth"
+
+
+@fuzzed
+@given(data=st.data())
+def test_damaged_states(state, folder, data):
+    (folder / "damaged.pth").write_bytes(data.draw(damaged(state.read_bytes())))
+    with own_errors():
+        read_state(folder / "damaged.pth").checkpoint().build()
+
+
+@fuzzed
+@given(data=st.data())
+def test_states_of_other_values(state, data):
+    content = torch.load(state, weights_only=True)
+    weights = content["network"].pop("weights")
+    found = data.draw(changed(content))
+    if isinstance(found, dict) and isinstance(found.get("network"), dict):
+        found["network"]["weights"] = weights
+    with own_errors():
+        RunState.from_dict(found, "state.pth").checkpoint().build()
 
 
 PATHS = st.one_of(

@@ -176,7 +176,7 @@ def test_the_file_says_how_images_are_prepared_and_what_it_was_made_from(exporte
     assert info.preprocessing == preprocessing(model)
     assert info.plan == current_plan(model).to_dict()
     assert info.spec == model.spec.to_dict()
-    assert info.source == {"name": "block.pth", "sha256": sha256(checkpoint("block"))}
+    assert info.source == {"name": "block.pth", "sha256": sha256(checkpoint("block")), "metrics": {}}
     assert (info.file_format, info.precision, info.inputs) == (form, "fp32", ("images",))
     assert info.versions["amg_plugin"] == __version__
     assert "secret" not in info.to_json()
