@@ -67,9 +67,6 @@ class Steps(Hook):
             (Steps.folder / f"steps_{processes.rank()}.json").write_text(json.dumps(self.steps), encoding="utf-8")
 
 
-register_hook("steps", Steps, summary="notes the steps")
-
-
 AMG = tiny_config(Path(), Path("log")).amg
 
 
@@ -181,6 +178,7 @@ def random_numbers() -> list[float]:
 
 def everything(root: Path, folder: Path) -> None:
     """All of it."""
+    register_hook("steps", Steps, summary="notes the steps")
     torch.set_num_threads(1)
     processes.STEP_TIMEOUT = 600  # on a busy machine one may wait long for the other
     with processes.joined(gpu=False):

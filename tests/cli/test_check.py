@@ -56,12 +56,29 @@ def test_skipping_what_is_never_looked_for_is_refused(refused, own_root):
 
 
 def test_all_problems_stop_a_run_with_one_line(refused, words, own_root):
-    bad = images(own_root, "query")[0]
+    bad, other = images(own_root, "query")[:2]
     bad.write_bytes(b"")
-    sentence = refused("train", *words, "data.root", own_root, "data.targets", "[synthetic_reid, market1501]")
+    misread = other.rename(other.with_name("0001_c13s1_000001_00.jpg"))
+    sentence = refused("train", *words, "data.root", own_root)
     assert sentence.startswith("2 problems in the data: (1)")
     assert str(bad) in sentence
+    assert misread.name in sentence
+
+
+def test_folders_that_are_missing_are_named_with_all_else_that_stands_in_the_way(refused, words, own_root):
+    sentence = refused(
+        "train",
+        *words,
+        "data.root",
+        own_root,
+        "data.targets",
+        "[synthetic_reid, market1501]",
+        "amg.arch",
+        "no_such_vit",
+    )
+    assert sentence.startswith("2 things stand in the way of this run: (1)")
     assert str(own_root / "market1501") in sentence
+    assert "no_such_vit" in sentence
 
 
 def test_a_run_goes_on_without_bad_files_and_names_them(amg_reid, words, own_root, tmp_path):

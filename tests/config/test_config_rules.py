@@ -321,7 +321,7 @@ def test_a_target_takes_the_form_of_the_schedule():
         ([*LATENCY, "train.max_epoch", 3], "'train.max_epoch'.*both given"),
         ([*LATENCY, "amg.schedule", [HEADS]], "leave one of them out"),
         (["amg.target_latency_saving", 1.0], "less than 1"),
-        (["amg.latency.form", "tensorrt"], "one of 'eager', 'fast', 'onnx'"),
+        (["amg.latency.form", "tensorrt"], "one of 'eager', 'fast', 'fast_graph', 'onnx'"),
         (["amg.latency.device", "npu"], "one of 'cpu', 'cuda'"),
         (["amg.latency.threads", 0], "at least 1"),
         (["amg.reducer", "pitome", *TARGET], "one of 'amg', 'tome', 'evit', 'none'"),

@@ -14,6 +14,7 @@ from two_processes import PRUNINGS, TRIPLET
 
 from amg_plugin.checkpoint import read_checkpoint
 from amg_plugin.cli.main import COMMANDS, SEVERAL_PROCESSES
+from amg_plugin.registries import HOOKS, register_hook
 
 BOTH = (0, 1)
 
@@ -45,7 +46,16 @@ def shared(tiny_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(shared, tiny_root, tmp_path_factory):
+def steps_hook():
+    """The hook that notes the steps, in this process as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HOOKS, "rows", dict(HOOKS.rows))
+        register_hook("steps", two_processes.Steps, summary="notes the steps")
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(shared, steps_hook, tiny_root, tmp_path_factory):
     """The same runs in this process; each begins with the shared run's dense model."""
     folder = tmp_path_factory.mktemp("one")
     last = shared.folder / "trained" / "run" / "last.pth"
