@@ -18,12 +18,11 @@ import json
 import logging
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from epoch_cost import timed
 
 from amg_plugin.config import load_config
 from amg_plugin.data.manager import build_datamanager
@@ -36,15 +35,6 @@ from amg_plugin.utils.environment import environment, processor_name
 #: Training images of Market-1501.
 IMAGES = 12_936
 DRAWN = SyntheticSpec(train_ids=32, test_ids=4, height=256, width=128)
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds by the wall clock and of processor time."""
-    start, start_cpu = time.perf_counter(), time.process_time()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, time.process_time() - start_cpu
 
 
 def median(runs: list[tuple[float, float]]) -> dict[str, float]:

@@ -32,7 +32,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
 from results import CONDITIONS, measured_on, read, without_places, write
 from torch import nn
 from tqdm import tqdm
@@ -50,10 +49,10 @@ from amg_plugin.engine import AMGPruningHook
 from amg_plugin.engine.calibration import build_calibration, scoring_mode
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.evaluation.intervals import bootstrap_interval
-from amg_plugin.evaluation.protocol import per_query_scores
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.registries import TARGETS, register_hook
 from amg_plugin.runs import result as report
+from amg_plugin.runs.details import per_query, read_details, write_details
 from amg_plugin.runs.setup import assemble, build_evaluator, check_identities, fitted, prepare
 from amg_plugin.runs.train import train
 from amg_plugin.utils.files import write_text
@@ -61,7 +60,7 @@ from amg_plugin.utils.preprocessing import Preprocessing
 from amg_plugin.utils.tables import markdown_table, per_cent
 
 BEFORE, AFTER = "before", "after"
-QUERIES, LATENCY = "queries.json", "latency.json"
+LATENCY = "latency.json"
 FORMS, BATCHES = ("onnx", "fast"), (1, 16)
 HEADS, TOKENS, NEURONS = "heads", "tokens", "neurons"
 
@@ -192,11 +191,7 @@ def run_step(args: argparse.Namespace, seed: int, method: str, step: str) -> Non
     source = Path(args.weights.replace("{seed}", str(seed))) if step == BEFORE else before / LAST_CHECKPOINT
     checkpoint = read_checkpoint(source)
     with logged(str(folder), step):
-        if step == AFTER:
-            sections = train(cfg, checkpoint)
-            evaluated(cfg, read_checkpoint(folder / LAST_CHECKPOINT).build(), folder)
-        else:
-            sections = removed(cfg, checkpoint, METHODS[method], folder)
+        sections = train(cfg, checkpoint) if step == AFTER else removed(cfg, checkpoint, METHODS[method], folder)
         finish(cfg, step, sections, started)
 
 
@@ -214,7 +209,10 @@ def removed(cfg: CfgNode, checkpoint: Checkpoint, method: Method, folder: Path) 
         preprocessing=Preprocessing.from_config(cfg.data),
     )
     name = "pruned" if method.cuts else "reduced" if model.spec.reducer else "dense"
-    return {name: evaluated(cfg, model, folder), "history": history}
+    evaluator = build_evaluator(cfg, model)
+    section = report.section(evaluator.evaluate(), report.structure(model, cfg.data.height, cfg.data.width))
+    write_details(folder, {name: evaluator.queries})
+    return {name: section, "history": history}
 
 
 def cut(cfg: CfgNode, checkpoint: Checkpoint, model: nn.Module, method: Method) -> list[dict[str, Any]]:
@@ -237,19 +235,6 @@ def cut(cfg: CfgNode, checkpoint: Checkpoint, model: nn.Module, method: Method) 
         structure = {f"{target}_per_block": plan.left(target) for target in TARGETS}
         engine.history.append({"event": "cut", "epoch": 0, "target": one.target, **structure})
     return engine.history
-
-
-def evaluated(cfg: CfgNode, model: nn.Module, folder: Path) -> dict[str, Any]:
-    """The section of a result; the scores of every query of the first target go into the folder."""
-    evaluator, scores = build_evaluator(cfg, model), {}
-    for number, target in enumerate(evaluator.loaders):
-        query, gallery = evaluator.embed(target)
-        matrix = evaluator.protocol.distances(query, gallery)
-        scores[target] = evaluator.protocol.score(matrix, query, gallery)
-        if number == 0:
-            single = {key: values.tolist() for key, values in per_query_scores(matrix, query, gallery).items()}
-            write_text(folder / QUERIES, json.dumps({"target": target, **single}) + "\n")
-    return report.section(scores, report.structure(model, cfg.data.height, cfg.data.width))
 
 
 def measure_latency(args: argparse.Namespace) -> None:
@@ -287,8 +272,7 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
                 entry[step][str(seed)] = next(run[key] for key in report.SECTIONS if key in run)
                 entry["config"].setdefault(step, without_places(run["config"]))  # seeds differ in nothing else
                 entry["runs"][step][str(seed)] = {key: run[key] for key in CONDITIONS}
-                reference = place(args, seed, "dense", BEFORE) / QUERIES
-                entry["intervals"][step][str(seed)] = intervals(folder / QUERIES, reference)
+                entry["intervals"][step][str(seed)] = intervals(folder, place(args, seed, "dense", BEFORE))
         if entry[BEFORE] or entry[AFTER]:
             methods[name] = entry
     if not methods:
@@ -298,16 +282,22 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
     return {**result, **(latency(read(timed)) if timed.is_file() else {})}
 
 
-def intervals(path: Path, reference: Path) -> dict[str, list[float]]:
-    """Intervals of mAP and Rank-1, and of the differences from the dense model, paired over the queries."""
-    ours, found = read(path), {}
-    theirs = read(reference) if reference.is_file() else None
-    for label, key in (("mAP", "AP"), ("rank1", "rank1")):
-        values = np.array(ours[key])
-        found[label] = bootstrap_interval(values)
+def intervals(run: Path, reference: Path) -> dict[str, list[float]]:
+    """Intervals of mAP and Rank-1 of a run, and of the differences from the dense model, paired over the queries."""
+    ours, theirs = first_target(run), first_target(reference) if read_details(reference) else None
+    found = {}
+    for score in ("mAP", "rank1"):
+        values = per_query(ours, score)
+        found[score] = bootstrap_interval(values)
         if theirs is not None:
-            found[f"{label}_difference"] = bootstrap_interval(values - np.array(theirs[key]))
+            found[f"{score}_difference"] = bootstrap_interval(values - per_query(theirs, score))
     return found
+
+
+def first_target(run: Path) -> dict[str, Any]:
+    """What the queries of the first target contributed to the figures of a run, which has one section."""
+    (targets,) = read_details(run)["queries"].values()
+    return next(iter(targets.values()))
 
 
 def latency(timed: dict[str, Any]) -> dict[str, Any]:

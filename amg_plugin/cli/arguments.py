@@ -8,10 +8,12 @@ import copy
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from amg_plugin.cli.output import Printable
 from amg_plugin.errors import InputError, printable
 from amg_plugin.utils.launched import launched
 
@@ -276,6 +278,17 @@ def logging_to(handler: logging.Handler, propagate: bool = True) -> Iterator[Non
         logger.removeHandler(handler)
         logger.setLevel(before[0])
         logger.propagate = before[1]
+
+
+@contextlib.contextmanager
+def messages_aside() -> Iterator[None]:
+    """Send torchreid's prints and the package's log to stderr, where stdout is for what a command gives."""
+    aside = contextlib.redirect_stdout(Printable(sys.stderr))
+    with logging_to(logging.StreamHandler(sys.stderr)), aside, warnings.catch_warnings():
+        # torchreid's use of functions that torch renamed or changed since
+        warnings.filterwarnings("ignore", module=r"torchreid\.")
+        warnings.filterwarnings("ignore", message="Default grid_sample")
+        yield
 
 
 @contextlib.contextmanager

@@ -16,16 +16,10 @@ example: amg-reid compare --no-eval
 more: docs/backbones.md
 """
 
-import contextlib
-import logging
-import sys
-import warnings
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
-from amg_plugin.cli.arguments import CONFIGURATION, adder, argument, config_from_arguments, logging_to
-from amg_plugin.cli.output import Printable
+from amg_plugin.cli.arguments import CONFIGURATION, adder, argument, config_from_arguments, messages_aside
 
 #: Forms of the table, and the suffixes of --output that mean one.
 FORMATS = ("text", "markdown", "csv", "json")
@@ -59,20 +53,9 @@ def run(args: Namespace) -> int:
         check_output(args.output)
     form = args.format or _SUFFIXES.get(Path(args.output or "").suffix, "text")
     named = {"models": args.models, "weights": args.weights, "checkpoints": args.checkpoint, "sizes": args.size}
-    with _messages_aside():
+    with messages_aside():
         rows = compare(cfg, **named, evaluate=not args.no_eval)
     facts = {"command": typed_command(args.words), **conditions(cfg, evaluated=not args.no_eval)}
     text = render(rows, form, facts)
     print(write_text(args.output, text) if args.output else text, end="\n" if args.output else "")
     return 0
-
-
-@contextlib.contextmanager
-def _messages_aside() -> Iterator[None]:
-    """Send torchreid's prints and the package's log to stderr: stdout is for the table."""
-    aside = contextlib.redirect_stdout(Printable(sys.stderr))
-    with logging_to(logging.StreamHandler(sys.stderr)), aside, warnings.catch_warnings():
-        # torchreid's use of functions that torch renamed or changed since
-        warnings.filterwarnings("ignore", module=r"torchreid\.")
-        warnings.filterwarnings("ignore", message="Default grid_sample")
-        yield

@@ -19,7 +19,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from amg_plugin.cli.arguments import ROOT, adder, argument
+from amg_plugin.cli.arguments import ROOT, adder, argument, messages_aside
 from amg_plugin.errors import InputError
 
 _OUTPUT = "the page (default: report.html in the folder of the run, or here for several)"
@@ -71,8 +71,9 @@ def _pictures(args: Namespace, folder: Path, config: dict[str, Any]) -> dict[str
     if args.images:
         check_drawable(networks["after"], networks.get("before"))
         found["attention"] = attention_on([file for word in args.images for file in image_files(word)], networks)
-    if args.ranked:
+    if args.ranked:  # which reads data by torchreid
         words = ["data.root", args.root] if args.root else []
         cfg = load_config(None, words, use_schedule=False, base=config)
-        found["ranked"] = ranked(cfg, networks, args.ranked)
+        with messages_aside():
+            found["ranked"] = ranked(cfg, networks, args.ranked)
     return found

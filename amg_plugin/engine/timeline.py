@@ -34,6 +34,12 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
+def evaluations(cfg: CfgNode, start: int, end: int, last: int) -> int:
+    """How often torchreid's loop of ``last`` epochs evaluates behind the epochs ``start + 1`` to ``end``."""
+    every, first, behind = cfg.test.eval_freq, cfg.test.start_eval, range(start + 1, end + 1)
+    return sum(epoch == last or (every > 0 and epoch >= first and epoch % every == 0) for epoch in behind)
+
+
 class CourseHook(Hook):
     """A line per epoch in the log, with the time that is left, and curves of the structure in TensorBoard.
 
@@ -93,7 +99,8 @@ class CourseHook(Hook):
         """The time that is left after the current epoch, and what it is counted from."""
         parts = {
             "epoch": engine.max_epoch - engine.epoch - 1,
-            "evaluation": self._evaluations(engine),
+            "evaluation": evaluations(engine.cfg, engine.epoch, engine.max_epoch, engine.max_epoch)
+            + bool(self.schedule and not self.schedule.finished),  # that behind the last cut
             "cut": len(self.schedule.cuts) - self._done if self.schedule else 0,
         }
         known = sum(number * self._seconds[name] for name, number in parts.items() if name in self._seconds)
@@ -101,16 +108,6 @@ class CourseHook(Hook):
         listed = ", ".join(count(number, name) for name, number in parts.items() if number)
         times = [duration(known)] if known or not untimed else []
         return f"{' and '.join([*times, *untimed])} ({listed or 'nothing'})"
-
-    def _evaluations(self, engine: HookedEngine) -> int:
-        """Evaluations that follow: those of torchreid's loop, the final one, and that behind the last cut."""
-        options, last = engine.cfg.test, engine.max_epoch
-        regular = [
-            epoch
-            for epoch in range(engine.epoch + 1, last)
-            if options.eval_freq > 0 and epoch >= options.start_eval and epoch % options.eval_freq == 0
-        ]
-        return len(regular) + 1 + bool(self.schedule and not self.schedule.finished)
 
     @property
     def _done(self) -> int:

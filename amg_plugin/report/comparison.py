@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from amg_plugin.evaluation.intervals import bootstrap_interval
 from amg_plugin.registries import TARGETS
 from amg_plugin.report.reading import NAMES, Run
+from amg_plugin.runs.details import per_query
 
 _SCORES = (("Rank-1", "rank1"), ("mAP", "mAP"))
 
@@ -81,12 +80,8 @@ def difference(one: Model, other: Model, target: str, score: str) -> Difference 
     points, kept = 100 * (both[0][score] - both[1][score]), [model.queries.get(target) for model in (one, other)]
     if None in kept or kept[0]["labels"] != kept[1]["labels"]:
         return Difference(points)
-    ours, theirs = (_per_query(each, score) for each in kept)
+    ours, theirs = (per_query(each, score) for each in kept)
     return Difference(points, tuple(100 * end for end in bootstrap_interval(ours - theirs)))
-
-
-def _per_query(kept: Mapping[str, Any], score: str) -> np.ndarray:
-    return np.array(kept["AP"], dtype=float) if score == "mAP" else (np.array(kept["first"]) == 1).astype(float)
 
 
 def table(models: Sequence[Model]) -> list[Row]:

@@ -10,6 +10,7 @@ from amg_plugin.config import get_default_config, load_config, to_plain_dict
 from amg_plugin.errors import ConfigError
 from amg_plugin.report.reading import Run
 from amg_plugin.utils.places import plain_values, typed_command, without_folders
+from amg_plugin.utils.tables import duration
 
 #: Keys that say where a run was, or that follow from others.
 _LEFT_OUT = ("data.root", "data.save_dir", "amg.image_size", "amg.imports", "amg.report")
@@ -50,11 +51,10 @@ def made(run: Run) -> Made:
             name += f" (its base, {without_folders(file)}, is not here)"
     changed, unusual = differences(own, base), differences(own, defaults)
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    seconds = float(result["seconds"])
     facts = [
         ("device", f"{result['device']}, {result['threads']} thread{'s' * (result['threads'] != 1)}"),
         ("seed", str(result["seed"])),
-        ("duration", f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"),
+        ("duration", duration(float(result["seconds"]))),
         ("versions", versions),
     ]
     command = typed_command(words) if words else ""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from amg_plugin.errors import InputError
 from amg_plugin.utils.files import kind_of, read_json, write_text
 from amg_plugin.utils.processes import main_only
@@ -44,3 +46,8 @@ def read_details(folder: str | Path) -> dict[str, Any]:
     if not isinstance(content, Mapping) or content.get("version") != VERSION:
         raise InputError(f"'{path}' does not hold the details of a run in version {VERSION}.")
     return dict(content)
+
+
+def per_query(kept: Mapping[str, Any], score: str) -> np.ndarray:
+    """What each query of a target contributed to ``"mAP"`` or ``"rank1"``, ``[n]``; ``kept`` is the target's entry."""
+    return np.array(kept["AP"], dtype=float) if score == "mAP" else (np.array(kept["first"]) == 1).astype(float)

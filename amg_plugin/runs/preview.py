@@ -23,6 +23,7 @@ from amg_plugin.data.manager import build_datamanager
 from amg_plugin.data.seeding import begin
 from amg_plugin.engine import AMGPruningHook
 from amg_plugin.engine.calibration import build_calibration, scoring_mode
+from amg_plugin.engine.timeline import evaluations
 from amg_plugin.errors import AMGError
 from amg_plugin.evaluation.evaluator import Evaluator
 from amg_plugin.evaluation.protocol import Protocol
@@ -134,8 +135,8 @@ def schedule_rounds(cfg: CfgNode, model: nn.Module, pruning: AMGPruningHook | No
     """The rounds of a run; each block is taken to lose what blocks usually lose, before the scores decide."""
     cost, plan = PlanCost.of(model), current_plan(model)
     if pruning is None:
-        epochs = cfg.train.max_epoch - cfg.train.start_epoch
-        return [Round((), plan, cost.macs(plan), epochs, _evaluations(cfg, cfg.train.start_epoch, cfg.train.max_epoch))]
+        start, last = cfg.train.start_epoch, cfg.train.max_epoch
+        return [Round((), plan, cost.macs(plan), last - start, evaluations(cfg, start, last, last))]
     schedule, limits, grid = pruning.schedule, pruning.rules.limits(model), backbone_of(model).patch_embed.grid_size
     plan = plan if plan.prunes_tokens else plan.with_variant(cfg.amg.token_variant)
     total, starts = schedule.total_epochs, sorted({0, *(cut.epoch for cut in schedule.cuts), schedule.final_start})
@@ -152,15 +153,8 @@ def schedule_rounds(cfg: CfgNode, model: nn.Module, pruning: AMGPruningHook | No
         # Before the first cut and behind the last one there is an evaluation of its own.
         own = (start == 0) + bool(cuts and cuts[-1] == schedule.cuts[-1])
         if cuts or end > start:
-            rounds.append(Round(cuts, plan, cost.macs(plan), end - start, own + _evaluations(cfg, start, end, total)))
+            rounds.append(Round(cuts, plan, cost.macs(plan), end - start, own + evaluations(cfg, start, end, total)))
     return rounds
-
-
-def _evaluations(cfg: CfgNode, start: int, end: int, total: int | None = None) -> int:
-    """Evaluations in epochs ``start`` to ``end``, as torchreid's loop makes them."""
-    last, every = total or end, cfg.test.eval_freq
-    due = (every > 0 and epoch >= cfg.test.start_eval and epoch % every == 0 for epoch in range(start + 1, end + 1))
-    return sum(wanted or epoch == last for epoch, wanted in zip(range(start + 1, end + 1), due, strict=True))
 
 
 def _table(rounds: Sequence[Round], times: Sequence[str]) -> str:
