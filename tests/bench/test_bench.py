@@ -299,7 +299,19 @@ QUICK = ["--rounds", "2", "--warmup", "1", "--device", "cpu"]
 
 def test_the_command_measures_a_checkpoint_and_writes_both_documents(pruned, tmp_path, capsys):
     output = tmp_path / "new" / "edge"
-    words = ["bench", str(pruned), *QUICK, "--forms", "fast", "--batch", "1", "2", "--output", str(output)]
+    words = [
+        "bench",
+        str(pruned),
+        *QUICK,
+        "--no-memory",
+        "--forms",
+        "fast",
+        "--batch",
+        "1",
+        "2",
+        "--output",
+        str(output),
+    ]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "fast, 1 thread, batch 2" in printed
