@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from amg_plugin.checkpoint import BEST_CHECKPOINT, Checkpoint, read_checkpoint
 from amg_plugin.config import from_plain_dict, to_plain_dict
 from amg_plugin.config.rules import value_of
 from amg_plugin.config.schema import KEYS
+from amg_plugin.data.identities import list_digest
 from amg_plugin.engine.state import RunState
 from amg_plugin.engine.state_files import TEACHER_FILE, StateKeeper, has_state, newest_state, read_state
 from amg_plugin.errors import CheckpointError, InputError, shown
@@ -132,7 +133,7 @@ class Start:
         Raises:
             InputError: If it is not.
         """
-        digest = data_digest(datamanager, self.cfg.data.root)
+        digest = data_digest(datamanager)
         if self.state is not None:
             before = self.state.facts.get("data", digest)  # unknown before the data was read
             self.accept([Difference("the list of images (SHA-256)", before, digest)], logger.warning)
@@ -207,25 +208,12 @@ def _with_facts(state: RunState | None) -> RunState | None:
     return state
 
 
-def data_digest(datamanager: Any, root: str) -> str:
-    """SHA-256 of the lists of images with their labels, in order; paths count from the data root."""
-    digest, start = hashlib.sha256(), Path(root).absolute()
-    for part, items in _lists(datamanager):
-        rows = [[_relative(item[0], start), *map(int, item[1:3])] for item in items]
-        digest.update(json.dumps([part, rows]).encode())
-    return digest.hexdigest()
-
-
-def _lists(datamanager: Any) -> Iterator[tuple[str, list[Any]]]:
-    yield "train", datamanager.train_loader.dataset.train
+def data_digest(datamanager: Any) -> str:
+    """SHA-256 of the lists of images of all parts, in order, as :func:`amg_plugin.data.identities.list_digest`."""
+    lists = {"train": datamanager.train_loader.dataset.train}
     for name, parts in datamanager.test_loader.items():
-        for part, loader in parts.items():
-            yield f"{name} {part}", loader.dataset.data
-
-
-def _relative(path: str, root: Path) -> str:
-    absolute = Path(path).absolute()
-    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(path)
+        lists |= {f"{name} {part}": loader.dataset.data for part, loader in parts.items()}
+    return hashlib.sha256(json.dumps({part: list_digest(items) for part, items in lists.items()}).encode()).hexdigest()
 
 
 def _digest_of(weights: str | None) -> str:
