@@ -1,8 +1,8 @@
 r"""What each part of the training recipe brings: the recipe, the recipe without one part, and what stood there before.
 
 Trains the dense model of --config-file for --epochs in every variant and with every seed; each run's figures are in
-SAVE_DIR/VARIANT/seedN. What is there already is not run again, so that an interrupted comparison continues where it
-stopped. The table of what is there goes to --output; differences are taken from the recipe under the same seeds.
+SAVE_DIR/VARIANT/seedN. What is there already is not run again, and an interrupted run goes on. The table of what is
+there goes to --output; differences are taken from the recipe under the same seeds.
 
 The variant 'even_batches' asks whether torchreid's identity sampler costs anything: it deals images out without
 repetition, so that the last batches of an epoch hold only the few identities with many images. Here instead every batch
@@ -14,7 +14,6 @@ example: python tools/ablate_recipe.py --root reid-data-dev --weights WEIGHTS --
 
 import argparse
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from amg_plugin.engine import Hook
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.registries import register_hook
 from amg_plugin.runs import result as report
+from amg_plugin.runs import resuming
 from amg_plugin.runs.setup import prepare
 from amg_plugin.runs.train import train
 from amg_plugin.utils.tables import markdown_table, per_cent
@@ -154,10 +154,11 @@ def run(args: argparse.Namespace, variant: str, seed: int) -> None:
     keys |= {"data.root": args.root, "data.save_dir": str(folder), "train.seed": seed}
     keys |= {"amg.weights": args.weights} if args.weights else {}
     words = [word for pair in keys.items() for word in pair]
-    cfg, started = load_config(args.config_file, [*words, *args.keys], use_schedule=False), time.monotonic()
+    cfg = load_config(args.config_file, [*words, *args.keys], use_schedule=False)
+    start = resuming.begin(cfg, "train", None, resume=True, anyway=False, overwrite=False)
     prepare(cfg)
-    with logged(str(folder), "train"):
-        finish(cfg, "train", train(cfg), started)
+    with logged(str(folder), "train", start) as started:
+        finish(cfg, "train", train(cfg, start=start), started)
 
 
 def collect(args: argparse.Namespace) -> dict[str, Any]:

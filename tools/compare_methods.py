@@ -4,8 +4,8 @@ For every method and seed: take a dense checkpoint, remove what the method remov
 all methods in the same way, with distillation from the dense checkpoint if amg.distill is enabled, and evaluate again
 (step 'after'). 'dense' is the dense model and, after the same fine-tuning, the control. With --latency the networks are
 timed in ONNX Runtime and in the fast form, in turn. Each method's figures are in SAVE_DIR/seedN/METHOD/STEP; what is
-there already is not run again, so that an interrupted comparison continues where it stopped. The table of what is
-there goes to --output, with 95 % bootstrap intervals over the queries.
+there already is not run again, and fine-tuning goes on in the epoch it had reached. The table of what is there goes to
+--output, with 95 % bootstrap intervals over the queries.
 
 'torch_pruning' needs the package torch-pruning (tools/torch_pruning_heads.py says how to get it).
 
@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -52,6 +51,7 @@ from amg_plugin.evaluation.intervals import bootstrap_interval
 from amg_plugin.pruning import apply_plan, current_plan
 from amg_plugin.registries import TARGETS, register_hook
 from amg_plugin.runs import result as report
+from amg_plugin.runs import resuming
 from amg_plugin.runs.details import per_query, read_details, write_details
 from amg_plugin.runs.setup import assemble, build_evaluator, check_identities, fitted, prepare
 from amg_plugin.runs.train import train
@@ -140,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"comma-separated, out of {', '.join(METHODS)}; '' only makes the table")  # fmt: skip
     add("--steps", type=names_out_of((BEFORE, AFTER)), default=[BEFORE, AFTER], metavar="NAMES",
         help="before (without fine-tuning), after (fine-tuning) or both")  # fmt: skip
-    add("--latency", action="store_true", help="time the networks of the first seed and torchreid's light ones as well")
+    add("--latency", action="store_true", help="time the networks of --methods and torchreid's light ones")
     add("--rounds", type=int, default=20, help="timed runs of each (%(default)s)")
     add("--output", metavar="PATH", help="without suffix; .json and .md are written")
     add("--title", help="heading of the Markdown file (default: the saving)")
@@ -186,12 +186,15 @@ def run_step(args: argparse.Namespace, seed: int, method: str, step: str) -> Non
     folder, before = (place(args, seed, method, one) for one in (step, BEFORE))
     if (folder / report.FILE_NAME).is_file():
         return
-    cfg, started = configuration(args, seed, method, step), time.monotonic()
-    prepare(cfg)
+    cfg = configuration(args, seed, method, step)
     source = Path(args.weights.replace("{seed}", str(seed))) if step == BEFORE else before / LAST_CHECKPOINT
+    start = None
+    if step == AFTER:  # goes on where an interrupted run stopped
+        start = resuming.begin(cfg, step, str(source), resume=True, anyway=False, overwrite=False)
+    prepare(cfg)
     checkpoint = read_checkpoint(source)
-    with logged(str(folder), step):
-        sections = train(cfg, checkpoint) if step == AFTER else removed(cfg, checkpoint, METHODS[method], folder)
+    with logged(str(folder), step, start) as started:
+        sections = train(cfg, checkpoint, start) if start else removed(cfg, checkpoint, METHODS[method], folder)
         finish(cfg, step, sections, started)
 
 
@@ -240,7 +243,7 @@ def cut(cfg: CfgNode, checkpoint: Checkpoint, model: nn.Module, method: Method) 
 def measure_latency(args: argparse.Namespace) -> None:
     """Time the networks of the first seed in turn, and torchreid's light networks at the same image size."""
     found = Path(args.save_dir) / LATENCY
-    files = {name: place(args, args.seeds[0], name, BEFORE) / LAST_CHECKPOINT for name in METHODS}
+    files = {name: place(args, args.seeds[0], name, BEFORE) / LAST_CHECKPOINT for name in args.methods}
     files = {name: file for name, file in files.items() if file.is_file()}
     if not files:
         raise InputError("--latency times networks that the step 'before' has made; there are none yet.")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from tiny_run import settings
 
+from amg_plugin.engine import ProgressHook
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare_methods.py"
 #: What single heads and tokens of so small a network can meet.
 FEASIBLE = ["--saving", "0.234", "--balance", "0.48"]
@@ -51,6 +53,23 @@ def test_methods_are_compared_over_seeds_and_runs_are_not_repeated(tool, tmp_pat
     assert outcome.returncode == 0, outcome.stderr
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("result.json")} == finished
     assert "±" not in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+def test_interrupted_fine_tuning_goes_on(tool, monkeypatch):
+    epochs = iter([1, 2])
+
+    def power_cut(hook, engine):
+        if next(epochs) == 2:
+            raise OSError("no power")
+
+    words, opts = ["--methods", "dense"], ["train.max_epoch", "2"]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no power"):
+        patch.setattr(ProgressHook, "before_epoch", power_cut)
+        tool(*words, opts=opts)
+    outcome = tool(*words, opts=opts)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "The run goes on after epoch 1." in outcome.stdout
+    assert "epoch 2/2: " in outcome.stdout and "epoch 1/2: " not in outcome.stdout
 
 
 @pytest.mark.parametrize(("method", "saving"), [("beyond_block", 0.234), ("beyond", 0.24)])
