@@ -1,8 +1,7 @@
 r"""Turn the figures of several runs into one JSON file and one Markdown table.
 
 Examples:
-  python tools/results.py intervals control=log/control/last.pth finetuned=log/pruned/last.pth --root reid-data \
-      --output intervals.json
+  python tools/results.py intervals control=log/control finetuned=log/pruned#finetuned --output intervals.json
   python tools/results.py pruning --dense log/dense/result.json --control log/control/result.json \
       --prune log/pruned/result.json --intervals intervals.json --title "Dev split" --output docs/results/dev_split
   python tools/results.py seeds dense=log/1/dense/result.json dense=log/2/dense/result.json \
@@ -31,6 +30,7 @@ from typing import Any
 from amg_plugin.errors import AMGError, InputError
 from amg_plugin.evaluation.intervals import RESAMPLES, bootstrap_interval
 from amg_plugin.runs import result as report
+from amg_plugin.runs.details import per_query, read_details
 from amg_plugin.runs.result import ATTENTION, as_markdown, further_tables
 from amg_plugin.utils.files import read_json, write_text
 from amg_plugin.utils.tables import markdown_table, per_cent, text_table
@@ -112,41 +112,38 @@ def measured_on(runs: Sequence[Result]) -> str:
 # intervals ------------------------------------------------------------------------------------------------------------
 
 
-def per_query(path: str, root: str, target: str) -> Result:
-    """Scores of every query of a checkpoint, under its own configuration."""
-    from amg_plugin.checkpoint import read_checkpoint
-    from amg_plugin.config import load_config
-    from amg_plugin.evaluation.protocol import per_query_scores
-    from amg_plugin.runs.setup import build_evaluator, fitted
-
-    checkpoint = read_checkpoint(path)
-    words = ["data.root", root, "data.targets", [target], "test.rerank", False]
-    cfg = load_config(None, words, use_schedule=False, base=checkpoint.config)
-    evaluator = build_evaluator(cfg, fitted(checkpoint, cfg).build())
-    query, gallery = evaluator.embed(target)
-    return per_query_scores(evaluator.protocol.distances(query, gallery), query, gallery)
+def queries_of(place: str, target: str) -> Result:
+    """What the queries of a target contributed in a finished run ``FOLDER[#SECTION]``."""
+    folder, _, section = place.partition("#")
+    found = read_details(folder).get("queries", {})
+    targets = found.get(section or next(iter(found), ""), {})
+    if target not in targets:
+        part = f"section '{section}'" if section else "details.json"
+        raise InputError(f"The run in '{folder}' has no queries of '{target}' in its {part}.")
+    return targets[target]
 
 
 def intervals(args: argparse.Namespace) -> None:
     """Bootstrap intervals over queries, and of differences from the first model."""
-    from amg_plugin.utils.environment import environment
-
     pairs = [model.partition("=")[::2] for model in args.models]
-    if any(not path for _, path in pairs):
-        raise InputError("Every model is given as NAME=CKPT.")
-    scores = {name: per_query(path, args.root, args.target) for name, path in pairs}
-    reference = pairs[0][0]
+    if any(not place for _, place in pairs):
+        raise InputError("Every model is given as NAME=RUN or NAME=RUN#SECTION.")
+    kept = {name: queries_of(place, args.target) for name, place in pairs}
+    reference = kept[pairs[0][0]]
     figures = {}
-    for name, values in scores.items():
-        entry = figures[name] = {"queries": len(values["AP"])}
-        for label, key in (("mAP", "AP"), ("rank1", "rank1")):
-            for kind, numbers in (("", values[key]), ("_difference", values[key] - scores[reference][key])):
-                entry[label + kind] = float(numbers.mean())
-                entry[f"{label}{kind}_interval"] = bootstrap_interval(numbers, args.resamples, args.seed)
+    for name, queries in kept.items():
+        entry = figures[name] = {"queries": len(queries["AP"])}
+        for score in ("mAP", "rank1"):
+            values = per_query(queries, score)
+            if values.shape != (first := per_query(reference, score)).shape:
+                raise InputError(f"'{name}' has {len(values)} queries, but '{pairs[0][0]}' has {len(first)}.")
+            for kind, numbers in (("", values), ("_difference", values - first)):
+                entry[score + kind] = float(numbers.mean())
+                entry[f"{score}{kind}_interval"] = bootstrap_interval(numbers, args.resamples, args.seed)
     print(text_table(*interval_table(figures, {})))
     if args.output:
         content = {"target": args.target, "resamples": args.resamples, "seed": args.seed, "models": figures}
-        write_text(args.output, json.dumps({**content, **environment()}, indent=1) + "\n")
+        write_text(args.output, json.dumps(content, indent=1) + "\n")
 
 
 # pruning --------------------------------------------------------------------------------------------------------------
@@ -286,7 +283,7 @@ def joined_under_occlusion(args: argparse.Namespace) -> Result:
         **{label: rows[name] for name, label in _MODELS.items()},
         ATTENTION: attention,
         "occlusion": manifest,
-        **({"intervals": read(args.intervals)} if args.intervals else {}),
+        **({"intervals": [read(path) for path in args.intervals]} if args.intervals else {}),
         **{key: pruned[key] for key in ("seed", "device", "threads", "versions")},
         "seconds": {"pruned and dense": pruned["seconds"], "control": control["seconds"]},
     }
@@ -302,13 +299,12 @@ def occlusion(args: argparse.Namespace) -> None:
         for part, of in hidden["counts"].items()
     ]
     parts = [*map(as_markdown, further_tables(result, list(_MODELS.values())))]
-    if "intervals" in result:
-        found = result["intervals"]
+    for number, found in enumerate(result.get("intervals", ()), 1):
         heading = (
             f"On {found['target']}, in points, with 95 % percentile bootstrap intervals over the "
             f"{next(iter(found['models'].values()))['queries']} queries; differences are paired."
         )
-        parts.insert(1, as_markdown((heading, *interval_table(found["models"], _MODELS))))
+        parts.insert(number, as_markdown((heading, *interval_table(found["models"], _MODELS))))
     parts.append(f"Occlusion: seed {hidden['seed']}; {'; '.join(counts)}.")
     conditions = f"{result['threads']} thread(s), seed {result['seed']}; {versions_of(result)}"
     write(args, result, "\n\n".join([*parts, f"Measured on {result['device']}, {conditions}."]))
@@ -377,9 +373,12 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub.add_argument
 
-    option = table(intervals)
-    option("models", nargs="+", metavar="NAME=CKPT", help="checkpoints, the reference first")
-    option("--root", required=True, metavar="FOLDER", help="folder that holds the data set")
+    option = table(
+        intervals,
+        "Finished runs of amg-reid give what every query contributed; the first section of a run unless #SECTION names "
+        "another. Intervals are 95 % percentile bootstrap intervals over the queries; differences are paired.",
+    )
+    option("models", nargs="+", metavar="NAME=RUN[#SECTION]", help="folders of runs, the reference first")
     option("--target", default="market1501", metavar="NAME", help="data set (%(default)s)")
     option("--resamples", type=int, default=RESAMPLES, help="bootstrap samples (%(default)s)")
     option("--seed", type=int, default=0, help="seed of the resampling (%(default)s)")
@@ -399,7 +398,7 @@ def parser() -> argparse.ArgumentParser:
     option("--pruned", required=True, metavar="RESULT", help="of amg-reid test with --dense")
     option("--control", required=True, metavar="RESULT", help="of amg-reid test")
     option("--manifest", required=True, metavar="FILE", help="occlusion.json of the occluded data set")
-    option("--intervals", **of_intervals)
+    option("--intervals", nargs="+", **of_intervals)
     option = table(
         exports,
         "FILE is an exported file, next to which 'amg-reid export' wrote FILE.json; RESULT is the result.json of "

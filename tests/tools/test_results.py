@@ -70,6 +70,33 @@ def test_what_does_not_fit_is_refused(tool, words, said):
     assert said in outcome.stderr
 
 
+def test_intervals_come_from_what_the_queries_of_finished_runs_gave(trained, pruned, run_script, tmp_path):
+    words = [f"dense={trained.last.parent}", f"cut={pruned.last.parent}#finetuned", "--target", "synthetic_reid"]
+    outcome = run_script(TOOL, "intervals", *words, "--output", tmp_path / "intervals.json")
+    assert outcome.returncode == 0, outcome.stderr
+    models = json.loads((tmp_path / "intervals.json").read_text(encoding="utf-8"))["models"]
+    for name, section in (("dense", trained.result["dense"]), ("cut", pruned.result["finetuned"])):
+        for score in ("mAP", "rank1"):
+            low, high = models[name][f"{score}_interval"]
+            assert models[name][score] == pytest.approx(section[score], abs=1e-6)
+            assert low <= models[name][score] <= high
+    assert models["dense"]["mAP_difference"] == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("dense", "Every model is given as NAME=RUN"),
+        ("dense=nowhere", "The run in 'nowhere' has no queries of 'market1501' in its details.json."),
+        ("dense=nowhere#pruned", "has no queries of 'market1501' in its section 'pruned'"),
+    ],
+)
+def test_intervals_of_what_has_no_queries_are_refused(run_script, tmp_path, row, said):
+    outcome = run_script(TOOL, "intervals", row, "--output", tmp_path / "intervals.json")
+    assert outcome.returncode == 2
+    assert said in outcome.stderr
+
+
 @pytest.mark.parametrize(
     ("fractions", "sign", "text"), [([0.5], "", "50.0"), ([0.5], "+", "+50.0"), ([0.4, 0.6], "", "50.0 ± 14.1")]
 )
