@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import io
 import logging
 import sys
 import time
@@ -366,5 +367,7 @@ def add_report(cfg: CfgNode, start: Checkpoint | None = None) -> None:
 
     if not processes.is_main():
         return
-    if (page := report_run(cfg, start)) is not None:
+    with contextlib.redirect_stdout(io.StringIO()):  # torchreid describes the data anew, between figures and page
+        page = report_run(cfg, start)
+    if page is not None:
         print(page)

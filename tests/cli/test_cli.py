@@ -98,7 +98,8 @@ def test_the_demo_runs_everything(amg_reid, tmp_path, monkeypatch):
     assert result["seed"] == 2
     assert [sum(result[name]["heads_per_block"]) for name in ("dense", "pruned", "finetuned")] == [8, 6, 6]
     assert "finetuned" in outcome.out
-    assert outcome.out.splitlines()[-1] == str(tmp_path / "log" / "pruned" / "report.html")
+    results, page = (str(tmp_path / "log" / "pruned" / name) for name in ("result.json", "report.html"))
+    assert outcome.out.splitlines()[-2:] == [results, page]  # nothing between the figures and the page
     assert (tmp_path / "log" / "pruned" / "report.html").is_file()
     assert (tmp_path / "log" / "dense" / "best.pth").is_file()
 
