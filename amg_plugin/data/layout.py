@@ -183,11 +183,6 @@ def name_of(path: str) -> str:
     return path.rpartition(os.sep)[2]
 
 
-def folder_of(path: str) -> str:
-    """A path without its last part, as quickly."""
-    return path.rpartition(os.sep)[0]
-
-
 def first_of(names: Sequence[str], shown: int = 5) -> str:
     """The first names of a list and how many more there are, for messages."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""

@@ -5,11 +5,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from drawn import TINY
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 import amg_plugin
 from amg_plugin import compat
+from amg_plugin.data.synthetic.reid import write_synthetic_reid
 from amg_plugin.errors import ConfigError, DataError
 
 if not compat.is_installed():
@@ -53,7 +55,8 @@ def test_the_loaders_use_the_plugins_transforms(drawn_root):
 
 
 def test_several_sources_share_the_plugins_transforms(own_root):
-    shutil.copytree(own_root / "synthetic_reid", own_root / "market1501")
+    write_synthetic_reid(own_root / "others", TINY, seed=9)
+    shutil.move(own_root / "others" / "synthetic_reid", own_root / "market1501")
     made = manager(own_root, sources=["synthetic_reid", "market1501"], transforms=["pad_crop"])
     assert made.num_train_pids == 12
     assert "RandomCrop" in [type(step).__name__ for step in made.train_loader.dataset.transform.transforms]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import itertools
 import logging
 import os
 import re
@@ -22,7 +24,7 @@ from amg_plugin.data.checks.problems import LISTED, Problem
 from amg_plugin.data.checks.stock import stock_problems
 from amg_plugin.data.datasets.local import queries_without_match
 from amg_plugin.data.images import SCALED, as_rgb, is_rotated, is_scaled
-from amg_plugin.data.layout import TEST_PARTS, FilesError, folder_of
+from amg_plugin.data.layout import TEST_PARTS, FilesError, name_of
 from amg_plugin.errors import AMGError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -164,7 +166,7 @@ def inspect_data(
 
     parts = [(name, "train", found.datasets[name].train) for name in trained if name in found.datasets]
     found.problems += [problem for name, _, items in parts if (problem := find_label_gaps(name, items))]
-    found.problems += _find_shared_folders({name: items for name, _, items in parts if name in sources})
+    found.problems += _find_shared_images({name: items for name, _, items in parts if name in sources})
     for name in dict.fromkeys(targets):
         if name in found.datasets:
             parts += [(name, part, getattr(found.datasets[name], part)) for part in TEST_PARTS]
@@ -190,15 +192,28 @@ def find_label_gaps(name: str, train: Sequence[Item]) -> Problem | None:
     return Problem(name, text, items)
 
 
-def _find_shared_folders(trained: Mapping[str, Sequence[Item]]) -> list[Problem]:
-    """The problem with folders that several training sets read: their identities would count as other people."""
-    readers: defaultdict[str, list[str]] = defaultdict(list)
-    for name, items in trained.items():
-        for folder in {os.path.realpath(folder) for folder in {folder_of(item[0]) for item in items}}:
-            readers[folder].append(name)
-    shared = tuple(f"{folder} by {', '.join(names)}" for folder, names in sorted(readers.items()) if len(names) > 1)
-    text = "Several training sets read the same folders, which would make two identities of each"
-    return [Problem("", text, shared, "Train on one of them")] if shared else []
+def _find_shared_images(trained: Mapping[str, Sequence[Item]]) -> list[Problem]:
+    """The problem with images that several training sets hold: their identities would count as other people."""
+    shared = []
+    for (first, ours), (second, theirs) in itertools.combinations(trained.items(), 2):
+        named: defaultdict[str, list[str]] = defaultdict(list)
+        for item in ours:
+            named[name_of(item[0])].append(item[0])
+        both = [
+            (path, item[0]) for item in theirs for path in named.get(name_of(item[0]), ()) if _is_same(path, item[0])
+        ]
+        if both:
+            shared.append(f"{len(both)} by {first}, {second}, such as {both[0][0]} and {both[0][1]}")
+    text = "Several training sets hold the same images, which would make two identities of each"
+    return [Problem("", text, tuple(shared), "Train on one of them")] if shared else []
+
+
+def _is_same(path: str, other: str) -> bool:
+    """Whether two files are one, or a copy of each other."""
+    try:
+        return Path(path).samefile(other) or filecmp.cmp(path, other, shallow=False)
+    except OSError:  # a missing file is named where images are read
+        return False
 
 
 def _inspect_images(

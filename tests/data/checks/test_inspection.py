@@ -99,8 +99,20 @@ def test_a_folder_read_under_two_names_is_refused_as_training_data(own_root):
     (own_root / "occluded_market1501").symlink_to(own_root / NAME)
     names = [NAME, "occluded_market1501"]
     (problem,) = inspect(own_root, sources=names, targets=[NAME]).problems
-    assert problem.items == (f"{own_root.resolve() / NAME / 'bounding_box_train'} by {', '.join(names)}",)
+    (item,) = problem.items
+    assert item.startswith(f"{len(part(own_root, 'bounding_box_train'))} by {', '.join(names)}, such as ")
     assert inspect(own_root, sources=[NAME], targets=names).problems == []
+
+
+def test_copies_of_images_are_refused_as_training_data(own_root):
+    copy = own_root / "mine" / "bounding_box_train"
+    shutil.copytree(own_root / NAME, copy.parent)
+    mine, *others = sorted(copy.iterdir())
+    for path in others:
+        path.write_bytes(path.read_bytes() + b"x")  # another file, with the same name
+    (problem,) = inspect(own_root, sources=[NAME, "folder:mine"]).problems
+    (item,) = problem.items
+    assert item == f"1 by {NAME}, folder:mine, such as {part(own_root, 'bounding_box_train')[0]} and {mine}"
 
 
 def test_a_missing_root_is_one_problem_for_all_data_sets(tmp_path):
@@ -211,7 +223,9 @@ def test_skipped_files_are_named_and_in_no_loader(damaged, caplog):
 
 def test_several_sources_and_training_targets_are_relabelled(damaged):
     root, _ = damaged
-    shutil.copytree(root / NAME, root / "market1501" / "Market-1501-v15.09.15")
+    copy = shutil.copytree(root / NAME, root / "market1501" / "Market-1501-v15.09.15")
+    for path in copy.rglob("*.jpg"):
+        path.write_bytes(path.read_bytes() + b"x")  # the same images would be refused
     made = manager(root, sources=[NAME, "market1501"], skip_unreadable=True)
     assert {item[1] for item in made.train_loader.dataset.train} == set(range(10))
     made = manager(root, targets="market1501", load_train_targets=True, skip_unreadable=True)

@@ -97,7 +97,16 @@ def test_two_of_them_are_trained_on_together(root):
 
 def test_a_folder_and_a_table_of_the_same_images_are_one(root):
     (problem,) = inspect_data(root, [FOLDER, TABLE], [FOLDER]).problems
-    assert f"by {FOLDER}, {TABLE}" in problem.items[0]
+    assert f"5 by {FOLDER}, {TABLE}" in problem.items[0]
+
+
+def test_tables_of_other_people_may_share_a_folder(root):
+    first, *lines = (root / "my_shop.csv").read_text(encoding="utf-8-sig").splitlines()
+    for name, other in (("a", "7"), ("b", "5")):
+        kept = [line for line in lines if line.split(",")[2:4] != ["train", other]]
+        kept = [line for line in kept if name == "a" or ",123456," not in line]
+        (root / f"{name}.csv").write_text("\n".join([first, *kept]) + "\n")
+    assert inspect_data(root, ["csv:a", "csv:b"], ["csv:a"]).problems == []
 
 
 @pytest.mark.parametrize("name", ["folder:", "folder:a/b", "folder:../a", "csv:a:b", "folder:.hidden"])
