@@ -129,9 +129,14 @@ def _open(path: Path, device: str, threads: int, trusted: bool) -> ExportedFile:
     return CheckpointFile(path, device)
 
 
+def _is_tensor(value: Any) -> bool:
+    """Whether a value is torch's, without importing torch; opened files have a ``detach``, too."""
+    return hasattr(value, "detach") and hasattr(value, "cpu")
+
+
 def _as_items(images: Any) -> tuple[Any, bool]:
     """A sequence of images, and whether it is a prepared batch."""
-    if hasattr(images, "detach"):  # a torch tensor, without importing torch
+    if _is_tensor(images):
         images = images.detach().cpu()
         images = (images.float() if images.is_floating_point() else images).numpy()  # numpy knows no bfloat16
     if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating):
@@ -151,7 +156,7 @@ def _names(items: Any, start: int) -> list[str]:
 
 
 def _labels(values: Any, count: int) -> np.ndarray:
-    if hasattr(values, "detach"):
+    if _is_tensor(values):
         values = values.detach().cpu().numpy()
     try:
         column = np.asarray(values)

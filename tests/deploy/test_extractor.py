@@ -1,6 +1,7 @@
 """One call gives the features of images, for checkpoints and exported files alike."""
 
 import importlib
+import io
 import pickle
 from dataclasses import replace
 
@@ -93,8 +94,9 @@ def test_every_kind_of_input_gives_the_same_features(extractor, files, form):
     for given in (images, arrays, tuple(files), [str(files[0]), files[1], images[2], arrays[3], arrays[4]]):
         assert torch.equal(extract(given), expected)
     one = expected[:1]
-    for given in (str(files[0]), files[0], images[0], arrays[0]):
-        assert torch.allclose(extract(given), one, atol=1e-6)
+    with files[0].open("rb") as opened:
+        for given in (str(files[0]), files[0], images[0], arrays[0], opened, io.BytesIO(files[0].read_bytes())):
+            assert torch.allclose(extract(given), one, atol=1e-6)
     assert torch.allclose(extract(transformed(files, extract.info.preprocessing)), expected, atol=1e-5)
     assert torch.allclose(extract(transformed(files, extract.info.preprocessing)[0]), one, atol=1e-5)
     same = np.stack([np.asarray(image.resize((40, 60))) for image in images])
