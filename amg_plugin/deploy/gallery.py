@@ -17,6 +17,8 @@ from amg_plugin.utils.files import kind_of, parse_json, replacing
 METRICS = ("cosine", "euclidean")
 FORMAT, VERSION = "amg_plugin.gallery", 1
 _ENTRIES = ("about", "features", "names")
+#: What has to be the same for distances to mean something: the checkpoint, and whether lengths are kept.
+_SAME = ("sha256", "unit_length")
 
 
 class Match(NamedTuple):
@@ -139,7 +141,8 @@ class Gallery:
         if about.get("metric") not in METRICS:
             raise CheckpointError(f"The gallery '{path}' has an unknown metric; allowed are {', '.join(METRICS)}.")
         gallery = cls(extract, about["metric"])
-        if about.get("network") != (ours := _network(gallery)):
+        theirs, ours = about.get("network"), _network(gallery)
+        if not isinstance(theirs, dict) or any(theirs.get(key) != ours[key] for key in _SAME):
             raise InputError(
                 f"The gallery '{path}' was made with another network than '{extract.file.path}' (of the checkpoint "
                 f"'{ours['checkpoint']}'): enrol the images again, or use a file of its network."
@@ -158,7 +161,7 @@ class Gallery:
 
 
 def _network(gallery: Gallery) -> dict[str, Any]:
-    """What has to be the same for distances to mean something: checkpoint, and whether lengths are kept."""
+    """What the features come from; the name of the checkpoint, which may change, is for people."""
     info = gallery.extract.info
     unit = gallery.metric == "cosine" or info.l2_normalize or gallery.extract.normalize
     return {"checkpoint": info.source.get("name"), "sha256": info.source.get("sha256"), "unit_length": unit}

@@ -1,6 +1,7 @@
 """The gallery: who is found, and which files are taken."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -67,6 +68,12 @@ def test_a_file_of_the_same_network_takes_its_gallery(extract, exported, images,
     gallery_of(extract, images).save(tmp_path / "g.npz")
     other = FeatureExtractor(exported("block", "torchscript")[0], trusted=True)
     assert Gallery.load(tmp_path / "g.npz", other).search(images[3])[0][0].name == "ben"
+
+
+def test_a_checkpoint_keeps_its_gallery_under_another_name(extract, checkpoint, images, tmp_path):
+    gallery_of(extract, images).save(tmp_path / "g.npz")
+    renamed = FeatureExtractor(shutil.copy(checkpoint("block"), tmp_path / "renamed.pth"))
+    assert Gallery.load(tmp_path / "g.npz", renamed).search(images[3])[0][0].name == "ben"
 
 
 def test_another_network_does_not(extract, checkpoint, images, tmp_path):
