@@ -42,11 +42,13 @@ def run(args: argparse.Namespace) -> int:
     """Print or write the table; 0 on success.
 
     Raises:
-        RunError: If the file cannot be written.
+        InputError: If the file cannot be written.
     """
     from amg_plugin.paper.tables import build_table, render
-    from amg_plugin.utils.files import write_text
+    from amg_plugin.utils.files import check_output, write_text
 
+    if args.output:
+        check_output(args.output)
     text = render(build_table(args.results), args.format)
     if not args.output:
         print(text, end="")

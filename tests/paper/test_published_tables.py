@@ -176,6 +176,10 @@ class TestMeasuredResults:
         assert capsys.readouterr().out == f"{tmp_path / 'new' / 'table.md'}\n"
         assert "| 30.00 | 40.00 |" in (tmp_path / "new" / "table.md").read_text(encoding="utf-8")
 
+    def test_that_cannot_be_written_are_refused_before_the_work(self, tmp_path, capsys):
+        assert main(["tables", "--output", str(tmp_path)]) == 2
+        assert "is a folder" in capsys.readouterr().err
+
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"dense": {"targets": {"a": {}}}}', '{"dense": 1}'])
     def test_of_another_form_are_refused(self, tmp_path, content):
         (tmp_path / "result.json").write_text(content, encoding="utf-8")
