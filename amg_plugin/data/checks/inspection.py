@@ -195,25 +195,23 @@ def find_label_gaps(name: str, train: Sequence[Item]) -> Problem | None:
 def _find_shared_images(trained: Mapping[str, Sequence[Item]]) -> list[Problem]:
     """The problem with images that several training sets hold: their identities would count as other people."""
     shared = []
-    for (first, ours), (second, theirs) in itertools.combinations(trained.items(), 2):
-        named: defaultdict[str, list[str]] = defaultdict(list)
-        for item in ours:
-            named[name_of(item[0])].append(item[0])
-        both = [
-            (path, item[0]) for item in theirs for path in named.get(name_of(item[0]), ()) if _is_same(path, item[0])
-        ]
+    by_set = {name: _by_name_and_size(items) for name, items in trained.items()}
+    for (first, ours), (second, theirs) in itertools.combinations(by_set.items(), 2):
+        alike = ((path, other) for key, paths in theirs.items() for path in paths for other in ours.get(key, ()))
+        both = [(other, path) for path, other in alike if filecmp.cmp(path, other, shallow=False)]
         if both:
             shared.append(f"{len(both)} by {first}, {second}, such as {both[0][0]} and {both[0][1]}")
     text = "Several training sets hold the same images, which would make two identities of each"
     return [Problem("", text, tuple(shared), "Train on one of them")] if shared else []
 
 
-def _is_same(path: str, other: str) -> bool:
-    """Whether two files are one, or a copy of each other."""
-    try:
-        return Path(path).samefile(other) or filecmp.cmp(path, other, shallow=False)
-    except OSError:  # a missing file is named where images are read
-        return False
+def _by_name_and_size(items: Sequence[Item]) -> dict[tuple[str, int], list[str]]:
+    """Paths of images; those of a name and size may be copies. What cannot be opened is named where images are read."""
+    found: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
+    for path, *_ in items:
+        if os.access(path, os.R_OK):
+            found[name_of(path), Path(path).stat().st_size].append(path)
+    return found
 
 
 def _inspect_images(
