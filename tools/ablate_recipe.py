@@ -4,9 +4,7 @@ Trains the dense model of --config-file for --epochs in every variant and with e
 SAVE_DIR/VARIANT/seedN. What is there already is not run again, and an interrupted run goes on. The table of what is
 there goes to --output; differences are taken from the recipe under the same seeds.
 
-The variant 'even_batches' asks whether torchreid's identity sampler costs anything: it deals images out without
-repetition, so that the last batches of an epoch hold only the few identities with many images. Here instead every batch
-takes the next identities of a random order of all, and random images of each.
+The variants with even batches (amg.even_batches) ask whether torchreid's identity sampler costs anything.
 
 example: python tools/ablate_recipe.py --root reid-data-dev --weights WEIGHTS --seeds 1 2 3 \
              --save-dir log/ablation --output docs/results/recipe_ablation
@@ -14,23 +12,15 @@ example: python tools/ablate_recipe.py --root reid-data-dev --weights WEIGHTS --
 
 import argparse
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from results import CONDITIONS, measured_on, read, without_places, write
-from torch.utils.data import DataLoader, Sampler
-from yacs.config import CfgNode
 
 from amg_plugin.cli.arguments import finish, logged
 from amg_plugin.config.load import load_config
-from amg_plugin.data.seeding import SeededSampler
-from amg_plugin.engine import Hook
 from amg_plugin.errors import AMGError, InputError
-from amg_plugin.registries import register_hook
 from amg_plugin.runs import result as report
 from amg_plugin.runs import resuming
 from amg_plugin.runs.setup import prepare
@@ -38,7 +28,7 @@ from amg_plugin.runs.train import train
 from amg_plugin.utils.tables import markdown_table, per_cent
 
 FLIP, BICUBIC, PAD, CROP, ERASE = ("random_flip", "bicubic", "pad_crop", "random_crop", "random_erase")
-EVEN = {"amg.hooks": ["even_batches"]}
+EVEN = {"amg.even_batches": True}
 NO_WARMUP = {"amg.warmup_epochs": 0}
 ONCE = {"amg.lr_per_step": False}
 #: What the configurations said before the recipe, random erasing apart, which the longer training had.
@@ -65,62 +55,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "before_even": ("before, with even batches", {**BEFORE, **transforms(CROP, ERASE), **EVEN}),
     "before_warmup": ("before, with warm-up and rates per step", {"train.optim": "adam", **transforms(CROP, ERASE)}),
 }
-
-
-class EvenBatches(Sampler[int]):
-    """Batches of equally many images of identities that all come equally often.
-
-    Args:
-        identities: Identity of every image.
-        per_batch: Identities in a batch.
-        images: Images of each; drawn with repetition where an identity has fewer.
-        batches: Batches of an epoch.
-    """
-
-    def __init__(self, identities: Sequence[int], per_batch: int, images: int, batches: int) -> None:
-        self.places: dict[int, list[int]] = defaultdict(list)
-        for place, identity in enumerate(identities):
-            self.places[identity].append(place)
-        self.per_batch, self.images, self.batches = per_batch, images, batches
-
-    def __len__(self) -> int:
-        return self.per_batch * self.images * self.batches
-
-    def __iter__(self) -> Iterator[int]:
-        identities, waiting = list(self.places), []
-        for _ in range(self.batches):
-            batch: list[int] = []
-            while len(batch) < self.per_batch:
-                if not waiting:
-                    waiting = [identities[place] for place in torch.randperm(len(identities)).tolist()]
-                fresh = next((identity for identity in waiting if identity not in batch), None)
-                if fresh is None:  # those left are in the batch already
-                    waiting = []
-                    continue
-                waiting.remove(fresh)
-                batch.append(fresh)
-            for identity in batch:
-                own = self.places[identity]
-                order = torch.randperm(len(own)) if len(own) >= self.images else torch.randint(len(own), (self.images,))
-                yield from (own[place] for place in order[: self.images].tolist())
-
-
-@register_hook("even_batches")
-class EvenBatchesHook(Hook):
-    """Trains on even batches, as many as torchreid's sampler gives."""
-
-    def __init__(self, cfg: CfgNode) -> None:
-        self.images = cfg.sampler.num_instances
-
-    def before_run(self, engine: Any) -> None:
-        """Put another sampler into the training loader."""
-        loader = engine.train_loader
-        per_batch = loader.batch_size // self.images
-        batches = len(list(loader.sampler)) // loader.batch_size
-        sampler = EvenBatches([item[1] for item in loader.dataset.train], per_batch, self.images, batches)
-        names = ("dataset", "batch_size", "num_workers", "pin_memory", "drop_last", "persistent_workers", "generator")
-        sampler = SeededSampler(sampler, engine.cfg.train.seed)
-        engine.train_loader = DataLoader(sampler=sampler, **{name: getattr(loader, name) for name in names})
 
 
 def parse_arguments() -> argparse.Namespace:

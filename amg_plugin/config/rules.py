@@ -255,6 +255,8 @@ def _sampler(cfg: CfgNode) -> Iterator[_Contradiction]:
             group,
             nearest,
         )
+    if cfg.amg.even_batches and name != "num_instances":
+        yield "amg.even_batches", f"False with sampler.train_sampler '{sampler.train_sampler}': it draws no identities"
     if cfg.loss.name != "triplet" or cfg.loss.triplet.weight_t == 0:
         return
     if name == "num_instances" and batch < 2 * group:

@@ -249,6 +249,7 @@ KEYS: dict[str, Key] = {
     "amg.bias_lr_factor": Key(1.0, "factor of the learning rate of biases", POSITIVE),
     "amg.unfreeze.every": Key(0, "epochs until one more block is trained, from the top; 0 = all at once", at_least(0)),
     "amg.soft_margin": Key(False, "triplet loss log(1 + exp(d_pos - d_neg)) instead of a fixed margin"),
+    "amg.even_batches": Key(False, "identities come equally often, not by their number of images"),
     "amg.batches_per_epoch": Key(0, "end epochs of training after so many batches, for trials; 0 = all", at_least(0)),
     "amg.cache_images": Key("none", "auto: keep decoded, resized images in memory", one_of("none", "auto")),
     "amg.cache_gb": Key(2.0, "most memory that they take, in 10^9 bytes; training images come first", POSITIVE),

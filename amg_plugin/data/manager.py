@@ -23,6 +23,7 @@ from amg_plugin.data.labels import Loaders
 from amg_plugin.data.layout import TEST_PARTS
 from amg_plugin.data.occlusion.settings import Coverage
 from amg_plugin.data.replacing import Replacements
+from amg_plugin.data.sampling import EvenBatches
 from amg_plugin.data.seeding import SeededSampler
 from amg_plugin.data.transforms import RandomOcclusion, check_transform_names, place_transforms
 from amg_plugin.errors import ConfigError
@@ -58,6 +59,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         cache_gb: Keep decoded, resized images in memory, up to so many 10^9 bytes, training first; 0 keeps none.
         skip_unreadable: Leave out images that cannot be read, and queries without a match, in place of refusing them.
             A training image that breaks later is replaced by another one of its identity.
+        even_batches: Let ``RandomIdentitySampler`` draw every identity equally often.
         seed: Decides by which, and the order and the transforms of every epoch, however many processes read.
         transform_settings: Per transform of the plugin, further arguments of what places it.
         **kwargs: Everything else that torchreid's manager takes, with its defaults.
@@ -80,6 +82,7 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         check_images: bool = True,
         skip_unreadable: bool = False,
         cache_gb: float = 0.0,
+        even_batches: bool = False,
         seed: int = 0,
         transform_settings: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
@@ -104,6 +107,9 @@ class AMGImageDataManager(compat.torchreid().data.ImageDataManager):
         self.camera_offsets = _camera_offsets(self.train_loader.dataset.train, [found[name] for name in sources])
         if inspection.leaves_out:
             self._leave_out(inspection, kwargs)
+        if even_batches:
+            even = EvenBatches.of(self.train_loader, kwargs.get("num_instances", 4))
+            self.train_loader = _rebuilt(self.train_loader, sampler=even)
         #: Who the training identities are; empty where a data set does not name them.
         self.identities = identity_digest(sources, found, self.train_loader.dataset.train)
         self._read_images(cache_gb, seed)
@@ -170,6 +176,7 @@ def build_datamanager(cfg: CfgNode) -> AMGImageDataManager:
         check_images=cfg.amg.check_images,
         skip_unreadable=cfg.amg.skip_unreadable,
         seed=cfg.train.seed,
+        even_batches=cfg.amg.even_batches,
         cache_gb=cfg.amg.cache_gb if cfg.amg.cache_images == "auto" else 0.0,
         transform_settings={"random_occlusion": {"occlusion": occlusion}},
         k_tfm=cfg.data.k_tfm,

@@ -107,6 +107,7 @@ def test_impossible_value_names_key_and_what_is_allowed(key, value, allowed):
         (["amg.head", "parts", "amg.neck_feat", "before"], ["amg.neck_feat", "amg.head"]),
         (["amg.sie.enabled", "True", "amg.sie.cameras", "0"], ["amg.sie.cameras", "amg.sie.views"]),
         (["amg.min_lr_factor", "0.1"], ["amg.min_lr_factor", "cosine"]),
+        (["amg.even_batches", "True"], ["amg.even_batches", "'RandomSampler'"]),
         (["amg.finetune.warmup_share", "0.1"], ["amg.finetune.warmup_share", "amg.lr_per_step is False"]),
         (
             ["amg.unfreeze.every", "2", "train.fixbase_epoch", "2"],

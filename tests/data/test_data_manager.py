@@ -44,6 +44,17 @@ def test_it_is_torchreids_manager_with_its_loaders(drawn_root):
     assert next(iter(made.train_loader))["img"].shape == (8, 3, 64, 32)
 
 
+def test_even_batches_take_the_place_of_torchreids_order_and_follow_from_the_seed(drawn_root):
+    def identities(**changes):
+        return [item["pid"].tolist() for item in manager(drawn_root, even_batches=True, **changes).train_loader]
+
+    batches = identities()
+    assert all(len(set(batch)) == 2 for batch in batches)
+    assert len(batches) == len(manager(drawn_root).train_loader.dataset.train) // 8
+    assert identities() == batches
+    assert identities(seed=1) != batches
+
+
 def test_the_loaders_use_the_plugins_transforms(drawn_root):
     made = manager(drawn_root, transforms=["random_flip", "pad_crop", "bicubic"])
     train = made.train_loader.dataset.transform.transforms
