@@ -4,8 +4,6 @@ Trains the dense model of --config-file for --epochs in every variant and with e
 SAVE_DIR/VARIANT/seedN. What is there already is not run again, and an interrupted run goes on. The table of what is
 there goes to --output; differences are taken from the recipe under the same seeds.
 
-The variants with even batches (amg.even_batches) ask whether torchreid's identity sampler costs anything.
-
 example: python tools/ablate_recipe.py --root reid-data-dev --weights WEIGHTS --seeds 1 2 3 \
              --save-dir log/ablation --output docs/results/recipe_ablation
 """
@@ -28,11 +26,11 @@ from amg_plugin.runs.train import train
 from amg_plugin.utils.tables import markdown_table, per_cent
 
 FLIP, BICUBIC, PAD, CROP, ERASE = ("random_flip", "bicubic", "pad_crop", "random_crop", "random_erase")
-EVEN = {"amg.even_batches": True}
+EVEN, UNEVEN = {"amg.even_batches": True}, {"amg.even_batches": False}
 NO_WARMUP = {"amg.warmup_epochs": 0}
 ONCE = {"amg.lr_per_step": False}
 #: What the configurations said before the recipe, random erasing apart, which the longer training had.
-BEFORE = {"train.optim": "adam", **NO_WARMUP, **ONCE}
+BEFORE = {"train.optim": "adam", **NO_WARMUP, **ONCE, **UNEVEN}
 
 
 def transforms(*names: str) -> dict[str, list[str]]:
@@ -49,12 +47,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no_erasing": ("no erasing", transforms(PAD)),
     "no_crop": ("no crop", transforms(ERASE)),
     "random_crop": ("torchreid's random_crop in place of pad + crop", transforms(CROP, ERASE)),
-    "even_batches": ("even batches in place of torchreid's sampler", EVEN),
+    "uneven": ("torchreid's sampler without even batches", UNEVEN),
     "before": ("before: Adam, once an epoch, no warm-up, random_crop", {**BEFORE, **transforms(CROP, ERASE)}),
     "before_pad_crop": ("before, with pad + crop", {**BEFORE, **transforms(PAD, ERASE)}),
     "before_even": ("before, with even batches", {**BEFORE, **transforms(CROP, ERASE), **EVEN}),
-    "before_warmup": ("before, with warm-up and rates per step", {"train.optim": "adam", **transforms(CROP, ERASE)}),
-}
+    "before_warmup": ("before, with warm-up and rates per step",
+                      {"train.optim": "adam", **UNEVEN, **transforms(CROP, ERASE)}),
+}  # fmt: skip
 
 
 def parse_arguments() -> argparse.Namespace:
