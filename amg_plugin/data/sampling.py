@@ -43,7 +43,7 @@ class EvenBatches(Sampler[int]):
         identities, count = list(self.places), -(-self.size // self.images)
         waiting: list[int] = []
         for _ in range(self.batches):
-            if len(waiting) < count:  # those that are left come first, and last in the next order
+            while len(waiting) < count:  # those that are left come first, and last in the next order
                 order = [identities[number] for number in torch.randperm(len(identities)).tolist()]
                 waiting = waiting + sorted(order, key=waiting.__contains__)
             batch, waiting = waiting[:count], waiting[count:]

@@ -38,6 +38,10 @@ def test_all_images_come():
     assert {place for batch in batches_of(batches=200) for place in batch} == set(range(len(IDENTITIES)))
 
 
+def test_batches_are_full_where_there_are_fewer_identities_than_they_take():
+    assert len(list(EvenBatches([0, 0, 0, 1, 1, 1], 10, 4, 3))) == 30
+
+
 @pytest.mark.parametrize("size", [15, 17])
 def test_the_last_identity_of_a_batch_may_be_incomplete(size):
     for batch in batches_of(size):

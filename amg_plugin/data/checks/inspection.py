@@ -194,6 +194,8 @@ def find_label_gaps(name: str, train: Sequence[Item]) -> Problem | None:
 
 def _find_shared_images(trained: Mapping[str, Sequence[Item]]) -> list[Problem]:
     """The problem with images that several training sets hold: their identities would count as other people."""
+    if len(trained) < 2:
+        return []
     shared = []
     by_set = {name: _by_name_and_size(items) for name, items in trained.items()}
     for (first, ours), (second, theirs) in itertools.combinations(by_set.items(), 2):
